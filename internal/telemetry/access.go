@@ -1,0 +1,324 @@
+package telemetry
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+// Access is one record of the access log: a connection, or a request on one.
+// Field names on the wire are those of the Elastic Common Schema, dotted and
+// flat; what ECS has no word for stands under narthex. A field that is empty
+// is left out. Records hold no key, token, query string or body.
+type Access struct {
+	Time     time.Time     // when it ended
+	Action   string        // connection | request
+	Outcome  string        // success | failure
+	Reason   string        // why it ended or was refused, for a person
+	Duration time.Duration // from accept to end
+
+	Listener   string
+	Direction  string // inbound | outbound
+	From, To   string // SPIFFE IDs
+	Serial     string // of the peer's certificate, hexadecimal
+	Decision   string // allow | deny; empty where it never came to one
+	Rule       string
+	Shadow     []string
+	Generation uint64 // of the policy that decided last
+	Closed     string // policy | expiry | revoked | drain | peer | error
+
+	Source, Destination  string // ip:port, or unix:/path; the upstream dialled
+	BytesIn, BytesOut    uint64 // from source to destination, and back
+	TLSVersion, Cipher   string
+	ServerName, Protocol string // SNI; ALPN protocol
+
+	HTTP *AccessHTTP // of a request
+}
+
+// AccessHTTP is the part of a record that only an HTTP listener can fill.
+// `narthex policy` reads it back to replay and to suggest rules.
+type AccessHTTP struct {
+	Method, Host, Path string
+	Status             int
+	RequestID          string
+	UserAgent          string
+}
+
+// AppendJSON appends the record as one JSON object without a line end.
+func (a *Access) AppendJSON(b []byte) []byte {
+	b = append(b, `{"@timestamp":"`...)
+	b = a.Time.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z")
+	b = append(b, `","ecs.version":"8.17.0"`...)
+	b = appendString(b, "event.action", a.Action)
+	b = appendString(b, "event.outcome", a.Outcome)
+	b = appendString(b, "event.reason", a.Reason)
+	b = appendUint(b, "event.duration", uint64(max(a.Duration, 0)))
+	b = appendString(b, "narthex.listener", a.Listener)
+	b = appendString(b, "narthex.direction", a.Direction)
+	b = appendString(b, "narthex.from", a.From)
+	b = appendString(b, "narthex.to", a.To)
+	b = appendString(b, "narthex.decision", a.Decision)
+	b = appendString(b, "narthex.rule", a.Rule)
+	if len(a.Shadow) > 0 {
+		b = append(b, `,"narthex.shadow":[`...)
+		for i, s := range a.Shadow {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = appendQuoted(b, s)
+		}
+		b = append(b, ']')
+	}
+	b = appendUint(b, "narthex.policy.generation", a.Generation)
+	b = appendString(b, "narthex.closed", a.Closed)
+	b = appendString(b, "narthex.peer.serial", a.Serial)
+	b = appendAddress(b, "source", a.Source)
+	b = appendUint(b, "source.bytes", a.BytesIn)
+	b = appendAddress(b, "destination", a.Destination)
+	b = appendUint(b, "destination.bytes", a.BytesOut)
+	b = appendString(b, "tls.version", a.TLSVersion)
+	b = appendString(b, "tls.cipher", a.Cipher)
+	b = appendString(b, "tls.next_protocol", a.Protocol)
+	b = appendString(b, "tls.client.server_name", a.ServerName)
+	if h := a.HTTP; h != nil {
+		b = appendString(b, "http.request.method", h.Method)
+		b = appendString(b, "http.request.id", h.RequestID)
+		b = appendString(b, "url.domain", h.Host)
+		b = appendString(b, "url.path", h.Path)
+		b = appendString(b, "user_agent.original", h.UserAgent)
+		b = appendUint(b, "http.response.status_code", uint64(max(h.Status, 0)))
+	}
+	return append(b, '}')
+}
+
+// AppendText appends the record as one line for a person, without a line end.
+func (a *Access) AppendText(b []byte) []byte {
+	b = a.Time.UTC().AppendFormat(b, time.RFC3339)
+	verdict := a.Decision
+	if verdict == "" {
+		verdict = "refused"
+	}
+	b = fmt.Appendf(b, " %s %s %s %s -> %s", a.Listener, a.Direction, verdict, orDash(a.From), orDash(a.To))
+	if a.HTTP != nil {
+		b = fmt.Appendf(b, " %q %d", a.HTTP.Method+" "+a.HTTP.Path, a.HTTP.Status)
+	}
+	return fmt.Appendf(b, " rule=%s source=%s bytes=%d/%d %s %q",
+		orDash(a.Rule), orDash(a.Source), a.BytesIn, a.BytesOut, a.Duration.Round(time.Microsecond), a.Reason)
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func appendKey(b []byte, key string) []byte {
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	return append(b, '"', ':')
+}
+
+func appendString(b []byte, key, s string) []byte {
+	if s == "" {
+		return b
+	}
+	return appendQuoted(appendKey(b, key), s)
+}
+
+func appendUint(b []byte, key string, n uint64) []byte {
+	if n == 0 {
+		return b
+	}
+	return strconv.AppendUint(appendKey(b, key), n, 10)
+}
+
+// appendQuoted takes the short way for the plain text that nearly every value
+// is, and encoding/json's for the rest: a peer chooses some of these bytes.
+func appendQuoted(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+			quoted, err := json.Marshal(s)
+			if err != nil { // cannot happen for a string
+				return append(b, `""`...)
+			}
+			return append(b, quoted...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
+}
+
+func appendAddress(b []byte, side, addr string) []byte {
+	if addr == "" {
+		return b
+	}
+	b = appendString(b, side+".address", addr)
+	if ap, err := netip.ParseAddrPort(addr); err == nil {
+		b = appendString(b, side+".ip", ap.Addr().String())
+		b = appendUint(b, side+".port", uint64(ap.Port()))
+	}
+	return b
+}
+
+// UnmarshalJSON reads a record that AppendJSON wrote. Fields it does not know
+// are passed over.
+func (a *Access) UnmarshalJSON(data []byte) error {
+	var r struct {
+		Time        time.Time     `json:"@timestamp"`
+		Action      string        `json:"event.action"`
+		Outcome     string        `json:"event.outcome"`
+		Reason      string        `json:"event.reason"`
+		Duration    time.Duration `json:"event.duration"`
+		Listener    string        `json:"narthex.listener"`
+		Direction   string        `json:"narthex.direction"`
+		From        string        `json:"narthex.from"`
+		To          string        `json:"narthex.to"`
+		Decision    string        `json:"narthex.decision"`
+		Rule        string        `json:"narthex.rule"`
+		Shadow      []string      `json:"narthex.shadow"`
+		Generation  uint64        `json:"narthex.policy.generation"`
+		Closed      string        `json:"narthex.closed"`
+		Serial      string        `json:"narthex.peer.serial"`
+		Source      string        `json:"source.address"`
+		BytesIn     uint64        `json:"source.bytes"`
+		Destination string        `json:"destination.address"`
+		BytesOut    uint64        `json:"destination.bytes"`
+		TLSVersion  string        `json:"tls.version"`
+		Cipher      string        `json:"tls.cipher"`
+		Protocol    string        `json:"tls.next_protocol"`
+		ServerName  string        `json:"tls.client.server_name"`
+		Method      string        `json:"http.request.method"`
+		RequestID   string        `json:"http.request.id"`
+		Host        string        `json:"url.domain"`
+		Path        string        `json:"url.path"`
+		UserAgent   string        `json:"user_agent.original"`
+		Status      int           `json:"http.response.status_code"`
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		return fmt.Errorf("read access record: %w", err)
+	}
+	*a = Access{
+		Time: r.Time, Action: r.Action, Outcome: r.Outcome, Reason: r.Reason, Duration: r.Duration,
+		Listener: r.Listener, Direction: r.Direction, From: r.From, To: r.To, Serial: r.Serial,
+		Decision: r.Decision, Rule: r.Rule, Shadow: r.Shadow, Generation: r.Generation, Closed: r.Closed,
+		Source: r.Source, Destination: r.Destination, BytesIn: r.BytesIn, BytesOut: r.BytesOut,
+		TLSVersion: r.TLSVersion, Cipher: r.Cipher, ServerName: r.ServerName, Protocol: r.Protocol,
+	}
+	if r.Method != "" {
+		a.HTTP = &AccessHTTP{Method: r.Method, Host: r.Host, Path: r.Path, Status: r.Status, RequestID: r.RequestID, UserAgent: r.UserAgent}
+	}
+	return nil
+}
+
+// accessFlush bounds how long a record waits in memory before it is written.
+const accessFlush = 200 * time.Millisecond
+
+// AccessLog writes records to w from one goroutine's point of view: callers
+// append to a buffer under a short lock, and the buffer is flushed when it is
+// full and every 200 ms. The methods of a nil *AccessLog do nothing.
+type AccessLog struct {
+	append func(*Access, []byte) []byte
+	done   chan struct{}
+	idle   chan struct{}
+
+	mu      sync.Mutex // guards the following
+	w       *bufio.Writer
+	scratch []byte
+	err     error // the first failure to write
+	closed  bool
+}
+
+// NewAccessLog returns a log that writes to w in the given format, "json" or
+// "text". Close stops its flusher and writes what is left.
+func NewAccessLog(w io.Writer, format string) (*AccessLog, error) {
+	l := &AccessLog{w: bufio.NewWriterSize(w, 32<<10), done: make(chan struct{}), idle: make(chan struct{})}
+	switch format {
+	case "json":
+		l.append = (*Access).AppendJSON
+	case "text":
+		l.append = (*Access).AppendText
+	default:
+		return nil, fmt.Errorf("access log format %q: want json or text", format)
+	}
+	go l.flushLoop()
+	return l, nil
+}
+
+// Write records a. It does not keep a.
+func (l *AccessLog) Write(a *Access) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	l.scratch = append(l.append(a, l.scratch[:0]), '\n')
+	if _, err := l.w.Write(l.scratch); err != nil && l.err == nil {
+		l.err = err
+	}
+}
+
+func (l *AccessLog) flushLoop() {
+	defer close(l.idle)
+	tick := time.NewTicker(accessFlush)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.flush()
+		case <-l.done:
+			return
+		}
+	}
+}
+
+func (l *AccessLog) flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.w.Flush(); err != nil && l.err == nil {
+		l.err = err
+	}
+}
+
+// ErrLogClosed is returned by a second Close.
+var ErrLogClosed = errors.New("access log is closed")
+
+// Close writes what is buffered, waits for the flusher to end and returns the
+// first error met while writing. Records that come later are dropped.
+func (l *AccessLog) Close() error {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return ErrLogClosed
+	}
+	l.closed = true
+	l.mu.Unlock()
+	close(l.done)
+	<-l.idle
+	l.flush()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return fmt.Errorf("write access log: %w", l.err)
+	}
+	return nil
+}
+
+// CloseReasons are the values of Access.Closed and of the metric
+// narthex_connections_closed_total.
+var CloseReasons = strings.Fields("policy expiry revoked drain peer error")

@@ -1,0 +1,91 @@
+package telemetry
+
+import "time"
+
+// Status is the document behind /api/v1/status and `narthex status`. Each
+// half of Narthex fills its own part; under `narthex run` the two are shown
+// as one. It never holds key material or tokens.
+type Status struct {
+	Version     string       `json:"version"`
+	Started     time.Time    `json:"started"`
+	TrustDomain string       `json:"trust_domain,omitempty"`
+	Agent       *AgentStatus `json:"agent,omitempty"`
+	Proxy       *ProxyStatus `json:"proxy,omitempty"`
+}
+
+// AgentStatus is what the agent knows of itself, its server and its
+// identities.
+type AgentStatus struct {
+	ID         string     `json:"id,omitempty"`         // the agent's own SPIFFE ID; empty until it is attested
+	ExpiresAt  time.Time  `json:"expires_at,omitzero"`  // of the agent's own SVID
+	Server     string     `json:"server"`               // host:port
+	Reachable  bool       `json:"server_reachable"`     // whether the last call to the server was answered
+	Since      time.Time  `json:"since,omitzero"`       // since when Reachable is what it is
+	Problem    string     `json:"problem,omitempty"`    // why it cannot serve or sync, empty when it can
+	LastSync   time.Time  `json:"last_sync,omitzero"`   // when entries were last synced
+	Entries    int        `json:"entries"`              // entries the server authorizes this agent for
+	Streams    int        `json:"streams"`              // open Workload API streams
+	Identities []Identity `json:"identities,omitempty"` // X.509-SVIDs held, in the order of their entry IDs
+}
+
+// Identity is one X.509-SVID without its key.
+type Identity struct {
+	SPIFFEID  string    `json:"spiffe_id"`
+	Hint      string    `json:"hint,omitempty"`
+	EntryID   string    `json:"entry_id,omitempty"`
+	Serial    string    `json:"serial,omitempty"` // hexadecimal
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
+}
+
+// ProxyStatus is what the proxy knows of its listeners and policy.
+type ProxyStatus struct {
+	Source     string           `json:"source"` // where identities come from: workload_api or files
+	Problem    string           `json:"problem,omitempty"`
+	Policy     PolicyStatus     `json:"policy"`
+	Identities []Identity       `json:"identities,omitempty"`
+	Listeners  []ListenerStatus `json:"listeners"`
+}
+
+// PolicyStatus is the policy in force.
+type PolicyStatus struct {
+	Generation uint64         `json:"generation"`
+	LoadedAt   time.Time      `json:"loaded_at,omitzero"`
+	Files      []string       `json:"files,omitempty"`
+	Rules      int            `json:"rules"`
+	Problem    string         `json:"problem,omitempty"` // why the newest files are not in force; empty when they are
+	Decisions  []RuleDecision `json:"decisions,omitempty"`
+}
+
+// RuleDecision counts the decisions of one rule on one listener.
+type RuleDecision struct {
+	Listener string `json:"listener"`
+	Rule     string `json:"rule"` // empty where no rule matched
+	Decision string `json:"decision"`
+	Count    uint64 `json:"count"`
+}
+
+// ListenerStatus is one listener.
+type ListenerStatus struct {
+	Name        string             `json:"name"`
+	Direction   string             `json:"direction"`
+	Bind        string             `json:"bind"`
+	Target      string             `json:"target"`
+	SPIFFEID    string             `json:"spiffe_id,omitempty"`        // the identity presented
+	ExpiresAt   time.Time          `json:"svid_expires_at,omitzero"`   // of the SVID presented
+	Active      int                `json:"connections_active"`         //
+	Accepted    uint64             `json:"connections_total"`          // accepted since start
+	Refused     uint64             `json:"connections_refused"`        // by handshake or policy, since start
+	Problem     string             `json:"problem,omitempty"`          // why it cannot serve; empty when it can
+	Connections []ConnectionStatus `json:"connections,omitempty"`      // the oldest 100
+	Truncated   bool               `json:"connections_more,omitempty"` // more are live than Connections holds
+}
+
+// ConnectionStatus is one live connection.
+type ConnectionStatus struct {
+	From   string    `json:"from"`
+	To     string    `json:"to"`
+	Source string    `json:"source"`
+	Rule   string    `json:"rule"`
+	Since  time.Time `json:"since"`
+}
