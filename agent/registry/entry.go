@@ -1,0 +1,77 @@
+package registry
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/narthex-id/narthex/attestor"
+)
+
+// Entry is a registration entry the server authorizes this agent for: callers
+// whose selectors include all of the entry's may have its SPIFFE ID. An Entry
+// is never modified once the registry holds it.
+type Entry struct {
+	ID            string // the server's name for the entry
+	SPIFFEID      spiffeid.ID
+	Selectors     []attestor.Selector // none: the entry matches nobody
+	FederatesWith []spiffeid.TrustDomain
+	Hint          string // which of its identities a workload should use for what
+	Revision      int64  // goes up with every change of the entry, DNS names and TTL included
+	CreatedAt     time.Time
+	ExpiresAt     time.Time // zero: never
+	Admin         bool
+	Downstream    bool
+	StoreSVID     bool // for an SVID store: never signed or served here
+}
+
+// servable tells whether any caller could ever be given the entry's SVID.
+func (e *Entry) servable() bool { return !e.StoreSVID && len(e.Selectors) > 0 }
+
+func (e *Entry) expired(now time.Time) bool {
+	return !e.ExpiresAt.IsZero() && !now.Before(e.ExpiresAt)
+}
+
+// sameIssue tells whether an SVID signed for o is also what e asks for. An
+// entry that was deleted and made again under the same ID may have the same
+// revision, hence the time.
+func (e *Entry) sameIssue(o *Entry) bool {
+	return e.Revision == o.Revision && e.CreatedAt.Equal(o.CreatedAt) && e.SPIFFEID == o.SPIFFEID
+}
+
+// equal compares all fields. The receiver's selectors are normalised; those
+// of o may be in any order.
+func (e *Entry) equal(o *Entry) bool {
+	return e.ID == o.ID && e.sameIssue(o) && e.Hint == o.Hint && e.ExpiresAt.Equal(o.ExpiresAt) &&
+		e.Admin == o.Admin && e.Downstream == o.Downstream && e.StoreSVID == o.StoreSVID &&
+		slices.Equal(e.FederatesWith, o.FederatesWith) && sameSelectors(e.Selectors, o.Selectors)
+}
+
+// older orders entries by age, then ID: the oldest keeps a hint that several
+// entries claim.
+func (e *Entry) older(o *Entry) bool {
+	if c := e.CreatedAt.Compare(o.CreatedAt); c != 0 {
+		return c < 0
+	}
+	return e.ID < o.ID
+}
+
+func compareSelectors(a, b attestor.Selector) int {
+	if c := cmp.Compare(a.Type, b.Type); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Value, b.Value)
+}
+
+// normalise returns s sorted and without duplicates, leaving s alone.
+func normalise(s []attestor.Selector) []attestor.Selector {
+	s = slices.Clone(s)
+	slices.SortFunc(s, compareSelectors)
+	return slices.Clip(slices.Compact(s))
+}
+
+func sameSelectors(normal, s []attestor.Selector) bool {
+	return slices.Equal(normal, s) || slices.Equal(normal, normalise(s))
+}
