@@ -1,0 +1,162 @@
+// Package attestor finds out who a local process is, and proves who this node
+// is.
+//
+// A workload is attested in three steps: pin the process, so that its PID
+// cannot come to mean another one; ask the workload attestors what they know
+// of it; look whether it is still the same process.
+//
+//	p, err := attestor.PeerOf(conn)
+//	if err != nil { … }
+//	defer p.Close()
+//	selectors, err := attestor.Attest(ctx, p, []attestor.Workload{
+//		attestor.NewUnix(attestor.UnixConfig{DiscoverPath: true}),
+//	})
+//
+// Attest already ends with p.Alive; whoever goes on to serve the process for
+// long calls p.Alive again before handing it something new.
+//
+// A node attestor (Node) proves the node's identity to the SPIRE Server: its
+// Attempt gives the payload of AttestAgent and answers the server's
+// challenges. The call itself is left to agent/spire, what selectors entitle
+// a process to is left to agent/registry, limits on how often a caller may be
+// attested are left to agent/endpoint.
+//
+// The package works on Linux. Here are the kinds that need no more than the
+// standard library: the workload attestor "unix", the node attestors
+// "join_token" and "x509pop". A kind with a foreign dependency has a folder
+// of its own below this one.
+package attestor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// ErrAttestation is wrapped by the error of Attest when no attestor could say
+// anything of the process. It says nothing against the process: the same call
+// may succeed later.
+var ErrAttestation = errors.New("workload attestation failed")
+
+// Selector is one thing known of a workload, as registration entries name it:
+// the attestor's type and a value such as "uid:1000".
+type Selector struct {
+	Type  string
+	Value string
+}
+
+// String returns the selector as SPIRE's tools write it, such as
+// "unix:uid:1000".
+func (s Selector) String() string { return s.Type + ":" + s.Value }
+
+// Workload attests local processes. Its methods may be called from several
+// goroutines at once.
+type Workload interface {
+	// Type is the type of the selectors, such as "unix".
+	Type() string
+
+	// Attest returns what is known of p. It returns soon after ctx ends. It
+	// may read p's part of /proc (see Process.ProcPath) without looking
+	// after each read whether p is still alive: whoever calls Attest calls
+	// p.Alive afterwards and discards the selectors if that fails. A process
+	// the attestor knows nothing of has no selectors and is no error.
+	Attest(ctx context.Context, p *Process) ([]Selector, error)
+}
+
+// Node attests this node to the SPIRE Server.
+type Node interface {
+	// Type is the name of the server's plugin, such as "join_token".
+	Type() string
+
+	// Begin gathers what one attempt needs, files read anew, and returns the
+	// attempt, which the caller closes.
+	Begin(ctx context.Context) (Attempt, error)
+}
+
+// Attempt is one attempt at node attestation. It belongs to one goroutine.
+type Attempt interface {
+	// Payload returns what AttestAgent opens with. It is a secret for some
+	// kinds and is never logged.
+	Payload() []byte
+
+	// Answer returns the response to the server's challenge.
+	Answer(ctx context.Context, challenge []byte) ([]byte, error)
+
+	// Close frees what the attempt holds.
+	Close() error
+}
+
+// Outcome is what one attestor made of a process.
+type Outcome struct {
+	Type      string        // of the attestor
+	Duration  time.Duration // of its Attest
+	Selectors int           // how many it found
+	Err       error         // nil when it succeeded
+}
+
+// Attest asks all attestors side by side what they know of p and returns
+// their selectors together, sorted and without duplicates. Some attestors may
+// fail as long as one succeeds: a workload that needs only unix selectors is
+// served while the kubelet is away. AttestObserved tells which did.
+//
+// It returns when every attestor has. The error wraps ErrProcessGone when p
+// is not the pinned process any more, whatever the attestors say, and
+// otherwise ErrAttestation and each attestor's error when all of them failed.
+func Attest(ctx context.Context, p *Process, attestors []Workload) ([]Selector, error) {
+	return AttestObserved(ctx, p, attestors, nil)
+}
+
+// AttestObserved is Attest for callers who count: observe, unless nil, is
+// called once for each attestor, in the order given, from the calling
+// goroutine and before AttestObserved returns.
+func AttestObserved(ctx context.Context, p *Process, attestors []Workload, observe func(Outcome)) ([]Selector, error) {
+	if len(attestors) == 0 {
+		return nil, fmt.Errorf("attest process %d: %w: no workload attestor is configured", p.PID, ErrAttestation)
+	}
+	found := make([][]Selector, len(attestors))
+	outcomes := make([]Outcome, len(attestors))
+	ask := func(i int) {
+		start := time.Now()
+		selectors, err := attestors[i].Attest(ctx, p)
+		if err != nil {
+			selectors = nil
+		}
+		found[i] = selectors
+		outcomes[i] = Outcome{Type: attestors[i].Type(), Duration: time.Since(start), Selectors: len(selectors), Err: err}
+	}
+	var others sync.WaitGroup
+	for i := 1; i < len(attestors); i++ {
+		others.Go(func() { ask(i) })
+	}
+	ask(0)
+	others.Wait()
+
+	var failed []error
+	for _, o := range outcomes {
+		if observe != nil {
+			observe(o)
+		}
+		if o.Err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", o.Type, o.Err))
+		}
+	}
+	// First of all: an attestor that failed because the process exited is not
+	// at fault, and one that succeeded may have read of its successor.
+	if err := p.Alive(); err != nil {
+		return nil, fmt.Errorf("attest %w", err)
+	}
+	if len(failed) == len(attestors) {
+		return nil, fmt.Errorf("attest process %d: %w: %w", p.PID, ErrAttestation, errors.Join(failed...))
+	}
+	selectors := slices.Concat(found...)
+	slices.SortFunc(selectors, compareSelectors)
+	return slices.Compact(selectors), nil
+}
+
+func compareSelectors(a, b Selector) int {
+	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Value, b.Value))
+}

@@ -1,0 +1,161 @@
+package attestor
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+)
+
+// Bounds on what is read of /proc. The kernel writes these files, but how long
+// they get is up to the process they describe.
+const (
+	maxStat      = 4 << 10   // the comm of at most 64 bytes and 51 numbers
+	maxStatus    = 128 << 10 // one or two KiB and 11 bytes for each group
+	maxFdinfo    = 4 << 10
+	maxGroups    = 4096 // Linux allows 65,536, of which each would cost a look-up by name
+	headOfStatus = 4 << 10
+)
+
+// procRoot returns where the proc file system is mounted: HOST_PROC as stock
+// spire-agent reads it, or /proc.
+func procRoot() string {
+	return cmp.Or(os.Getenv("HOST_PROC"), "/proc")
+}
+
+// parseStat returns the PID and the start time (in clock ticks since boot) of
+// a /proc/PID/stat, proc_pid_stat(5). The comm between the parentheses is the
+// process's own choice and may hold spaces, parentheses and line breaks; no
+// later field holds a parenthesis, so the last one ends it.
+func parseStat(stat []byte) (pid int, start uint64, err error) {
+	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+	if open < 0 || end < open {
+		return 0, 0, errors.New("parse stat: the command is not in parentheses")
+	}
+	pid, err = strconv.Atoi(string(bytes.TrimSpace(stat[:open])))
+	if err != nil || pid <= 0 {
+		return 0, 0, errors.New("parse stat: field 1 is not a PID")
+	}
+	const startField = 22
+	rest := bytes.Fields(stat[end+1:]) // from field 3 on
+	if len(rest) <= startField-3 {
+		return 0, 0, fmt.Errorf("parse stat: %d fields, need %d", len(rest)+2, startField)
+	}
+	start, err = strconv.ParseUint(string(rest[startField-3]), 10, 64)
+	if err != nil {
+		return 0, 0, fmt.Errorf("parse stat: field %d is not a start time", startField)
+	}
+	return pid, start, nil
+}
+
+// parseOwner returns the effective user and group IDs of a /proc/PID/status,
+// proc_pid_status(5), of which the head is enough.
+func parseOwner(status []byte) (uid, gid uint32, err error) {
+	if uid, err = parseEffective(status, "Uid:"); err != nil {
+		return 0, 0, err
+	}
+	gid, err = parseEffective(status, "Gid:")
+	return uid, gid, err
+}
+
+// parseEffective returns the second of the four IDs (real, effective, saved,
+// file system) on the line that begins with key.
+func parseEffective(status []byte, key string) (uint32, error) {
+	line, err := statusLine(status, key)
+	if err != nil {
+		return 0, err
+	}
+	ids := bytes.Fields(line)
+	if len(ids) != 4 {
+		return 0, fmt.Errorf("parse status: %s %d values, want 4", key, len(ids))
+	}
+	id, err := strconv.ParseUint(string(ids[1]), 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("parse status: %s the second value is not an ID", key)
+	}
+	return uint32(id), nil
+}
+
+// parseGroups returns the supplementary group IDs of a whole
+// /proc/PID/status, in its order.
+func parseGroups(status []byte) ([]uint32, error) {
+	line, err := statusLine(status, "Groups:")
+	if err != nil {
+		return nil, err
+	}
+	fields := bytes.Fields(line)
+	if len(fields) > maxGroups {
+		return nil, fmt.Errorf("parse status: %d supplementary groups, at most %d are supported", len(fields), maxGroups)
+	}
+	groups := make([]uint32, len(fields))
+	for i, field := range fields {
+		gid, err := strconv.ParseUint(string(field), 10, 32)
+		if err != nil {
+			return nil, errors.New("parse status: Groups: a value is not an ID")
+		}
+		groups[i] = uint32(gid)
+	}
+	return groups, nil
+}
+
+// statusLine returns what follows key on the one complete line that begins
+// with it. The kernel escapes line breaks in the name a process gives itself,
+// so a second such line can only mean that this is not the kernel's file.
+func statusLine(status []byte, key string) ([]byte, error) {
+	var value []byte
+	found := false
+	for line := range bytes.Lines(status) {
+		rest, ok := bytes.CutPrefix(line, []byte(key))
+		if !ok || !bytes.HasSuffix(line, []byte("\n")) {
+			continue
+		}
+		if found {
+			return nil, fmt.Errorf("parse status: two lines begin with %s", key)
+		}
+		value, found = rest, true
+	}
+	if !found {
+		return nil, fmt.Errorf("parse status: no line begins with %s", key)
+	}
+	return value, nil
+}
+
+// parsePidfd returns the PID in the fdinfo of a pidfd: 0 when the process is
+// not in that proc file system's PID namespace, -1 when it is reaped.
+func parsePidfd(fdinfo []byte) (int, error) {
+	line, err := statusLine(fdinfo, "Pid:")
+	if err != nil {
+		return 0, err
+	}
+	pid, err := strconv.Atoi(string(bytes.TrimSpace(line)))
+	if err != nil {
+		return 0, errors.New("parse fdinfo: Pid: the value is not a PID")
+	}
+	return pid, nil
+}
+
+// readHead returns at most the first limit bytes of a file.
+func readHead(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// readBounded returns a file's content, or an error if it is longer than limit
+// bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	b, err := readHead(path, limit+1)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("read %s: longer than %d bytes", path, limit)
+	}
+	return b, nil
+}
