@@ -1,0 +1,334 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+const bothHalves = `trust_domain: example.org
+data_dir: /srv/narthex
+agent:
+  server:
+    address: spire-server:8081
+    bundle: {file: bundle.crt}
+    require_pq_kem: true
+  node_attestor:
+    x509pop: {key: node.key, certificate: /etc/node.crt}
+  key_manager: {memory: {}}
+  workload_attestors:
+    unix: {discover_workload_path: true, workload_size_limit: -1}
+  workload_api: {socket: /run/n/api.sock}
+  svid: {key_type: ec-p384, availability_target: 24h, x509_cache: 10}
+  sync: {interval: 1s}
+proxy:
+  user: nobody
+  policies: ["policies/*.yaml"]
+  listeners:
+    - name: in
+      direction: inbound
+      bind: :8443
+      target: unix:/run/app.sock
+      identity: {hint: internal}
+      timeouts: {idle: 0s, drain: 1m}
+      on_policy_change: drain
+      max_age: 1h
+      max_connections: 100
+    - name: out
+      direction: outbound
+      bind: 127.0.0.1:15001
+      target: "[::1]:8443"
+      expect: [spiffe://example.org/a, "spiffe://partner.example/b"]
+telemetry: {listen: localhost:9901, health: ":9902"}
+access_log: {path: /var/log/access.log, format: text}
+log: {level: debug, format: json}
+`
+
+func TestParseReadsEveryKey(t *testing.T) {
+	c, err := Parse("/etc/narthex/narthex.yaml", []byte(bothHalves))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.pos, c.file = nil, ""
+	want := &Config{
+		TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"),
+		DataDir:     "/srv/narthex",
+		Agent: &Agent{
+			Server:            Server{Address: "spire-server:8081", Bundle: &ServerBundle{File: "/etc/narthex/bundle.crt"}, RequirePQKEM: true},
+			NodeAttestor:      NodeAttestor{X509PoP: &X509PoP{Key: "/etc/narthex/node.key", Certificate: "/etc/node.crt"}},
+			KeyManager:        KeyManager{Memory: &Empty{}},
+			WorkloadAttestors: WorkloadAttestors{Unix: &UnixAttestor{DiscoverWorkloadPath: true, WorkloadSizeLimit: -1}},
+			WorkloadAPI:       WorkloadAPI{Socket: "/run/n/api.sock"},
+			SVID:              SVID{KeyType: "ec-p384", AvailabilityTarget: Duration(24 * time.Hour), X509Cache: 10},
+			Sync:              Sync{Interval: Duration(time.Second)},
+		},
+		Proxy: &Proxy{
+			Source:      "workload_api",
+			WorkloadAPI: &WorkloadAPI{Socket: "/run/n/api.sock"},
+			User:        "nobody",
+			Policies:    []File{"/etc/narthex/policies/*.yaml"},
+			Listeners: []Listener{{
+				Name: "in", Direction: "inbound", Bind: ":8443", Target: "unix:/run/app.sock", Protocol: "tcp",
+				Identity:       &ListenerIdentity{Hint: "internal"},
+				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), 0, Duration(time.Minute)},
+				OnPolicyChange: "drain", OnPeerExpiry: "keep", MaxAge: Duration(time.Hour), MaxConnections: 100,
+			}, {
+				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: "[::1]:8443", Protocol: "tcp",
+				Expect:         []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
+				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second)},
+				OnPolicyChange: "close", OnPeerExpiry: "keep",
+			}},
+		},
+		Telemetry: Telemetry{Listen: "localhost:9901", Health: ":9902"},
+		AccessLog: AccessLog{Path: "/var/log/access.log", Format: "text"},
+		Log:       Log{Level: "debug", Format: "json"},
+	}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("got  %+v\nwant %+v", c, want)
+		t.Errorf("got agent %+v\nproxy %+v", c.Agent, c.Proxy)
+	}
+}
+
+const smallAgent = `trust_domain: example.org
+agent:
+  server: {address: "s:1", bundle: {file: b}}
+  node_attestor: {join_token: {token_file: t}}
+`
+
+const smallProxy = `proxy:
+  policies: [p.yaml]
+  listeners:
+    - {name: in, direction: inbound, bind: "127.0.0.1:1", target: "127.0.0.1:2"}
+`
+
+func TestDefaults(t *testing.T) {
+	c, err := Parse("dir/narthex.yaml", []byte(smallAgent+smallProxy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.DataDir != "/var/lib/narthex" || c.Agent.KeyManager.Disk == nil || c.Agent.KeyManager.Memory != nil ||
+		c.Agent.WorkloadAttestors.Unix == nil || c.Agent.WorkloadAPI.Socket != defaultSocket || c.Agent.SVID.X509Cache != 1000 ||
+		c.Agent.Sync.Interval != Duration(5*time.Second) || c.AccessLog.Path != "stdout" || c.Log.Level != "info" {
+		t.Errorf("defaults are wrong: %+v, agent %+v", c, c.Agent)
+	}
+	if got := c.Agent.NodeAttestor.JoinToken.TokenFile; got != "dir/t" {
+		t.Errorf("a relative path became %q, want it relative to the file's directory", got)
+	}
+	if c.Proxy.WorkloadAPI.Socket != defaultSocket || c.Proxy.Listeners[0].Timeouts.Handshake != Duration(10*time.Second) {
+		t.Errorf("proxy defaults are wrong: %+v", c.Proxy)
+	}
+	if len(c.Warnings) != 0 {
+		t.Errorf("warnings: %v", c.Warnings)
+	}
+}
+
+func TestAliases(t *testing.T) {
+	c, err := Parse("n.yaml", []byte(`proxy:
+  policies: [p.yaml]
+  listeners:
+    - {name: a, direction: inbound, bind: ":1", target: "127.0.0.1:2", timeouts: &t {idle: 7s}}
+    - {name: b, direction: inbound, bind: ":3", target: "127.0.0.1:2", timeouts: *t}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Proxy.Listeners[1].Timeouts; got.Idle != Duration(7*time.Second) || got.Connect != Duration(5*time.Second) {
+		t.Errorf("alias gave %+v", got)
+	}
+}
+
+func TestHalves(t *testing.T) {
+	tests := []struct{ name, yaml, agent, proxy, run string }{
+		{"both", smallAgent + smallProxy, "", "", ""},
+		{"agent", smallAgent, "", "n.yaml:1:1: proxy: the proxy block is missing; it needs at least policies and listeners",
+			"n.yaml:1:1: proxy: the proxy block is missing; it needs at least policies and listeners"},
+		{"proxy", smallProxy, "n.yaml:1:1: agent: the agent block is missing; it needs at least server and node_attestor", "",
+			"n.yaml:1:1: agent: the agent block is missing; it needs at least server and node_attestor"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := Parse("n.yaml", []byte(tt.yaml))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, half := range []struct {
+				what string
+				err  error
+				want string
+			}{{"agent", c.ForAgent(), tt.agent}, {"proxy", c.ForProxy(), tt.proxy}, {"run", c.ForRun(), tt.run}} {
+				if got := text(half.err); got != half.want {
+					t.Errorf("for %s: got %q, want %q", half.what, got, half.want)
+				}
+			}
+		})
+	}
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func TestWarnings(t *testing.T) {
+	c, err := Parse("n.yaml", []byte(`trust_domain: example.org
+agent:
+  server: {address: "s:1", insecure_bootstrap: true}
+  node_attestor: {join_token: {token: secret-token}}
+proxy:
+  policies: [p.yaml]
+  listeners:
+    - {name: in, direction: inbound, bind: ":1", target: "10.0.0.1:2"}
+    - {name: out, direction: outbound, bind: "0.0.0.0:3", target: "peer:2", expect: ["spiffe://example.org/x"]}
+telemetry: {listen: ":9901"}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.warnMode(0o644)
+	var keys []string
+	for _, w := range c.Warnings {
+		keys = append(keys, fmt.Sprintf("%d %s", w.Line, w.Key))
+		if strings.Contains(w.Error(), "secret-token") {
+			t.Errorf("a warning shows the token: %v", w)
+		}
+	}
+	want := []string{
+		"3 agent.server.insecure_bootstrap", "4 agent.node_attestor.join_token.token",
+		"8 proxy.listeners[0].target", "9 proxy.listeners[1].bind", "10 telemetry.listen",
+	}
+	if !reflect.DeepEqual(keys, want) {
+		t.Errorf("got %q, want %q", keys, want)
+	}
+	if s := fmt.Sprintf("%v %+v %#v", c, c.Agent.NodeAttestor.JoinToken, c.Agent.NodeAttestor.JoinToken); strings.Contains(s, "secret-token") {
+		t.Errorf("printing shows the token: %s", s)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "narthex.yaml")
+	if _, err := Load(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	inline := strings.Replace(smallAgent, "token_file: t", "token: t", 1)
+	for mode, warnings := range map[os.FileMode]int{0o600: 0, 0o644: 1} {
+		if err := os.WriteFile(path, []byte(inline), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(c.Warnings) != warnings {
+			t.Errorf("mode %o: warnings %v, want %d", mode, c.Warnings, warnings)
+		}
+	}
+	if err := os.WriteFile(path, make([]byte, MaxSize+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "larger than 1048576 bytes") {
+		t.Errorf("a huge file: %v", err)
+	}
+}
+
+func TestPolicyFiles(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"b.yaml", "a.yaml", "c.txt"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := &Proxy{Policies: []File{File(dir + "/c.txt"), File(dir + "/*.yaml"), File(dir + "/a.*")}}
+	got, err := p.PolicyFiles()
+	if want := []string{dir + "/c.txt", dir + "/a.yaml", dir + "/b.yaml"}; err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+	p.Policies = append(p.Policies, File(dir+"/*.rego"))
+	if _, err := p.PolicyFiles(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a pattern without files: %v", err)
+	}
+}
+
+func TestAddress(t *testing.T) {
+	tests := []struct {
+		in, network, addr, host string
+		port                    uint16
+		local, bad              bool
+	}{
+		{in: "127.0.0.1:80", network: "tcp", addr: "127.0.0.1:80", host: "127.0.0.1", port: 80, local: true},
+		{in: "[::1]:80", network: "tcp", addr: "[::1]:80", host: "::1", port: 80, local: true},
+		{in: "[::ffff:127.0.0.1]:80", network: "tcp", addr: "[::ffff:127.0.0.1]:80", host: "::ffff:127.0.0.1", port: 80, local: true},
+		{in: "LocalHost:80", network: "tcp", addr: "LocalHost:80", host: "LocalHost", port: 80, local: true},
+		{in: ":0", network: "tcp", addr: ":0"},
+		{in: "a_b.c-d.svc.:65535", network: "tcp", addr: "a_b.c-d.svc.:65535", host: "a_b.c-d.svc.", port: 65535},
+		{in: "unix:/run/a b.sock", network: "unix", addr: "/run/a b.sock", local: true},
+		{in: "unix:/" + strings.Repeat("x", 106), network: "unix", addr: "/" + strings.Repeat("x", 106), local: true},
+		{in: "unix:/" + strings.Repeat("x", 107), bad: true},
+		{in: "unix:run/a.sock", bad: true},
+		{in: "unix:///run/", bad: true},
+		{in: "unix:/a\x00b", bad: true},
+		{in: "host", bad: true},
+		{in: "host:http", bad: true},
+		{in: "host:65536", bad: true},
+		{in: "host:080", bad: true},
+		{in: "host:+80", bad: true},
+		{in: "::1:80", bad: true},
+		{in: "-a:80", bad: true},
+		{in: "a..b:80", bad: true},
+		{in: "a b:80", bad: true},
+		{in: "http://a:80", bad: true},
+		{in: strings.Repeat("a", 64) + ":80", bad: true},
+	}
+	for _, tt := range tests {
+		var a Address
+		err := a.UnmarshalText([]byte(tt.in))
+		if (err != nil) != tt.bad {
+			t.Errorf("%q: error %v, want one: %v", tt.in, err, tt.bad)
+			continue
+		}
+		if !tt.bad && (a.Network() != tt.network || a.Addr() != tt.addr || a.Host() != tt.host || a.Port() != tt.port || a.Local() != tt.local) {
+			t.Errorf("%q: %s %s %q %d %v, want %+v", tt.in, a.Network(), a.Addr(), a.Host(), a.Port(), a.Local(), tt)
+		}
+	}
+}
+
+// TestTags reads every tag of every type: defaults decode, and no two tags
+// contradict each other.
+func TestTags(t *testing.T) {
+	seen := map[reflect.Type]bool{}
+	var walk func(typ reflect.Type)
+	walk = func(typ reflect.Type) {
+		for typ.Kind() == reflect.Pointer || typ.Kind() == reflect.Slice {
+			typ = typ.Elem()
+		}
+		if typ.Kind() != reflect.Struct || seen[typ] {
+			return
+		}
+		seen[typ] = true
+		(&decoder{}).fillDefaults(reflect.New(typ).Elem())
+		for key, f := range keysOf(typ) {
+			if f.Tag.Get("required") != "" && f.Tag.Get("default") != "" {
+				t.Errorf("%s.%s is required and has a default", typ.Name(), key)
+			}
+			walk(f.Type)
+		}
+	}
+	walk(reflect.TypeFor[Config]())
+	var w WorkloadAPI
+	(&decoder{}).fillDefaults(reflect.ValueOf(&w).Elem())
+	if w.Socket != defaultSocket {
+		t.Errorf("defaultSocket is %s, the tag says %s", defaultSocket, w.Socket)
+	}
+}

@@ -1,0 +1,189 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxSocketPath is what fits in sockaddr_un beside the final NUL (unix(7)).
+const maxSocketPath = 107
+
+// Duration is a time.Duration written as Go writes it: 300ms, 10s, 1h30m.
+type Duration time.Duration
+
+// String returns the duration as time.Duration does.
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// MarshalText writes what UnmarshalText reads.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads a Go duration.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is no duration; write for example 300ms, 10s or 1h30m", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Address is host:port, :port or unix:/path. The zero value is no address.
+type Address string
+
+// Network returns "tcp" or "unix", as package net wants it.
+func (a Address) Network() string {
+	if strings.HasPrefix(string(a), "unix:") {
+		return "unix"
+	}
+	return "tcp"
+}
+
+// Addr returns what belongs to Network: host:port, or the path of the socket.
+func (a Address) Addr() string { return strings.TrimPrefix(string(a), "unix:") }
+
+// Host returns the host of a TCP address without brackets; empty for all
+// interfaces and for Unix sockets.
+func (a Address) Host() string {
+	if a.Network() == "unix" {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(string(a))
+	if err != nil {
+		return ""
+	}
+	return host
+}
+
+// Port returns the port of a TCP address; 0 for Unix sockets.
+func (a Address) Port() uint16 {
+	if a.Network() == "unix" {
+		return 0
+	}
+	_, port, err := net.SplitHostPort(string(a))
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return uint16(n)
+}
+
+// Local reports whether only this host can reach the address: a Unix socket,
+// a loopback IP address or localhost.
+func (a Address) Local() bool {
+	if a.Network() == "unix" {
+		return true
+	}
+	host := a.Host()
+	ip, err := netip.ParseAddr(host)
+	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()
+}
+
+// UnmarshalText reads and checks an address. It does not resolve names.
+func (a *Address) UnmarshalText(text []byte) error {
+	s := string(text)
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		if err := checkSocket(path); err != nil {
+			return err
+		}
+		*a = Address(s)
+		return nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is no address; write host:port, [ipv6]:port or unix:/path", s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strconv.FormatUint(n, 10) != port {
+		return fmt.Errorf("%q has no port number from 0 to 65535", s)
+	}
+	if !validHost(host) {
+		return fmt.Errorf("%q has no valid host name or IP address", s)
+	}
+	*a = Address(s)
+	return nil
+}
+
+func validHost(host string) bool {
+	if host == "" {
+		return true
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	if len(host) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(strings.TrimSuffix(host, "."), ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, c := range []byte(label) {
+			if !isAlnum(c) && c != '-' && c != '_' {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func isAlnum(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}
+
+// Socket is the absolute path of a Unix socket, at most 107 bytes.
+type Socket string
+
+// UnmarshalText reads and checks the path.
+func (s *Socket) UnmarshalText(text []byte) error {
+	path := string(text)
+	if strings.HasPrefix(path, "unix:") {
+		return fmt.Errorf("%q is an address; write the path alone, without unix:", path)
+	}
+	if err := checkSocket(path); err != nil {
+		return err
+	}
+	*s = Socket(path)
+	return nil
+}
+
+func checkSocket(path string) error {
+	switch {
+	case !filepath.IsAbs(path):
+		return fmt.Errorf("socket path %q is not absolute", path)
+	case len(path) > maxSocketPath:
+		return fmt.Errorf("socket path has %d bytes, the kernel takes at most %d; choose a shorter one", len(path), maxSocketPath)
+	case strings.ContainsRune(path, 0):
+		return errors.New("socket path holds a NUL byte")
+	case strings.HasSuffix(path, "/"):
+		return fmt.Errorf("socket path %q names a directory", path)
+	}
+	return nil
+}
+
+// File is the path of a file. A relative one was made relative to the
+// directory of the configuration file when it was read.
+type File string
+
+// Secret is a string that is never printed. Convert it with string(s) where
+// it is used.
+type Secret string
+
+// redacted stands for a secret wherever one would be printed.
+const redacted = "[redacted]"
+
+// String hides the secret.
+func (Secret) String() string { return redacted }
+
+// GoString hides the secret from %#v.
+func (Secret) GoString() string { return redacted }
+
+// MarshalText hides the secret from encoders.
+func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }

@@ -1,0 +1,254 @@
+package config
+
+import "github.com/spiffe/go-spiffe/v2/spiffeid"
+
+// The comments in this file are the documentation of the keys: docs/configuration.md
+// and docs/narthex.schema.json are made from them. The struct tags are read by the
+// decoder and by both generators:
+//
+//	yaml      the key
+//	default   the value of a key left out, in YAML
+//	required  "true": the key must be there
+//	enum      the allowed values, separated by |
+//	min, max  bounds of a number or duration, inclusive
+//	oneof     "true": exactly one of the block's keys must be there
+//	example   a value for the reference
+
+// Config is narthex.yaml. Relative paths in it are relative to the directory
+// of the file itself.
+type Config struct {
+	// The SPIFFE trust domain this node belongs to. The agent needs it; a proxy alone takes it from its SVID.
+	TrustDomain spiffeid.TrustDomain `yaml:"trust_domain" example:"example.org"`
+	// Where the agent keeps its own key, its SVID and the bundle. Made with mode 0700 when it is not there; only one agent may use it.
+	DataDir File `yaml:"data_dir" default:"/var/lib/narthex"`
+	// The agent: it attests this node to SPIRE Server and serves the SPIFFE Workload API.
+	Agent *Agent `yaml:"agent"`
+	// The proxy: it ends and begins mTLS for local services and decides by SPIFFE ID.
+	Proxy *Proxy `yaml:"proxy"`
+	// What is shown over HTTP: metrics, status and health.
+	Telemetry Telemetry `yaml:"telemetry"`
+	// One record for each connection.
+	AccessLog AccessLog `yaml:"access_log"`
+	// What the program says of itself, on standard error.
+	Log Log `yaml:"log"`
+
+	// Warnings are what is allowed and still worth a second look. They are to
+	// be logged once at start; none of them keeps the program from running.
+	Warnings []Finding `yaml:"-"`
+
+	file string
+	pos  positions
+}
+
+// Agent is the agent's half.
+type Agent struct {
+	// The SPIRE Server this agent pairs with.
+	Server Server `yaml:"server" required:"true"`
+	// How this node proves what it is, once, before it has an SVID. Exactly one kind.
+	NodeAttestor NodeAttestor `yaml:"node_attestor" required:"true" oneof:"true"`
+	// Where the private key of the agent's own SVID lives. Exactly one kind. Workload keys are never written anywhere.
+	KeyManager KeyManager `yaml:"key_manager" default:"{disk: {}}" oneof:"true"`
+	// What is found out about a process that asks for its identity.
+	WorkloadAttestors WorkloadAttestors `yaml:"workload_attestors" default:"{unix: {}}"`
+	// The socket on which workloads ask.
+	WorkloadAPI WorkloadAPI `yaml:"workload_api"`
+	// The SVIDs the agent fetches for workloads.
+	SVID SVID `yaml:"svid"`
+	// How entries are kept up to date.
+	Sync Sync `yaml:"sync"`
+}
+
+// Server is the SPIRE Server and how it is trusted the first time.
+type Server struct {
+	// host:port of the server. A name is resolved again when the connection breaks; several addresses are used in turn.
+	Address Address `yaml:"address" required:"true" example:"spire-server:8081"`
+	// The certificates that authenticate the server the first time. Later the bundle in data_dir is used, which the server keeps current.
+	Bundle *ServerBundle `yaml:"bundle" oneof:"true"`
+	// Trusts whoever answers the first time. For trying things out: an attacker on the path becomes the server.
+	InsecureBootstrap bool `yaml:"insecure_bootstrap" default:"false"`
+	// Refuses a server that does not offer a post-quantum key exchange (X25519MLKEM768).
+	RequirePQKEM bool `yaml:"require_pq_kem" default:"false"`
+}
+
+// ServerBundle says where the bootstrap bundle is. Exactly one key.
+type ServerBundle struct {
+	// A PEM file of CA certificates, as `spire-server bundle show` prints it.
+	File File `yaml:"file" example:"/run/spire/bundle.crt"`
+}
+
+// NodeAttestor holds exactly one kind.
+type NodeAttestor struct {
+	// A token of `spire-server token generate`; good once, so a node that loses its data_dir needs a new one.
+	JoinToken *JoinToken `yaml:"join_token"`
+	// A certificate that the server was told to trust, and its key. The node can attest again at any time.
+	X509PoP *X509PoP `yaml:"x509pop"`
+}
+
+// JoinToken holds one of its two keys.
+type JoinToken struct {
+	// A file with the token. It is read when the agent attests, and not needed afterwards.
+	TokenFile File `yaml:"token_file" example:"/run/spire/join-token"`
+	// The token itself. Prefer token_file: whoever can read this file can be this node.
+	Token Secret `yaml:"token"`
+}
+
+// X509PoP names PEM files.
+type X509PoP struct {
+	// The private key, PEM.
+	Key File `yaml:"key" required:"true" example:"/etc/narthex/node.key"`
+	// The certificate, PEM; intermediates may follow it.
+	Certificate File `yaml:"certificate" required:"true" example:"/etc/narthex/node.crt"`
+	// Intermediate certificates, PEM, where they are in a file of their own.
+	Intermediates File `yaml:"intermediates" example:"/etc/narthex/intermediates.crt"`
+}
+
+// KeyManager holds exactly one kind.
+type KeyManager struct {
+	// In data_dir, mode 0600: a restarted agent goes on with the SVID it has.
+	Disk *Empty `yaml:"disk"`
+	// In memory only: a restarted agent attests again, so not with join_token.
+	Memory *Empty `yaml:"memory"`
+}
+
+// Empty is a block without keys: {}.
+type Empty struct{}
+
+// WorkloadAttestors holds the attestors that are on. All of them look at each
+// caller, side by side.
+type WorkloadAttestors struct {
+	// Selectors unix:uid, unix:user, unix:gid, unix:group, unix:supplementary_gid and unix:supplementary_group, from the kernel.
+	Unix *UnixAttestor `yaml:"unix"`
+}
+
+// UnixAttestor configures the unix workload attestor.
+type UnixAttestor struct {
+	// Adds unix:path and unix:sha256 of the caller's executable.
+	DiscoverWorkloadPath bool `yaml:"discover_workload_path" default:"false"`
+	// The largest executable to hash, in bytes. 0: any size. -1: no unix:sha256 at all.
+	WorkloadSizeLimit int64 `yaml:"workload_size_limit" default:"0" min:"-1"`
+}
+
+// WorkloadAPI is a Workload API socket: the agent's own, or the one the proxy
+// is a client of.
+type WorkloadAPI struct {
+	// Absolute path of the Unix socket, at most 107 bytes. The proxy takes the agent's where the file has both halves and this is left out.
+	Socket Socket `yaml:"socket" default:"/run/narthex/public/api.sock"`
+}
+
+// SVID configures the SVIDs that workloads get.
+type SVID struct {
+	// The kind of key made for each workload SVID.
+	KeyType string `yaml:"key_type" default:"ec-p256" enum:"ec-p256|ec-p384|rsa-2048"`
+	// Renews SVIDs early enough to outlast an absent server for this long: 0s (off, renewal at half of the lifetime) or at least 24h.
+	AvailabilityTarget Duration `yaml:"availability_target" default:"0s" min:"0s" max:"8760h"`
+	// How many X.509-SVIDs are signed ahead of anyone asking. What is asked for is always held.
+	X509Cache int `yaml:"x509_cache" default:"1000" min:"1" max:"1000000"`
+}
+
+// Sync configures the loop that asks the server for entries.
+type Sync struct {
+	// Time between two syncs, give or take some jitter.
+	Interval Duration `yaml:"interval" default:"5s" min:"100ms" max:"1h"`
+}
+
+// Proxy is the proxy's half.
+type Proxy struct {
+	// Where the proxy's own identities come from: a Workload API (this agent's, or a stock spire-agent's) or PEM files.
+	Source string `yaml:"source" default:"workload_api" enum:"workload_api|files"`
+	// The Workload API, for source: workload_api.
+	WorkloadAPI *WorkloadAPI `yaml:"workload_api"`
+	// The files, for source: files. They are read again when they change.
+	Files *Files `yaml:"files"`
+	// The user the proxy process becomes when `narthex run` is started by root.
+	User string `yaml:"user" example:"narthex"`
+	// Rule files, or patterns of them (*, ? and [a-z] within one directory). All of them form one policy. What no rule allows is refused.
+	Policies []File `yaml:"policies" required:"true" example:"[/etc/narthex/policies/*.yaml]"`
+	// What the proxy listens on.
+	Listeners []Listener `yaml:"listeners" required:"true"`
+}
+
+// Files are PEM files that other tools write: cert-manager, spiffe-helper,
+// Vault agent, openssl.
+type Files struct {
+	// The X.509-SVID, leaf first, then intermediates.
+	Cert File `yaml:"cert" required:"true" example:"svid.pem"`
+	// Its private key: PKCS#8, SEC 1 or PKCS#1.
+	Key File `yaml:"key" required:"true" example:"svid.key"`
+	// The bundle of the SVID's own trust domain.
+	Bundle File `yaml:"bundle" required:"true" example:"bundle.pem"`
+	// The bundles of other trust domains, by their names. A bundle speaks for its own domain alone.
+	Bundles map[spiffeid.TrustDomain]File `yaml:"bundles" example:"{partner.example: partner.pem}"`
+}
+
+// Listener is one way in or out.
+type Listener struct {
+	// Its name in rules (`on`), logs and metrics: letters, digits, dot, dash and underscore, at most 63. Unique.
+	Name string `yaml:"name" required:"true" example:"inventory"`
+	// inbound: mTLS in, plaintext to the local service. outbound: plaintext in from a local caller, mTLS out.
+	Direction string `yaml:"direction" required:"true" enum:"inbound|outbound"`
+	// Where it listens: host:port, :port or unix:/path. Port 0 takes a free one.
+	Bind Address `yaml:"bind" required:"true" example:"0.0.0.0:8443"`
+	// Where it connects to: host:port or unix:/path. Inbound, prefer a socket that nobody else can dial.
+	Target Address `yaml:"target" required:"true" example:"127.0.0.1:8080"`
+	// What is carried. tcp: bytes, decided once a connection and asked again when the policy changes.
+	Protocol string `yaml:"protocol" default:"tcp" enum:"tcp"`
+	// Which of our SVIDs is presented. Left out: the first (the default identity).
+	Identity *ListenerIdentity `yaml:"identity" oneof:"true"`
+	// Outbound only, and required there: the SPIFFE IDs the peer may have. The address is never the proof.
+	Expect []spiffeid.ID `yaml:"expect" example:"[\"spiffe://example.org/ns/shop/sa/inventory\"]"`
+	// How long things may take.
+	Timeouts Timeouts `yaml:"timeouts"`
+	// What happens to live connections that a new policy refuses: closed at once, given the drain timeout, or kept. Revoked identities are always closed.
+	OnPolicyChange string `yaml:"on_policy_change" default:"close" enum:"close|drain|keep"`
+	// What happens to live connections when the peer's SVID ends: closed at once, given the drain timeout, or kept.
+	OnPeerExpiry string `yaml:"on_peer_expiry" default:"keep" enum:"close|drain|keep"`
+	// The longest life of a connection, after which it is closed. 0s: no limit.
+	MaxAge Duration `yaml:"max_age" default:"0s" min:"0s" max:"8760h"`
+	// The most live connections at a time; more wait in the kernel's queue. 0: as many as the process may have open files for.
+	MaxConnections int `yaml:"max_connections" default:"0" min:"0" max:"10000000"`
+}
+
+// ListenerIdentity picks an SVID.
+type ListenerIdentity struct {
+	// By its SPIFFE ID.
+	SPIFFEID spiffeid.ID `yaml:"spiffe_id" example:"spiffe://example.org/ns/shop/sa/inventory"`
+	// By the hint of its registration entry. Not with source: files, where there are no hints.
+	Hint string `yaml:"hint" example:"internal"`
+}
+
+// Timeouts bound the steps of a connection.
+type Timeouts struct {
+	// From accept (inbound) or dial (outbound) to the end of the TLS handshake.
+	Handshake Duration `yaml:"handshake" default:"10s" min:"1ms" max:"10m"`
+	// To connect to the target.
+	Connect Duration `yaml:"connect" default:"5s" min:"1ms" max:"10m"`
+	// A connection on which nothing moves either way for this long is closed. 0s: never.
+	Idle Duration `yaml:"idle" default:"5m" min:"0s" max:"8760h"`
+	// How long a connection that has to go may still finish.
+	Drain Duration `yaml:"drain" default:"30s" min:"0s" max:"24h"`
+}
+
+// Telemetry says what listens for people and monitoring. It has no
+// authentication: keep it on loopback, a Unix socket or a network you trust.
+type Telemetry struct {
+	// host:port or unix:/path of /metrics, the status page, /api/v1/status, /livez and /readyz. Left out: none.
+	Listen Address `yaml:"listen" example:"127.0.0.1:9901"`
+	// host:port or unix:/path of /livez and /readyz alone, for probes that come from elsewhere. Left out: none.
+	Health Address `yaml:"health" example:":9902"`
+}
+
+// AccessLog says where the records go.
+type AccessLog struct {
+	// stdout, stderr or a file, which is appended to.
+	Path string `yaml:"path" default:"stdout"`
+	// json (field names of the Elastic Common Schema) or text.
+	Format string `yaml:"format" default:"json" enum:"json|text"`
+}
+
+// Log configures the program's own log.
+type Log struct {
+	// The least level that is shown.
+	Level string `yaml:"level" default:"info" enum:"trace|debug|info|warn|error"`
+	// text or json.
+	Format string `yaml:"format" default:"text" enum:"text|json"`
+}

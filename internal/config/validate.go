@@ -1,0 +1,264 @@
+package config
+
+import (
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"time"
+)
+
+// HasAgent reports whether the file configures an agent.
+func (c *Config) HasAgent() bool { return c.Agent != nil }
+
+// HasProxy reports whether the file configures a proxy.
+func (c *Config) HasProxy() bool { return c.Proxy != nil }
+
+// ForAgent reports, as an *Error, what `narthex agent` lacks in the file.
+func (c *Config) ForAgent() error {
+	f := c.again()
+	if c.Agent == nil {
+		f.addf("agent", "the agent block is missing; it needs at least server and node_attestor")
+	}
+	return f.err()
+}
+
+// ForProxy reports, as an *Error, what `narthex proxy` lacks in the file.
+func (c *Config) ForProxy() error {
+	f := c.again()
+	if c.Proxy == nil {
+		f.addf("proxy", "the proxy block is missing; it needs at least policies and listeners")
+	}
+	return f.err()
+}
+
+// ForRun reports, as an *Error, what `narthex run` lacks in the file: it
+// needs both halves.
+func (c *Config) ForRun() error {
+	f := c.again()
+	for _, half := range []error{c.ForAgent(), c.ForProxy()} {
+		if e, ok := half.(*Error); ok {
+			f.list = append(f.list, e.Findings...)
+		}
+	}
+	return f.err()
+}
+
+func (c *Config) again() *findings {
+	f := newFindings(c.file)
+	if c.pos != nil {
+		f.pos = c.pos
+	}
+	return f
+}
+
+// validate checks what no single value can be blamed for, and fills in what
+// depends on other keys.
+func (c *Config) validate(f *findings) {
+	if c.Agent == nil && c.Proxy == nil && !f.isBad("") && !f.isBad("agent") && !f.isBad("proxy") {
+		f.add(position{1, 1}, "", "the file needs an agent or a proxy block, or both")
+	}
+	if c.Agent != nil {
+		c.Agent.validate(f)
+		if c.TrustDomain.IsZero() {
+			f.addf("trust_domain", "is required for the agent")
+		}
+	}
+	if c.Proxy != nil {
+		c.shareSocket()
+		c.Proxy.validate(f)
+	}
+	c.checkPlaces(f)
+}
+
+// shareSocket gives the proxy the agent's Workload API where the file says no
+// other.
+func (c *Config) shareSocket() {
+	p := c.Proxy
+	if p.Source != "workload_api" {
+		return
+	}
+	if _, said := c.pos["proxy.workload_api.socket"]; said {
+		return
+	}
+	p.WorkloadAPI = &WorkloadAPI{Socket: defaultSocket}
+	if c.Agent != nil {
+		*p.WorkloadAPI = c.Agent.WorkloadAPI
+	}
+}
+
+// defaultSocket is the default tag of WorkloadAPI.Socket; a test compares.
+const defaultSocket = "/run/narthex/public/api.sock"
+
+func (a *Agent) validate(f *findings) {
+	switch s := a.Server; {
+	case s.Bundle != nil && s.InsecureBootstrap:
+		f.addf("agent.server.insecure_bootstrap", "cannot be true beside agent.server.bundle; keep the bundle")
+	case s.Bundle == nil && !s.InsecureBootstrap && !f.isBad("agent.server.bundle") && !f.isBad("agent.server.insecure_bootstrap"):
+		f.addf("agent.server", "needs bundle: {file: …}, to know the server the first time; to try things out, insecure_bootstrap: true")
+	}
+	needHost(f, "agent.server.address", a.Server.Address, "the server")
+	if t := a.NodeAttestor.JoinToken; t != nil {
+		const key = "agent.node_attestor.join_token"
+		switch {
+		case t.Token != "" && t.TokenFile != "":
+			f.addf(key+".token", "cannot stand beside token_file; keep token_file")
+		case t.Token == "" && t.TokenFile == "" && !f.isBad(key+".token") && !f.isBad(key+".token_file"):
+			f.addf(key, "needs token_file")
+		}
+		if a.KeyManager.Memory != nil && a.NodeAttestor.X509PoP == nil {
+			f.addf("agent.key_manager.memory", "cannot stand beside join_token: a token is good once, so a restarted agent without its key could not attest again; use disk")
+		}
+	}
+	if t := time.Duration(a.SVID.AvailabilityTarget); t != 0 && t < 24*time.Hour {
+		f.addf("agent.svid.availability_target", "%s is too short; 0s (off) or at least 24h", t)
+	}
+}
+
+// needHost checks an address that is dialled over the network.
+func needHost(f *findings, key string, a Address, what string) {
+	switch {
+	case a == "":
+	case a.Network() == "unix":
+		f.addf(key, "%q is a Unix socket; %s is reached at host:port", a, what)
+	case a.Host() == "":
+		f.addf(key, "%q has no host", a)
+	case a.Port() == 0:
+		f.addf(key, "%q has port 0", a)
+	}
+}
+
+func (p *Proxy) validate(f *findings) {
+	switch p.Source {
+	case "files":
+		if p.Files == nil && !f.isBad("proxy.files") {
+			f.addf("proxy.source", "files needs proxy.files with cert, key and bundle")
+		}
+		if p.WorkloadAPI != nil {
+			f.addf("proxy.workload_api", "has no use with proxy.source: files; leave one of them out")
+		}
+	case "workload_api":
+		if p.Files != nil {
+			f.addf("proxy.files", "has no use with proxy.source: workload_api; set proxy.source: files or leave it out")
+		}
+	}
+	for i, pattern := range p.Policies {
+		if _, err := filepath.Match(string(pattern), ""); err != nil {
+			f.addf(fmt.Sprintf("proxy.policies[%d]", i), "%q is no file name or pattern: %v", pattern, err)
+		}
+	}
+	names := map[string]int{}
+	for i := range p.Listeners {
+		key := fmt.Sprintf("proxy.listeners[%d]", i)
+		l := &p.Listeners[i]
+		l.validate(f, key, p.Source)
+		if first, ok := names[l.Name]; ok && l.Name != "" {
+			f.addf(key+".name", "%q is the name of proxy.listeners[%d] already", l.Name, first)
+		} else {
+			names[l.Name] = i
+		}
+	}
+}
+
+// listenerName keeps names fit for metric labels, log fields and rules.
+var listenerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+func (l *Listener) validate(f *findings, key, source string) {
+	if l.Name != "" && !listenerName.MatchString(l.Name) {
+		f.addf(key+".name", "%q is no listener name; use letters, digits, dot, dash and underscore, at most 63, a letter or digit first", clip(l.Name))
+	}
+	if l.Target.Network() == "tcp" {
+		needHost(f, key+".target", l.Target, "the target")
+	}
+	if l.Bind != "" && l.Bind == l.Target {
+		f.addf(key+".target", "is %s, the listener's own bind address", l.Target)
+	}
+	switch {
+	case l.Direction == "outbound" && len(l.Expect) == 0 && !f.isBad(key+".expect"):
+		f.addf(key+".expect", "is required on an outbound listener: the SPIFFE IDs the peer may have")
+	case l.Direction == "inbound" && len(l.Expect) > 0:
+		f.addf(key+".expect", "has no use on an inbound listener; who may call is said by rules (from)")
+	}
+	for i, id := range l.Expect {
+		if slices.Contains(l.Expect[:i], id) {
+			f.addf(fmt.Sprintf("%s.expect[%d]", key, i), "%s is in the list already", id)
+		}
+	}
+	if l.Identity != nil && l.Identity.Hint != "" && source == "files" {
+		f.addf(key+".identity.hint", "has no use with proxy.source: files, where SVIDs have no hints; use spiffe_id or leave it out")
+	}
+}
+
+// place is an address or socket that the program listens on.
+type place struct {
+	key string
+	at  Address
+}
+
+// checkPlaces finds two things that would listen on one place.
+func (c *Config) checkPlaces(f *findings) {
+	var places []place
+	if c.Agent != nil {
+		places = append(places, place{"agent.workload_api.socket", Address("unix:" + c.Agent.WorkloadAPI.Socket)})
+	}
+	if c.Proxy != nil {
+		for i, l := range c.Proxy.Listeners {
+			places = append(places, place{fmt.Sprintf("proxy.listeners[%d].bind", i), l.Bind})
+		}
+	}
+	places = append(places, place{"telemetry.listen", c.Telemetry.Listen}, place{"telemetry.health", c.Telemetry.Health})
+	for i, p := range places {
+		for _, q := range places[:i] {
+			if p.at.collides(q.at) {
+				f.addf(p.key, "%s is taken by %s already", p.at, q.key)
+				break
+			}
+		}
+	}
+}
+
+// collides reports whether two listeners cannot have both addresses.
+func (a Address) collides(b Address) bool {
+	if a == "" || b == "" || a.Network() != b.Network() {
+		return false
+	}
+	if a.Network() == "unix" {
+		return filepath.Clean(a.Addr()) == filepath.Clean(b.Addr())
+	}
+	if a.Port() != b.Port() || a.Port() == 0 {
+		return false
+	}
+	return a.Host() == b.Host() || a.everywhere() || b.everywhere()
+}
+
+func (a Address) everywhere() bool {
+	switch a.Host() {
+	case "", "0.0.0.0", "::":
+		return a.Network() == "tcp"
+	}
+	return false
+}
+
+// PolicyFiles returns the files that the patterns of policies name now, each
+// once, in the order of the patterns. A pattern that names no file is an
+// error: a policy that is not there must not look like one that allows
+// nothing.
+func (p *Proxy) PolicyFiles() ([]string, error) {
+	var files []string
+	for i, pattern := range p.Policies {
+		found, err := filepath.Glob(string(pattern))
+		if err != nil {
+			return nil, fmt.Errorf("proxy.policies[%d]: %q: %w", i, pattern, err)
+		}
+		if len(found) == 0 {
+			return nil, fmt.Errorf("proxy.policies[%d]: no file matches %s: %w", i, pattern, fs.ErrNotExist)
+		}
+		for _, name := range found {
+			if !slices.Contains(files, name) {
+				files = append(files, name)
+			}
+		}
+	}
+	return files, nil
+}

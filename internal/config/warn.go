@@ -1,0 +1,44 @@
+package config
+
+import (
+	"fmt"
+	"io/fs"
+)
+
+func (c *Config) warnf(key, format string, args ...any) {
+	at := c.pos.of(key)
+	c.Warnings = append(c.Warnings, Finding{c.file, at.line, at.column, key, fmt.Sprintf(format, args...)})
+	sortFindings(c.Warnings)
+}
+
+// warn gathers what the file alone shows.
+func (c *Config) warn() {
+	if c.Agent != nil && c.Agent.Server.InsecureBootstrap {
+		c.warnf("agent.server.insecure_bootstrap", "the server is not authenticated the first time: whoever answers there is trusted; use bundle: {file: …}")
+	}
+	if a := c.Telemetry.Listen; a != "" && !a.Local() {
+		c.warnf("telemetry.listen", "%s is open to the network and shows identities and connections without authentication; use a loopback address, and telemetry.health for probes", a)
+	}
+	if c.Proxy == nil {
+		return
+	}
+	for i, l := range c.Proxy.Listeners {
+		key := fmt.Sprintf("proxy.listeners[%d]", i)
+		if l.Direction == "outbound" && !l.Bind.Local() {
+			c.warnf(key+".bind", "%s is open to the network: whoever reaches it speaks as this listener's identity; use a loopback address or a Unix socket", l.Bind)
+		}
+		if l.Direction == "inbound" && !l.Target.Local() {
+			c.warnf(key+".target", "%s is not on this host, as far as its name tells: what passes between is neither encrypted nor authenticated", l.Target)
+		}
+	}
+}
+
+// warnMode adds what the mode of the file shows.
+func (c *Config) warnMode(mode fs.FileMode) {
+	if c.Agent == nil || c.Agent.NodeAttestor.JoinToken == nil || c.Agent.NodeAttestor.JoinToken.Token == "" {
+		return
+	}
+	if mode&0o077 != 0 {
+		c.warnf("agent.node_attestor.join_token.token", "the file holds a join token and has mode %04o, so others can read it; chmod 600 it, or use token_file", mode)
+	}
+}
