@@ -1,0 +1,222 @@
+package spire
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/narthex-id/narthex/agent/registry"
+	"github.com/narthex-id/narthex/attestor"
+)
+
+const (
+	stepAttest = "attest node"
+	stepStatus = "post agent status"
+	stepRenew  = "renew agent SVID"
+
+	// maxChallenges bounds an attestation. Known node attestors need one.
+	maxChallenges = 16
+
+	// agentPath is the part of a trust domain that SPIRE reserves for agents.
+	agentPath = "/spire/agent/"
+)
+
+// Attestation is what a node gets for proving what it is.
+type Attestation struct {
+	// Chain is the agent's SVID, DER, leaf first, for the key of the CSR. It
+	// has been verified against Bundle.
+	Chain [][]byte
+	// Reattestable tells how to renew it: by Attest if set, by Renew if not.
+	Reattestable bool
+	// Bundle is the trust domain's, fetched on the same connection.
+	Bundle *registry.Bundle
+}
+
+// Attest proves to the server what node this is (AttestAgent), for which it
+// needs no SVID, and fetches the bundle. Of csr (PKCS#10, DER) the server uses
+// the key alone.
+//
+// From the server's answer on, an earlier SVID of this agent is no longer
+// accepted: write the key before the call and the SVID right after it, then
+// SetRoots and SetIdentity. The server takes one attestation a second from an
+// IP address and lets the others wait, so this call lasts up to five minutes;
+// ctx ends it earlier.
+//
+// A join token is used up by the attempt, even if its answer gets lost.
+func (c *Client) Attest(ctx context.Context, trust Trust, node attestor.Node, csr []byte) (*Attestation, error) {
+	key, err := csrKey(csr)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", stepAttest, err)
+	}
+	if !trust.Insecure && len(trust.Roots) == 0 {
+		return nil, fmt.Errorf("%s: there is no trust bundle to verify the server with", stepAttest)
+	}
+	attempt, err := node.Begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", stepAttest, node.Type(), err)
+	}
+	defer attempt.Close() // nothing is read from it afterwards that an error could spoil
+
+	v := &verifier{serverID: c.serverID, insecure: trust.Insecure, roots: func() []*x509.Certificate { return trust.Roots }}
+	cn, err := c.acquireAnonymous(stepAttest, v)
+	if err != nil {
+		return nil, err
+	}
+	defer c.release(cn)
+	if trust.Insecure {
+		c.log.Warn("insecure bootstrap: the server's certificate is not verified", "server", c.address)
+	}
+
+	c.beginAttest()
+	result, err := c.attest(ctx, cn, node.Type(), attempt, csr, key)
+	c.endAttest(err == nil)
+	return result, err
+}
+
+// beginAttest and endAttest frame the time in which the server may swap one
+// SVID of this agent for another, see superseded.
+func (c *Client) beginAttest() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.attesting++
+}
+
+func (c *Client) endAttest(ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.attesting--
+	c.unset = c.unset || ok
+}
+
+func (c *Client) attest(ctx context.Context, cn *conn, kind string, attempt attestor.Attempt, csr []byte, key crypto.PublicKey) (*Attestation, error) {
+	bounded, cancel := context.WithTimeout(ctx, c.attestTimeout)
+	defer cancel()
+	result, err := attestAgent(bounded, cn, kind, attempt, csr)
+	if err != nil {
+		if status.Code(err) == codes.InvalidArgument && kind == "join_token" {
+			err = fmt.Errorf("%w: %s", ErrJoinToken, status.Convert(err).Message())
+			return nil, &CallError{Step: stepAttest, Address: c.address, Code: codes.InvalidArgument, err: err}
+		}
+		return nil, c.explain(ctx, stepAttest, cn, err)
+	}
+
+	bounded, cancel = context.WithTimeout(ctx, c.callTimeout)
+	defer cancel()
+	bundle, err := getBundle(bounded, cn, c.trustDomain)
+	if err != nil {
+		return nil, c.explain(ctx, stepAttest+": get bundle", cn, err)
+	}
+	chain := result.GetSvid().GetCertChain()
+	if _, err := c.checkAgentSVID(chain, key, bundle.X509); err != nil {
+		return nil, c.explain(ctx, stepAttest, cn, badAnswer("the agent's new SVID: %w", err))
+	}
+	return &Attestation{Chain: chain, Reattestable: result.GetReattestable(), Bundle: bundle}, nil
+}
+
+// attestAgent runs the stream of challenges and answers.
+func attestAgent(ctx context.Context, cn *conn, kind string, attempt attestor.Attempt, csr []byte) (*agentv1.AttestAgentResponse_Result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the stream
+	stream, err := agentv1.NewAgentClient(cn.cc).AttestAgent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	request := &agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{
+		Params: &agentv1.AttestAgentRequest_Params{
+			Data:   &types.AttestationData{Type: kind, Payload: attempt.Payload()},
+			Params: &agentv1.AgentX509SVIDParams{Csr: csr},
+		},
+	}}
+	for range maxChallenges {
+		// A Send that fails with EOF leaves the reason to Recv.
+		if err := stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		response, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil, badAnswer("the stream ended without a result")
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch step := response.GetStep().(type) {
+		case *agentv1.AttestAgentResponse_Result_:
+			_ = stream.CloseSend() // always nil
+			return step.Result, nil
+		case *agentv1.AttestAgentResponse_Challenge:
+			answer, err := attempt.Answer(ctx, step.Challenge)
+			if err != nil {
+				return nil, fmt.Errorf("%s: answer the server's challenge: %w", kind, err)
+			}
+			request = &agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}}
+		default:
+			return nil, badAnswer("neither a challenge nor a result")
+		}
+	}
+	return nil, badAnswer("more than %d challenges", maxChallenges)
+}
+
+// checkAgentSVID fails unless chain is an agent's SVID of this trust domain,
+// for key, signed by roots.
+func (c *Client) checkAgentSVID(chain [][]byte, key crypto.PublicKey, roots []*x509.Certificate) (spiffeid.ID, error) {
+	id, certs, err := parseSVID(chain, key)
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	if !id.MemberOf(c.trustDomain) || !strings.HasPrefix(id.Path(), agentPath) {
+		return spiffeid.ID{}, fmt.Errorf("%s is not an agent's SPIFFE ID: want spiffe://%s%s…", id, c.trustDomain, agentPath)
+	}
+	return id, verifyChain(certs, c.trustDomain, roots, id.String())
+}
+
+// PostStatus tells the server the agent's version. Callers go on when it
+// fails: servers show the version and do nothing else with it.
+func (c *Client) PostStatus(ctx context.Context, version string) error {
+	return c.call(ctx, stepStatus, func(ctx context.Context, cn *conn) error {
+		_, err := agentv1.NewAgentClient(cn.cc).PostStatus(ctx, &agentv1.PostStatusRequest{AgentVersion: version})
+		return err
+	})
+}
+
+// Renew returns a new SVID for an agent that cannot attest again, DER, leaf
+// first, for the key of csr. The server accepts the old one until the new one
+// is first used: write key and SVID to disk before SetIdentity. The chain is
+// for the same SPIFFE ID, and verified against the roots of SetRoots.
+func (c *Client) Renew(ctx context.Context, csr []byte) ([][]byte, error) {
+	key, err := csrKey(csr)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", stepRenew, err)
+	}
+	var chain [][]byte
+	err = c.call(ctx, stepRenew, func(ctx context.Context, cn *conn) error {
+		answer, err := agentv1.NewAgentClient(cn.cc).RenewAgent(ctx, &agentv1.RenewAgentRequest{
+			Params: &agentv1.AgentX509SVIDParams{Csr: csr},
+		})
+		if err != nil {
+			return err
+		}
+		chain = answer.GetSvid().GetCertChain()
+		id, err := c.checkAgentSVID(chain, key, cn.verifier.roots())
+		if err == nil && id != cn.id {
+			err = fmt.Errorf("it is for %s, want %s", id, cn.id)
+		}
+		if err != nil {
+			return badAnswer("the agent's new SVID: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return chain, nil
+}
