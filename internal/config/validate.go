@@ -69,6 +69,9 @@ func (c *Config) validate(f *findings) {
 		c.shareSocket()
 		c.Proxy.validate(f)
 	}
+	if p := c.AccessLog.Path; p != "" && p != "stdout" && p != "stderr" && !filepath.IsAbs(p) {
+		c.AccessLog.Path = filepath.Join(filepath.Dir(c.file), p)
+	}
 	c.checkPlaces(f)
 }
 
