@@ -1,0 +1,245 @@
+// Package endpoint is the sockets on which local processes ask the agent for
+// their identities: today the SPIFFE Workload API (X.509 part), gRPC health
+// and reflection on one Unix socket.
+//
+//	s, err := endpoint.Listen(endpoint.Config{
+//		Socket:    "/run/narthex/public/api.sock",
+//		Agent:     agent,
+//		Attestors: []attestor.Workload{attestor.NewUnix(attestor.UnixConfig{})},
+//	})
+//	err = s.Serve(ctx) // until ctx ends
+//
+// A call takes one way through the package. conn.go pins the process at the
+// other end of a new connection; calls.go holds it to its limits and asks for
+// the header of the SPIFFE Workload API; stream.go attests the process,
+// watches the registry on its behalf and sends what an encoder makes of each
+// view: {next, encode once, send}. x509.go holds the encoders of the X.509
+// profile.
+//
+// It leaves to attestor how a process is known, to agent/registry who is
+// entitled to what, and to agent how entries and SVIDs come from the server:
+// the Agent interface is all it knows of it.
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/narthex-id/narthex/agent/registry"
+	"github.com/narthex-id/narthex/attestor"
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+// Agent is what the sockets need of the agent.
+type Agent interface {
+	// Watch watches what a process with these selectors may have.
+	Watch(selectors []attestor.Selector) *registry.Watch
+	// Sync asks the server for changes now. Callers at the same time share
+	// one sync; it returns once that has been applied, or with ctx.
+	Sync(ctx context.Context) error
+	// Unready returns nil once entries are synced, else the reason a caller
+	// should read.
+	Unready() error
+}
+
+// Config is what Listen needs. Agent and one of Socket and Listener are
+// required.
+type Config struct {
+	// Socket is the path of the Unix socket, at most 107 bytes; "unix:" and
+	// "unix://" before it are dropped. A missing parent directory is made,
+	// mode 0755. The socket has mode 0777: who may have what is decided by
+	// attestation. A socket that nobody serves any more is replaced.
+	Socket string
+	// Listener, where it is set, is served instead of making a socket: one
+	// handed over by a predecessor or by systemd. It must be a listener on a
+	// Unix stream socket. Serve closes it and leaves its file alone.
+	Listener net.Listener
+
+	Agent     Agent
+	Attestors []attestor.Workload
+	// AllowUnauthenticatedVerifiers hands the own trust domain's bundle to
+	// callers without an identity.
+	AllowUnauthenticatedVerifiers bool
+	Limits                        Limits
+
+	Metrics *telemetry.Metrics
+	Log     hclog.Logger // nil: no log
+}
+
+// Times that bound what a call may wait for.
+const (
+	// handshakeTimeout bounds the time from accept to the client's HTTP/2
+	// preface.
+	handshakeTimeout = 10 * time.Second
+	// idleTimeout is after how long a connection without a call is asked to
+	// go. Clients of gRPC connect again by themselves.
+	idleTimeout = 10 * time.Minute
+	// drainTimeout is how long Serve waits, once it is told to stop, for
+	// clients to take the last answer and hang up, before it cuts them off.
+	drainTimeout = 2 * time.Second
+	// healthPeriod is how soon a health watch sees the agent become ready.
+	healthPeriod = time.Second
+)
+
+// Server serves one socket.
+type Server struct {
+	agent     Agent
+	attestors []attestor.Workload
+	log       hclog.Logger
+
+	listener *listener
+	socket   *socket // nil where the listener is inherited
+	grpc     *grpc.Server
+	health   *healthServer
+	limits   *limiter
+	meter    *meter
+	frames   frames
+
+	// stop ends every call when the server shuts down. The calls of a gRPC
+	// server have no parent context of ours, so they are tied to this one.
+	stop   context.Context
+	halt   context.CancelFunc
+	closed sync.Once
+}
+
+// Listen takes the socket, so that a caller's connection waits rather than
+// fails from here on. It fails with an error naming the path where the path
+// is too long, something other than a socket is there, or a live process
+// serves it. The caller then calls Serve, or Close.
+func Listen(cfg Config) (*Server, error) {
+	log := cfg.Log
+	if log == nil {
+		log = hclog.NewNullLogger()
+	}
+	if cfg.Agent == nil {
+		return nil, errors.New("listen: no agent given")
+	}
+	s := &Server{agent: cfg.Agent, log: log, limits: newLimiter(cfg.Limits), frames: newFrames()}
+	s.stop, s.halt = context.WithCancel(context.Background())
+	s.listener = &listener{Listener: cfg.Listener, server: s}
+	if cfg.Listener == nil {
+		var err error
+		if s.socket, err = listenUnix(cfg.Socket); err != nil {
+			return nil, err
+		}
+		s.listener.Listener = s.socket
+	} else if network := cfg.Listener.Addr().Network(); network != "unix" {
+		return nil, fmt.Errorf("listen: the inherited listener is on %q; want a unix stream socket", network)
+	} else if l, ok := cfg.Listener.(*net.UnixListener); ok {
+		l.SetUnlinkOnClose(false)
+	}
+	s.grpc = s.newGRPC()
+	workload.RegisterSpiffeWorkloadAPIServer(s.grpc, newWorkloadAPI(s, cfg.AllowUnauthenticatedVerifiers))
+	s.health = newHealth(cfg.Agent)
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	s.meter = newMeter(cfg.Metrics, s.grpc.GetServiceInfo(), cfg.Attestors)
+	s.attestors = cfg.Attestors
+	return s, nil
+}
+
+// newGRPC configures gRPC for many small, long-lived streams: nothing is
+// buffered for a connection that is silent, and what a client may make us
+// hold is bounded.
+func (s *Server) newGRPC() *grpc.Server {
+	return grpc.NewServer(
+		grpc.Creds(peerCredentials{s}),
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ChainUnaryInterceptor(s.unaryCall),
+		grpc.ChainStreamInterceptor(s.streamCall),
+		grpc.UnknownServiceHandler(unknownMethod),
+		grpc.WaitForHandlers(true),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.MaxConcurrentStreams(uint32(s.limits.StreamsPerConnection)),
+		grpc.MaxRecvMsgSize(64<<10),
+		grpc.MaxHeaderListSize(8<<10),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		// Both buffers come from pools and are held only while bytes move:
+		// see conn.ReadOnReady for the reading side.
+		grpc.ReadBufferSize(4<<10),
+		grpc.WriteBufferSize(16<<10),
+		grpc.SharedWriteBuffer(true),
+		// Requests are a few bytes; fixed windows spare the bandwidth
+		// estimator and its pings.
+		grpc.StaticStreamWindowSize(64<<10),
+		grpc.StaticConnWindowSize(64<<10),
+	)
+}
+
+// Addr returns the address of the socket.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Streams returns how many streams are open.
+func (s *Server) Streams() int { return int(s.meter.streams.Load()) }
+
+// Serve answers callers until ctx ends, then ends every call with code
+// Unavailable, which clients answer by calling again, and returns nil when
+// all have ended: within a few seconds, unless an attestor does not heed its
+// context. It returns an error where the listener breaks before.
+func (s *Server) Serve(ctx context.Context) error {
+	s.health.refresh()
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(s.listener) }()
+	health := time.NewTicker(healthPeriod)
+	defer health.Stop()
+	for {
+		select {
+		case <-health.C:
+			s.health.refresh()
+		case err := <-served:
+			if err != nil { // nil after Close
+				err = fmt.Errorf("serve %s: %w", s.Addr(), err)
+			}
+			return errors.Join(err, s.Close())
+		case <-ctx.Done():
+			err := s.Close()
+			<-served
+			return err
+		}
+	}
+}
+
+// Close ends every call, waits for all and removes the socket. Serve calls it
+// by itself; it is for a server that is never served. It returns an error
+// where the socket could not be removed.
+func (s *Server) Close() error {
+	var err error
+	s.closed.Do(func() {
+		// The socket goes first: who calls again should find nobody rather
+		// than us.
+		if s.socket != nil {
+			err = s.socket.remove()
+		}
+		drained := make(chan struct{})
+		go func() {
+			s.grpc.GracefulStop()
+			close(drained)
+		}()
+		s.halt()
+		s.health.Shutdown()
+		grace := time.NewTimer(drainTimeout)
+		defer grace.Stop()
+		select {
+		case <-drained:
+		case <-grace.C:
+			s.grpc.Stop()
+			<-drained
+		}
+		if closeErr := s.listener.Close(); closeErr != nil && !errors.Is(closeErr, net.ErrClosed) {
+			err = errors.Join(err, closeErr)
+		}
+	})
+	return err
+}

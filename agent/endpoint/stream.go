@@ -1,0 +1,253 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"github.com/narthex-id/narthex/agent/registry"
+	"github.com/narthex-id/narthex/attestor"
+)
+
+// What a caller may wait for before its first answer.
+const (
+	// readyWait is how long a caller waits for an agent that is starting, or
+	// for its SVID to be signed. It waits less where its own deadline is
+	// sooner, so that it reads the reason rather than the deadline.
+	readyWait = 5 * time.Second
+	// syncWait is how long a caller nothing is known of is held while the
+	// server is asked.
+	syncWait = time.Second
+)
+
+// encoder makes the answers of one method.
+type encoder struct {
+	method string
+	// standing tells where a caller with this view stands.
+	standing func(*registry.View) standing
+	// encode makes the answer. It is called once for a view that is
+	// entitled; equal views make equal parts.
+	encode func(*registry.View) mem.BufferSlice
+}
+
+// standing is where a caller stands with one method.
+type standing int
+
+const (
+	unsynced standing = iota // the agent does not know yet
+	denied                   // no entry matches
+	pending                  // an entry matches; there is nothing to send yet
+	entitled                 // there is an answer
+)
+
+// standingOf is where a caller stands who wants its SVIDs.
+func standingOf(v *registry.View) standing {
+	switch {
+	case !v.Synced:
+		return unsynced
+	case len(v.Identities) == 0 && v.Pending == 0:
+		return denied
+	case len(v.Identities) == 0 || v.Bundle == nil:
+		return pending
+	}
+	return entitled
+}
+
+// watch answers a caller for as long as it stays: attest it, watch what it
+// may have, and send what e makes of each view. Its selectors are those it
+// had when it called. It returns the status that ends the stream.
+func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
+	ctx := stream.Context()
+	c := connOf(ctx)
+	selectors, err := s.attest(ctx, c)
+	if err != nil {
+		return err
+	}
+	w, view, err := s.first(ctx, c, selectors, e)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	var sent *frame
+	defer func() { s.frames.release(sent) }()
+	for {
+		view = unexpired(view, time.Now())
+		switch e.standing(view) {
+		case unsynced:
+			return s.notReady(view)
+		case denied:
+			return s.deny(c, selectors, e, nil)
+		case entitled:
+			next := s.frames.acquire(e, view)
+			if next.same(sent) {
+				s.frames.release(next)
+				break
+			}
+			s.frames.release(sent)
+			sent = next
+			if err := s.send(stream, c, next); err != nil {
+				return err
+			}
+		case pending:
+			// The caller keeps what it has: its SVID is being replaced.
+		}
+		if view, err = w.Next(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// send sends one answer, to the process that called and to no other: a child
+// that got hold of its socket is not entitled to what comes after its end.
+func (s *Server) send(stream grpc.ServerStream, c *conn, f *frame) error {
+	if err := c.process.Alive(); err != nil {
+		return gone(err)
+	}
+	return stream.SendMsg(f)
+}
+
+func gone(err error) error {
+	return status.Errorf(codes.Unauthenticated, "the process that connected is not the caller any more: %v", err)
+}
+
+// attest returns the selectors of the process at the other end.
+func (s *Server) attest(ctx context.Context, c *conn) ([]attestor.Selector, error) {
+	if err := s.limits.beginAttestation(ctx, c.user); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		s.note(c, "attestation refused", "error", err)
+		return nil, err
+	}
+	defer s.limits.endAttestation(c.user)
+	selectors, err := attestor.AttestObserved(ctx, c.process, s.attestors, func(o attestor.Outcome) {
+		s.meter.attested(o)
+		if o.Err != nil && ctx.Err() == nil {
+			s.note(c, "attestor failed", "attestor", o.Type, "error", o.Err)
+		}
+	})
+	switch {
+	case err == nil:
+		return selectors, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, attestor.ErrProcessGone):
+		return nil, gone(err)
+	}
+	return nil, status.Error(codes.Unavailable, err.Error())
+}
+
+// first waits until there is an answer for the caller, or until it is known
+// that there is none: nothing known of a caller has the server asked at once.
+// The watch it returns is the caller's to close.
+func (s *Server) first(ctx context.Context, c *conn, selectors []attestor.Selector, e *encoder) (*registry.Watch, *registry.View, error) {
+	wait, cancel := context.WithTimeout(ctx, firstWait(ctx))
+	defer cancel()
+	w := s.agent.Watch(selectors)
+	var view *registry.View
+	var synced bool
+	var syncErr error
+	for {
+		next, err := w.Next(wait)
+		if err == nil {
+			view = unexpired(next, time.Now())
+			if e.standing(view) == entitled {
+				return w, view, nil
+			}
+		}
+		isDenied := view != nil && e.standing(view) == denied
+		switch {
+		case ctx.Err() != nil:
+			w.Close()
+			return nil, nil, ctx.Err()
+		case isDenied && !synced:
+			// A new watch tells what there is after the sync also where
+			// that is what there was.
+			w.Close()
+			synced, syncErr = true, s.sync(wait)
+			w = s.agent.Watch(selectors)
+		case isDenied && s.agent.Unready() == nil:
+			w.Close()
+			return nil, nil, s.deny(c, selectors, e, syncErr)
+		case isDenied || err != nil:
+			w.Close()
+			return nil, nil, s.notReady(view)
+		}
+	}
+}
+
+// firstWait is how long first may take: a tenth of the caller's time is left
+// to tell it the reason.
+func firstWait(ctx context.Context) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(readyWait, time.Until(deadline)*9/10)
+	}
+	return readyWait
+}
+
+func (s *Server) sync(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, syncWait)
+	defer cancel()
+	return s.agent.Sync(ctx)
+}
+
+// notReady is the answer to a caller who is to call again; view is the last
+// it had, or nil.
+func (s *Server) notReady(view *registry.View) error {
+	if err := s.agent.Unready(); err != nil {
+		return status.Errorf(codes.Unavailable, "the agent is not ready: %v", err)
+	}
+	switch {
+	case view != nil && view.PendingErr != nil:
+		return status.Errorf(codes.Unavailable, "the caller is entitled to an identity that could not be signed: %v", view.PendingErr)
+	case view != nil && view.Synced && view.Bundle == nil:
+		return status.Error(codes.Unavailable, "the agent has no bundle of its trust domain yet")
+	case view != nil && !view.Synced:
+		return status.Error(codes.Unavailable, "the agent has not synced with the server yet")
+	}
+	return status.Error(codes.Unavailable, "the caller is entitled to an identity that is not signed yet")
+}
+
+// deny is the answer to a caller no entry matches. What would make it match
+// is for the operator, in the log: the caller may be anybody.
+func (s *Server) deny(c *conn, selectors []attestor.Selector, e *encoder, syncErr error) error {
+	found := make([]string, len(selectors))
+	for i, selector := range selectors {
+		found[i] = selector.String()
+	}
+	args := []any{"method", e.method, "selectors", found, "hint", "no registration entry of this agent has only selectors that are among these"}
+	if syncErr != nil {
+		args = append(args, "sync_error", syncErr)
+	}
+	s.note(c, "no identity issued", args...)
+	return status.Error(codes.PermissionDenied, "no identity issued: no registration entry matches the caller; the agent's log has the selectors it was found to have")
+}
+
+// unexpired is view without SVIDs that have ended: those are never sent, and
+// count as pending.
+func unexpired(view *registry.View, now time.Time) *registry.View {
+	for i := range view.Identities {
+		if !now.Before(view.Identities[i].SVID.NotAfter) {
+			return withoutExpired(view, now)
+		}
+	}
+	return view
+}
+
+func withoutExpired(view *registry.View, now time.Time) *registry.View {
+	v := *view
+	v.Identities = nil
+	for _, id := range view.Identities {
+		if now.Before(id.SVID.NotAfter) {
+			v.Identities = append(v.Identities, id)
+		} else {
+			v.Pending++
+		}
+	}
+	return &v
+}
