@@ -1,0 +1,268 @@
+package policy
+
+import (
+	"encoding/binary"
+	"slices"
+)
+
+// A side of a rule is stored pattern by pattern where that is cheap, and as
+// one atom for the whole list where it is not.
+const (
+	// A group in more than groupUses sides of rules and with more than
+	// groupSize patterns is an atom. Below that its patterns are stored
+	// directly: an identity may well be in thousands of groups of one use, and
+	// would have as many atoms.
+	groupUses = 8
+	groupSize = 4
+
+	// maxPairs bounds the pairs of a rule; beyond, the longer list becomes an
+	// atom. So the index grows with the text of a policy, not with its square.
+	maxPairs = 64
+)
+
+// compiler builds an index.
+type compiler struct {
+	x        index
+	atoms    []atom             // by number
+	patterns map[Pattern]uint32 // their atoms
+	groups   map[*group]uint32
+	lists    [2]map[string]uint32 // of rules too large to store by pairs, by their sorted members
+}
+
+// atom is an atom under construction.
+type atom struct {
+	pattern         Pattern     // zero for all but patterns
+	mask            [2]uint64   // by the side it stands on; 0: it stands on none
+	sets            [2][]uint32 // groups and lists it is in, as atoms
+	revoked, inside bool
+}
+
+// compile builds the index of a policy whose rules are sorted by id.
+func compile(p *Policy) index {
+	c := compiler{
+		x: index{
+			known:     map[string]*bag{},
+			domains:   map[string]*trie{},
+			pairs:     make(map[pairKey]outcome, len(p.rules)),
+			listeners: map[string]uint32{},
+			serials:   serials{},
+		},
+		atoms:    make([]atom, firstAtom, firstAtom+2*uint32(len(p.rules))),
+		patterns: map[Pattern]uint32{},
+		groups:   map[*group]uint32{},
+		lists:    [2]map[string]uint32{{}, {}},
+	}
+	for i := range p.revoked {
+		if r := &p.revoked[i]; r.serial != "" {
+			c.x.serials.add(*r)
+		} else {
+			c.atoms[c.pattern(r.pattern)].revoked = true
+		}
+	}
+	for _, ceiling := range p.ceilings {
+		c.domain(ceiling.domain).ceiling = true
+		for _, pattern := range ceiling.patterns {
+			c.atoms[c.pattern(pattern)].inside = true
+		}
+	}
+	for i, m := range p.listeners {
+		c.x.listeners[m.Listener] = uint32(i) + 1
+	}
+	for i := range p.rules {
+		c.rule(uint32(i), &p.rules[i])
+	}
+	c.finish()
+	return c.x
+}
+
+func (c *compiler) newAtom() uint32 {
+	c.atoms = append(c.atoms, atom{})
+	return uint32(len(c.atoms) - 1)
+}
+
+func (c *compiler) pattern(p Pattern) uint32 {
+	a, ok := c.patterns[p]
+	if !ok {
+		a = c.newAtom()
+		c.atoms[a].pattern = p
+		c.patterns[p] = a
+	}
+	return a
+}
+
+func (c *compiler) domain(name string) *trie {
+	t := c.x.domains[name]
+	if t == nil {
+		t = new(trie)
+		c.x.domains[name] = t
+	}
+	return t
+}
+
+// rule stores one rule under all its pairs.
+func (c *compiler) rule(number uint32, r *rule) {
+	from, to := c.side(&r.from, sideFrom), c.side(&r.to, sideTo)
+	if len(from)*len(to) > maxPairs {
+		if len(from) >= len(to) || len(from) > maxPairs {
+			from = c.list(from, sideFrom)
+		}
+		if len(to) > len(from) && len(from)*len(to) > maxPairs {
+			to = c.list(to, sideTo)
+		}
+	}
+	listeners := make([]uint32, 0, 8)
+	for _, name := range r.on {
+		listeners = append(listeners, c.x.listeners[name])
+	}
+	if len(listeners) == 0 {
+		listeners = append(listeners, 0)
+	}
+	for _, f := range from {
+		for _, t := range to {
+			for _, listener := range listeners {
+				c.atoms[f].mask[sideFrom] |= bit(t, listener)
+				c.atoms[t].mask[sideTo] |= bit(f, listener)
+				c.pair(pairKey{f, t, listener}, number, r)
+			}
+		}
+	}
+}
+
+func (c *compiler) pair(key pairKey, number uint32, r *rule) {
+	o, ok := c.x.pairs[key]
+	if !ok {
+		o = outcome{deny: [2]uint32{none, none}, allow: [2]uint32{none, none}}
+	}
+	smallest := &o.deny
+	if r.allow {
+		smallest = &o.allow
+	}
+	for _, d := range [2]Direction{Inbound, Outbound} {
+		if r.at.has(d) {
+			smallest[d] = min(smallest[d], number)
+		}
+	}
+	c.x.pairs[key] = o
+}
+
+// side returns the atoms of one side of a rule, each once.
+func (c *compiler) side(s *subjects, where side) []uint32 {
+	if !s.given {
+		return []uint32{atomAnyone}
+	}
+	atoms := make([]uint32, 0, len(s.patterns)+len(s.groups)+1)
+	if s.unauthenticated {
+		atoms = append(atoms, atomUnauthenticated)
+	}
+	for _, p := range s.patterns {
+		atoms = append(atoms, c.pattern(p))
+	}
+	for _, g := range s.groups {
+		if g.uses > groupUses && len(g.patterns) > groupSize {
+			atoms = append(atoms, c.group(g))
+			continue
+		}
+		for _, p := range g.patterns {
+			atoms = append(atoms, c.pattern(p))
+		}
+	}
+	if len(atoms) > 1 {
+		slices.Sort(atoms)
+		atoms = slices.Compact(atoms)
+	}
+	return atoms
+}
+
+// group returns the atom of a group, which its members carry on both sides.
+func (c *compiler) group(g *group) uint32 {
+	a, ok := c.groups[g]
+	if ok {
+		return a
+	}
+	a = c.newAtom()
+	c.groups[g] = a
+	for _, p := range g.patterns {
+		member := c.pattern(p)
+		for s := range c.atoms[member].sets {
+			c.atoms[member].sets[s] = append(c.atoms[member].sets[s], a)
+		}
+	}
+	return a
+}
+
+// list returns the atom of a list of atoms, groups among them.
+func (c *compiler) list(members []uint32, where side) []uint32 {
+	key := make([]byte, 0, 4*len(members))
+	for _, m := range members {
+		key = binary.NativeEndian.AppendUint32(key, m)
+	}
+	a, ok := c.lists[where][string(key)]
+	if !ok {
+		a = c.newAtom()
+		c.lists[where][string(key)] = a
+		for _, m := range members {
+			c.atoms[m].sets[where] = append(c.atoms[m].sets[where], a)
+		}
+	}
+	return []uint32{a}
+}
+
+// finish fills the bags, when all masks are known.
+func (c *compiler) finish() {
+	c.fill(&c.x.anyone, atomAnyone)
+	c.fill(&c.x.plain, atomAnyone)
+	c.fill(&c.x.plain, atomUnauthenticated)
+	var exact []uint32
+	for p, a := range c.patterns {
+		if !p.wild {
+			exact = append(exact, a)
+			continue
+		}
+		c.fill(c.domain(p.TrustDomain()).root.add(p.text[p.path:]), a)
+	}
+	for _, a := range exact {
+		c.identity(a)
+	}
+}
+
+// fill adds what an atom stands for to a bag.
+func (c *compiler) fill(b *bag, number uint32) {
+	a := &c.atoms[number]
+	b.revoked = b.revoked || a.revoked
+	b.inside = b.inside || a.inside
+	for s := range b.refs {
+		c.fillRefs(b, number, side(s))
+	}
+}
+
+// fillRefs adds an atom and the sets it is in, and those these are in: a list
+// may hold groups.
+func (c *compiler) fillRefs(b *bag, number uint32, s side) {
+	if mask := c.atoms[number].mask[s]; mask != 0 {
+		b.refs[s] = append(b.refs[s], ref{mask, number})
+	}
+	for _, set := range c.atoms[number].sets[s] {
+		c.fillRefs(b, set, s)
+	}
+}
+
+// identity stores all that is known of an identity that the policy names.
+func (c *compiler) identity(number uint32) {
+	p := c.atoms[number].pattern
+	known := new(bag)
+	var others identity
+	domain := c.x.domains[p.TrustDomain()]
+	if domain != nil {
+		domain.find(p.text[p.path:], &others)
+	}
+	known.revoked, known.inside, known.overflow = others.revoked, others.inside, others.overflow
+	for s := range known.refs {
+		known.refs[s] = append(known.refs[s], c.x.anyone.refs[s]...)
+		for _, b := range others.bags[:others.n] {
+			known.refs[s] = append(known.refs[s], b.refs[s]...)
+		}
+	}
+	c.fill(known, number)
+	known.outside = domain != nil && domain.ceiling && !known.inside
+	c.x.known[p.text] = known
+}

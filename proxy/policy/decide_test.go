@@ -1,0 +1,219 @@
+package policy
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// parseAll loads the texts as the files of one policy.
+func parseAll(texts ...string) (*Policy, error) {
+	var l loader
+	for i, text := range texts {
+		l.read(fmt.Sprintf("file%d.yaml", i), []byte(text))
+	}
+	return l.policy()
+}
+
+// TestAgainstSlowEvaluator holds the index, and Explain, against the slow
+// evaluator.
+func TestAgainstSlowEvaluator(t *testing.T) {
+	policies, requests := 1000, 300
+	if testing.Short() {
+		policies = 100
+	}
+	seen := map[Reason]int{}
+	for seed := range uint64(policies) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		slow := worldPolicy(r)
+		texts := slow.yaml(r, 1+r.IntN(3))
+		p, err := parseAll(texts...)
+		if err != nil {
+			t.Fatalf("seed %d: %v\n%s", seed, err, strings.Join(texts, "\n---\n"))
+		}
+		var d Decision
+		for range requests {
+			q := worldRequest(r)
+			allow, rule, reason := slow.decide(&q)
+			p.Decide(&q, &d)
+			if d.Allow != allow || d.Rule != rule || d.Reason != reason {
+				t.Fatalf("seed %d: %+v\ngot  %v %q %v\nwant %v %q %v\n%s", seed, q, d.Allow, d.Rule, d.Reason, allow, rule, reason, strings.Join(texts, "\n---\n"))
+			}
+			if admission := p.Admit(&q); admission != map[bool]Admission{true: Always, false: Never}[allow] {
+				t.Fatalf("seed %d: %+v: admission %v of a decision %v", seed, q, admission, allow)
+			}
+			if reason >= DenyRule && p.scan(&q) != p.searchAll(&q) {
+				t.Fatalf("seed %d: %+v: scan finds %v, index %v", seed, q, p.scan(&q), p.searchAll(&q))
+			}
+			seen[reason]++
+		}
+	}
+	for _, reason := range []Reason{RevokedFrom, RevokedTo, Ceiling, DenyRule, AllowRule, NoRule} {
+		if seen[reason] < policies*requests/200 {
+			t.Errorf("only %d of %d decisions were %q: the test has little to say about it", seen[reason], policies*requests, reason)
+		}
+	}
+}
+
+// searchAll is what Decide does in its fourth and fifth step, without the way
+// out; of both effects only what scan knows.
+func (p *Policy) searchAll(q *Request) hit {
+	var from, to identity
+	p.index.identify(&q.From, sideFrom, &from)
+	p.index.identify(&q.To, sideTo, &to)
+	if from.overflow || to.overflow {
+		return p.scan(q)
+	}
+	found := p.index.search(q, &from, &to)
+	if full := p.scan(q); found.deny != none {
+		found.allow = full.allow // scan stops at the first deny
+	}
+	return found
+}
+
+// TestOrderNeverMatters shuffles rules, keys, list items and files.
+func TestOrderNeverMatters(t *testing.T) {
+	for seed := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		slow := worldPolicy(r)
+		first, err := parseAll(slow.yaml(r, 1)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			other, err := parseAll(slow.yaml(r, 1+r.IntN(4))...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !first.Equal(other) {
+				t.Fatalf("seed %d: hash %x, then %x", seed, first.Hash(), other.Hash())
+			}
+			for range 100 {
+				q := worldRequest(r)
+				var a, b Decision
+				first.Decide(&q, &a)
+				other.Decide(&q, &b)
+				if a.Allow != b.Allow || a.Rule != b.Rule || a.Reason != b.Reason {
+					t.Fatalf("seed %d: %+v: %+v, then %+v", seed, q, a, b)
+				}
+			}
+		}
+	}
+}
+
+// TestManyPatterns asks about an identity that more patterns match than the
+// index keeps room for, named by the policy and not.
+func TestManyPatterns(t *testing.T) {
+	words := []string{"a", "b", "c", "d", "e", "f"}
+	var from []string
+	for i := range 1 << len(words) {
+		pattern := "spiffe://x.org"
+		for j, w := range words {
+			if i>>j&1 == 1 {
+				w = "*"
+			}
+			pattern += "/" + w
+		}
+		from = append(from, pattern)
+	}
+	s := &slowPolicy{}
+	for i, pattern := range from {
+		s.rules = append(s.rules, slowRule{id: fmt.Sprintf("r%02d", i), effect: "allow", on: []string{fmt.Sprintf("l%d", i)}, from: []string{pattern}})
+	}
+	s.rules = append(s.rules, slowRule{id: "d", effect: "deny", on: []string{"l5"}, from: []string{"spiffe://x.org/a/**"}})
+	s.revoked = []string{"spiffe://x.org/*/*/*/*/z/**"}
+	all, err := parseAll(s.yaml(rand.New(rand.NewPCG(1, 1)), 1)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.rules = s.rules[1:] // without the literal one, the ID is not known
+	some, err := parseAll(s.yaml(rand.New(rand.NewPCG(1, 1)), 1)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 70 {
+		for _, id := range []string{"spiffe://x.org/a/b/c/d/e/f", "spiffe://x.org/q/b/c/d/e/f", "spiffe://x.org/a/b/c/d/z/f"} {
+			q := request(id, "spiffe://x.org/t")
+			q.Listener = fmt.Sprintf("l%d", i)
+			var got Decision
+			some.Decide(&q, &got)
+			allow, rule, reason := s.decide(&q)
+			if got.Allow != allow || got.Rule != rule || got.Reason != reason {
+				t.Errorf("%s on l%d: %+v, want %v %q %v", id, i, got, allow, rule, reason)
+			}
+			if i == 0 && id == from[0] {
+				all.Decide(&q, &got)
+				if got.Rule != "r00" {
+					t.Errorf("%s on l0: %+v, want r00", id, got)
+				}
+			}
+		}
+	}
+}
+
+// TestLargeLists stores rules of long lists and groups of many uses.
+func TestLargeLists(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	id := func() string { return fmt.Sprintf("spiffe://x.org/ns/%d/sa/%d", r.IntN(12), r.IntN(12)) }
+	ids := func(n int) (out []string) {
+		for range n {
+			s := id()
+			if r.IntN(8) == 0 {
+				s = s[:strings.LastIndex(s, "/")] + "/*"
+			}
+			out = append(out, s)
+		}
+		return out
+	}
+	s := &slowPolicy{groups: map[string][]string{}}
+	for i := range 6 {
+		s.groups[fmt.Sprintf("g%d", i)] = ids(12)
+	}
+	for i := range 120 {
+		rule := slowRule{id: fmt.Sprintf("r%03d", i), effect: []string{"allow", "allow", "deny"}[r.IntN(3)]}
+		rule.from = slices.Concat([]string{fmt.Sprintf("group:g%d", r.IntN(6))}, ids(r.IntN(14)))
+		if r.IntN(2) == 0 {
+			rule.from = append(rule.from, "unauthenticated")
+		}
+		rule.to = slices.Concat([]string{fmt.Sprintf("group:g%d", r.IntN(6))}, ids(r.IntN(14)))
+		s.rules = append(s.rules, rule)
+	}
+	p, err := parseAll(s.yaml(r, 2)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if most := maxPairs * len(p.rules); len(p.index.pairs) > most {
+		t.Errorf("%d pairs for %d rules, want at most %d", len(p.index.pairs), len(p.rules), most)
+	}
+	for i := range 20000 {
+		q := request(id(), id())
+		if i%50 == 0 {
+			q.From = Peer{}
+		}
+		var d Decision
+		p.Decide(&q, &d)
+		if allow, rule, reason := s.decide(&q); d.Allow != allow || d.Rule != rule || d.Reason != reason {
+			t.Fatalf("%+v: %+v, want %v %q %v", q, d, allow, rule, reason)
+		}
+	}
+}
+
+// TestDecideAllocatesNothing keeps the decision off the heap.
+func TestDecideAllocatesNothing(t *testing.T) {
+	p, requests := mixed(t, 1000)
+	p.SetGeneration(7)
+	i := 0
+	var d Decision
+	if n := testing.AllocsPerRun(5000, func() {
+		p.Decide(&requests[i&4095], &d)
+		p.Admit(&requests[i&4095])
+		i++
+	}); n != 0 {
+		t.Errorf("%v allocations per decision, want none", n)
+	}
+	if d.Generation != 7 {
+		t.Errorf("generation %d, want 7", d.Generation)
+	}
+}

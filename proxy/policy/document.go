@@ -1,0 +1,258 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"unicode/utf8"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+)
+
+// The one file that knows the YAML library. A document becomes a tree of
+// nodes, each with its place, and everything a rule file has no use for and an
+// attacker might (anchors, aliases, tags, merge keys, depth) is refused on the
+// way.
+
+type kind uint8
+
+const (
+	nothing kind = iota // a key without a value, or null
+	text
+	number
+	truth
+	list
+	block // of keys
+)
+
+// node is a value in a document.
+type node struct {
+	kind  kind
+	text  string // of a scalar, as it stands in the file when it is no text
+	at    place
+	items []node // of a list
+	pairs []pair // of a block
+}
+
+// pair is a key of a block and its value.
+type pair struct {
+	key   string
+	at    place
+	value node
+}
+
+// describe says what a node is, for a person.
+func (n *node) describe() string {
+	switch n.kind {
+	case nothing:
+		return "nothing"
+	case text:
+		return fmt.Sprintf("%q", clip(n.text))
+	case number:
+		return "the number " + clip(n.text)
+	case truth:
+		return clip(n.text)
+	case list:
+		return "a list"
+	}
+	return "a block of keys"
+}
+
+// maxDepth is how deep lists and blocks may stand in each other. The language
+// needs five; the YAML library recurses once for each.
+const maxDepth = 32
+
+// readNode parses one document. Lines count from that of base, which is 0
+// for a whole file.
+func readNode(file string, base int, data []byte) (n node, problem *Error) {
+	r := reader{file: file, base: base}
+	defer func() {
+		// The library is fed what strangers wrote to disk; a slice index it
+		// gets wrong must cost the load, not the process.
+		if p := recover(); p != nil {
+			n, problem = node{}, &Error{File: file, Line: base + 1, Column: 1, Msg: "not valid YAML: the parser gave up on it"}
+		}
+	}()
+	tokens := lexer.Tokenize(string(data))
+	if problem = r.checkTokens(tokens); problem != nil {
+		return node{}, problem
+	}
+	tree, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
+	if err != nil {
+		return node{}, r.syntax(err)
+	}
+	var body ast.Node
+	for _, doc := range tree.Docs {
+		if doc.Body == nil {
+			continue
+		}
+		if body != nil {
+			return node{}, r.problem(doc.Body.GetToken(), "a second YAML document; a policy file holds one")
+		}
+		body = doc.Body
+	}
+	if body == nil {
+		return node{at: place{file, base + 1, 1}}, nil
+	}
+	return r.node(body)
+}
+
+// checkText refuses bytes that no text file holds, so that messages can show
+// what a file says.
+func checkText(file string, data []byte) *Error {
+	line, column := 1, 1
+	for i := 0; i < len(data); {
+		c, size := rune(data[i]), 1
+		if c >= utf8.RuneSelf {
+			c, size = utf8.DecodeRune(data[i:])
+		}
+		switch {
+		case c == utf8.RuneError && size == 1:
+			return &Error{File: file, Line: line, Column: column, Msg: "not UTF-8 text"}
+		case c < ' ' && c != '\n' && c != '\r' && c != '\t', c >= 0x7f && c < 0xa0, c == 0xfeff:
+			return &Error{File: file, Line: line, Column: column, Msg: fmt.Sprintf("control character %U", c)}
+		case c == '\n':
+			line, column = line+1, 0
+		}
+		i += size
+		column++
+	}
+	return nil
+}
+
+// reader turns tokens and trees of the library into nodes.
+type reader struct {
+	file string
+	base int // lines before the text
+}
+
+func (r *reader) place(t *token.Token) place {
+	if t == nil || t.Position == nil {
+		return place{r.file, r.base + 1, 1}
+	}
+	return place{r.file, r.base + t.Position.Line, t.Position.Column}
+}
+
+func (r *reader) problem(t *token.Token, format string, args ...any) *Error {
+	at := r.place(t)
+	return &Error{File: at.file, Line: at.line, Column: at.column, Msg: fmt.Sprintf(format, args...)}
+}
+
+func (r *reader) syntax(err error) *Error {
+	if syntax := (*yaml.SyntaxError)(nil); errors.As(err, &syntax) {
+		return r.problem(syntax.Token, "not valid YAML: %s", clip(syntax.Message))
+	}
+	return r.problem(nil, "not valid YAML: %s", clip(err.Error()))
+}
+
+// checkTokens refuses what the language has no use for, and bounds the depth
+// before anything recurses.
+func (r *reader) checkTokens(tokens token.Tokens) *Error {
+	var columns []int // of the blocks around the token
+	flow := 0
+	for i, t := range tokens {
+		switch t.Type {
+		case token.InvalidType:
+			return r.problem(t, "not valid YAML: %s", clip(t.Error))
+		case token.AnchorType, token.AliasType, token.MergeKeyType:
+			return r.problem(t, "anchors, aliases and merge keys are not supported; write it out, or use a group")
+		case token.TagType:
+			return r.problem(t, "tags are not supported")
+		case token.DirectiveType:
+			return r.problem(t, "directives are not supported")
+		case token.MappingKeyType:
+			return r.problem(t, "a key is plain text before a colon")
+		case token.DocumentHeaderType:
+			if i > 0 && tokens[i-1].Type != token.CommentType {
+				return r.problem(t, "a second YAML document; a policy file holds one")
+			}
+		case token.SequenceStartType, token.MappingStartType:
+			flow++
+		case token.SequenceEndType, token.MappingEndType:
+			flow--
+		case token.SequenceEntryType:
+			columns = nest(columns, t.Position.Column)
+		case token.MappingValueType:
+			if flow == 0 && t.Prev != nil {
+				columns = nest(columns, t.Prev.Position.Column)
+			}
+		}
+		if flow+len(columns) > maxDepth {
+			return r.problem(t, "more than %d levels deep", maxDepth)
+		}
+	}
+	return nil
+}
+
+// nest pushes a column after it has popped those that end there.
+func nest(columns []int, column int) []int {
+	for len(columns) > 0 && columns[len(columns)-1] >= column {
+		columns = columns[:len(columns)-1]
+	}
+	return append(columns, column)
+}
+
+// node converts a tree.
+func (r *reader) node(n ast.Node) (node, *Error) {
+	out := node{at: r.place(n.GetToken())}
+	switch n := n.(type) {
+	case *ast.NullNode:
+		out.kind = nothing
+	case *ast.StringNode:
+		out.kind, out.text = text, n.Value
+	case *ast.LiteralNode:
+		out.kind = text
+		if n.Value != nil {
+			out.text = n.Value.Value
+		}
+	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
+		out.kind, out.text = number, n.GetToken().Value
+	case *ast.BoolNode:
+		out.kind, out.text = truth, n.Token.Value
+	case *ast.SequenceNode:
+		out.kind = list
+		for _, item := range n.Values {
+			child, problem := r.node(item)
+			if problem != nil {
+				return node{}, problem
+			}
+			out.items = append(out.items, child)
+		}
+	case *ast.MappingNode:
+		return r.block(out, n.Values)
+	case *ast.MappingValueNode:
+		return r.block(out, []*ast.MappingValueNode{n})
+	default:
+		return node{}, r.problem(n.GetToken(), "not supported in a policy file")
+	}
+	return out, nil
+}
+
+func (r *reader) block(out node, values []*ast.MappingValueNode) (node, *Error) {
+	out.kind = block
+	out.pairs = make([]pair, 0, len(values))
+	for _, v := range values {
+		key, problem := r.node(v.Key)
+		if problem != nil {
+			return node{}, problem
+		}
+		if key.kind == list || key.kind == block {
+			return node{}, r.problem(v.Key.GetToken(), "a key is plain text before a colon")
+		}
+		value, problem := r.node(v.Value)
+		if problem != nil {
+			return node{}, problem
+		}
+		if value.kind == nothing {
+			value.at = key.at
+		}
+		out.pairs = append(out.pairs, pair{key.text, key.at, value})
+	}
+	if len(out.pairs) > 0 {
+		out.at = out.pairs[0].at
+	}
+	return out, nil
+}

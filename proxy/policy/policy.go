@@ -1,0 +1,262 @@
+// Package policy is the rule language: who may speak to whom, by SPIFFE ID.
+//
+// A policy is read from one or more files, compiled once, and asked for every
+// connection:
+//
+//	p, err := policy.Load("rules.yaml")
+//	…
+//	p.SetGeneration(7)                  // before others see it
+//	var d policy.Decision
+//	p.Decide(&policy.Request{
+//		Listener:  "orders",
+//		Direction: policy.Inbound,
+//		From:      policy.PeerOf(id, leaf),
+//		To:        own,
+//	}, &d)
+//
+// The decision does not depend on the order of rules or files: (1) from or to
+// revoked: deny; (2) outside the ceiling of its trust domain: deny; (3) any
+// deny that matches: deny; (4) any allow that matches: allow; (5) deny. Where
+// several rules match, the smallest id is reported.
+//
+// The package is pure: a decision depends on the request and the rules, on no
+// clock, file or network. It authenticates nobody: that the peer holds the
+// identity it is asked about is proven before, by the TLS handshake. What
+// becomes of live connections when a policy changes is the proxy's to do.
+package policy
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"net/netip"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Direction is the end of a connection at which the policy is asked.
+type Direction uint8
+
+// The two ends. On an inbound listener From is the peer and To the SVID we
+// present; on an outbound one From is the SVID we present and To the peer.
+const (
+	Inbound Direction = iota
+	Outbound
+)
+
+// String returns the word that rules use.
+func (d Direction) String() string {
+	if d == Outbound {
+		return "outbound"
+	}
+	return "inbound"
+}
+
+// Peer is one side of a connection. The zero Peer is unauthenticated: it came
+// in plaintext.
+type Peer struct {
+	// ID is the SPIFFE ID that the handshake proved.
+	ID spiffeid.ID
+	// Serial is the serial number of the peer's certificate in hexadecimal, as
+	// big.Int.Text(16) writes it. Case, leading zeros and colons do not matter.
+	Serial string
+	// Issuer is the authority key identifier of the peer's certificate (RFC
+	// 5280, section 4.2.1.1) in hexadecimal. It names the key that signed,
+	// which the issuer's distinguished name does not: SPIRE gives all its
+	// authorities the same one.
+	Issuer string
+}
+
+// PeerOf returns the peer that proved the ID with this leaf certificate.
+func PeerOf(id spiffeid.ID, leaf *x509.Certificate) Peer {
+	return Peer{ID: id, Serial: leaf.SerialNumber.Text(16), Issuer: hex.EncodeToString(leaf.AuthorityKeyId)}
+}
+
+// Authenticated reports whether the peer proved a SPIFFE ID.
+func (p *Peer) Authenticated() bool { return !p.ID.IsZero() }
+
+// Request is what a decision is made on.
+type Request struct {
+	Listener  string // its name in the configuration
+	Direction Direction
+	From, To  Peer
+	Source    netip.AddrPort // of the client; the zero value for a unix socket
+	SNI       string         // server name of the TLS handshake
+	Time      time.Time
+}
+
+// Decision is the answer to a Request.
+type Decision struct {
+	Allow      bool
+	Rule       string // id of the rule that decided; empty where none did
+	Reason     Reason
+	Shadow     []string // ids of shadow rules that matched; none yet
+	Generation uint64   // of the policy that was asked
+}
+
+// Reason says which step of the decision gave the answer.
+type Reason uint8
+
+// The steps. All but AllowRule deny. NoPolicy is the zero value, so that an
+// answer nobody gave is no allow.
+const (
+	NoPolicy Reason = iota
+	RevokedFrom
+	RevokedTo
+	Ceiling
+	DenyRule
+	AllowRule
+	NoRule
+)
+
+// String returns the reason for a person.
+func (r Reason) String() string {
+	switch r {
+	case NoPolicy:
+		return "no policy is loaded"
+	case RevokedFrom:
+		return "the identity it comes from is revoked"
+	case RevokedTo:
+		return "the identity it goes to is revoked"
+	case Ceiling:
+		return "an identity is outside the ceiling of its trust domain"
+	case DenyRule:
+		return "denied by a rule"
+	case AllowRule:
+		return "allowed by a rule"
+	case NoRule:
+		return "no rule allows it"
+	}
+	return "unknown reason"
+}
+
+// Revoked reports whether an identity was revoked: such a connection is closed
+// whatever the listener does about other refusals.
+func (r Reason) Revoked() bool { return r == RevokedFrom || r == RevokedTo }
+
+// Admission is the answer to a connection whose requests are still to come.
+type Admission uint8
+
+// The admissions.
+const (
+	Never      Admission = iota // no request on it can be allowed
+	PerRequest                  // some requests may be: ask Decide for each
+	Always                      // whatever is asked on it is allowed
+)
+
+// String returns the admission in one or two words.
+func (a Admission) String() string {
+	switch a {
+	case PerRequest:
+		return "per request"
+	case Always:
+		return "always"
+	}
+	return "never"
+}
+
+// Policy is a compiled policy. It never changes after SetGeneration, so any
+// number of goroutines may ask it at once. A nil Policy denies everything.
+type Policy struct {
+	files      []string
+	rules      []rule // by id
+	revoked    []revocation
+	ceilings   map[string]*ceiling // by trust domain
+	listeners  []Mention
+	index      index
+	hash       [32]byte
+	generation uint64
+}
+
+// SetGeneration stamps the number that Decide puts into its answers. Whoever
+// activates the policy calls it once, before others can see the policy.
+func (p *Policy) SetGeneration(generation uint64) { p.generation = generation }
+
+// Generation returns the number SetGeneration stamped; 0 for a nil Policy.
+func (p *Policy) Generation() uint64 {
+	if p == nil {
+		return 0
+	}
+	return p.generation
+}
+
+// Rules returns the number of rules.
+func (p *Policy) Rules() int {
+	if p == nil {
+		return 0
+	}
+	return len(p.rules)
+}
+
+// Files returns the names of the files the policy was read from, sorted.
+func (p *Policy) Files() []string {
+	if p == nil {
+		return nil
+	}
+	return append([]string(nil), p.files...)
+}
+
+// Mention is the first place at which a rule names a listener.
+type Mention struct {
+	Listener     string
+	Rule         string
+	File         string
+	Line, Column int // from 1
+}
+
+// Listeners returns the listeners that rules name in `on`, sorted by name: one
+// that no node has is likely a slip.
+func (p *Policy) Listeners() []Mention {
+	if p == nil {
+		return nil
+	}
+	return append([]Mention(nil), p.listeners...)
+}
+
+// Admit answers for a connection before its requests are known.
+func (p *Policy) Admit(r *Request) Admission {
+	var d Decision
+	p.Decide(r, &d)
+	if d.Allow {
+		return Always
+	}
+	return Never
+}
+
+// Decide answers the request into d, all of whose fields it sets. It takes no
+// lock and allocates nothing. A nil Policy denies.
+func (p *Policy) Decide(r *Request, d *Decision) {
+	if p == nil {
+		*d = Decision{Shadow: d.Shadow[:0], Reason: NoPolicy}
+		return
+	}
+	*d = Decision{Shadow: d.Shadow[:0], Generation: p.generation}
+	var from, to identity
+	p.index.identify(&r.From, sideFrom, &from)
+	p.index.identify(&r.To, sideTo, &to)
+	switch {
+	case from.revoked:
+		d.Reason = RevokedFrom
+		return
+	case to.revoked:
+		d.Reason = RevokedTo
+		return
+	case from.outside || to.outside:
+		d.Reason = Ceiling
+		return
+	}
+	var found hit
+	if from.overflow || to.overflow {
+		found = p.scan(r)
+	} else {
+		found = p.index.search(r, &from, &to)
+	}
+	switch {
+	case found.deny != none:
+		d.Reason, d.Rule = DenyRule, p.rules[found.deny].id
+	case found.allow != none:
+		d.Reason, d.Rule, d.Allow = AllowRule, p.rules[found.allow].id, true
+	default:
+		d.Reason = NoRule
+	}
+}

@@ -1,0 +1,132 @@
+package policy
+
+import "slices"
+
+// rule is one rule as it was read, in the form the plain evaluator asks.
+type rule struct {
+	id       string
+	allow    bool
+	at       directions
+	on       []string // sorted; none: every listener
+	from, to subjects
+	place    place
+}
+
+// directions is a set of Directions.
+type directions uint8
+
+const bothEnds = directions(1<<Inbound | 1<<Outbound)
+
+func (d directions) has(one Direction) bool { return one <= Outbound && d&(1<<one) != 0 }
+
+// group is a named list of patterns.
+type group struct {
+	name     string
+	patterns []Pattern
+	place    place
+
+	uses int // sides of rules that name it
+}
+
+// subjects is one side of a rule.
+type subjects struct {
+	given           bool // the key is there; without it any peer matches
+	unauthenticated bool
+	patterns        []Pattern
+	groups          []*group
+}
+
+func (s *subjects) match(p *Peer) bool {
+	if !s.given {
+		return true
+	}
+	if !p.Authenticated() {
+		return s.unauthenticated
+	}
+	if matchAny(s.patterns, p) {
+		return true
+	}
+	for _, g := range s.groups {
+		if matchAny(g.patterns, p) {
+			return true
+		}
+	}
+	return false
+}
+
+func matchAny(patterns []Pattern, p *Peer) bool {
+	for i := range patterns {
+		if patterns[i].Match(p.ID) {
+			return true
+		}
+	}
+	return false
+}
+
+// condition names the conditions of a rule, in the order they are asked.
+type condition uint8
+
+const (
+	met condition = iota
+	condOn
+	condAt
+	condFrom
+	condTo
+)
+
+var conditionKeys = [...]string{met: "", condOn: "on", condAt: "at", condFrom: "from", condTo: "to"}
+
+// misses returns the first condition of the rule that the request does not
+// meet; met if there is none. It allocates nothing.
+func (r *rule) misses(q *Request) condition {
+	switch {
+	case len(r.on) > 0 && !slices.Contains(r.on, q.Listener):
+		return condOn
+	case !r.at.has(q.Direction):
+		return condAt
+	case !r.from.match(&q.From):
+		return condFrom
+	case !r.to.match(&q.To):
+		return condTo
+	}
+	return met
+}
+
+// revocation takes an identity, or one certificate, out of use.
+type revocation struct {
+	pattern        Pattern // zero: a certificate
+	issuer, serial string  // normalised
+	place          place
+}
+
+// ceiling bounds the IDs of one trust domain.
+type ceiling struct {
+	domain   string
+	patterns []Pattern
+	place    place
+}
+
+// hit is the smallest rule of either effect that matched, as an index into the
+// rules, which are sorted by id.
+type hit struct{ deny, allow uint32 }
+
+// none is the index of no rule.
+const none = ^uint32(0)
+
+// scan asks every rule. It is the way out for a request that more patterns
+// match than the index keeps room for.
+func (p *Policy) scan(q *Request) hit {
+	found := hit{none, none}
+	for i := range p.rules {
+		r := &p.rules[i]
+		if r.allow && found.allow != none || r.misses(q) != met {
+			continue
+		}
+		if !r.allow {
+			found.deny = uint32(i)
+			break
+		}
+		found.allow = uint32(i)
+	}
+	return found
+}
