@@ -1,0 +1,265 @@
+// Package agent is the half of Narthex that has identities to give: it
+// attests its node to a SPIRE Server, keeps entries, bundles and SVIDs in
+// step with it, and serves them to the workloads of the node.
+//
+//	a, err := agent.New(agent.Config{…}) // takes the lease of data_dir, opens the socket
+//	if err != nil { … }
+//	err = a.Run(ctx)                     // until ctx ends
+//
+// Everything that changes, changes in one goroutine, the loop of Run: attest
+// or renew, sync, sign, sleep until something is due. The calls it makes are
+// in agent/spire, what it knows in agent/registry, the sockets it serves in
+// agent/endpoint. It leaves to cmd/narthex where its configuration comes
+// from, and to internal/telemetry/expose how its figures are shown.
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/narthex-id/narthex/agent/endpoint"
+	"github.com/narthex-id/narthex/agent/keys"
+	"github.com/narthex-id/narthex/agent/registry"
+	"github.com/narthex-id/narthex/agent/spire"
+	"github.com/narthex-id/narthex/attestor"
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+// Config is what an agent needs. Fields without a default named here are
+// required.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	DataDir     string // made with mode 0700 where it is missing
+	Version     string // told to the server
+
+	Server             string // host:port of the SPIRE Server
+	RequirePQKEM       bool
+	InsecureBootstrap  bool                                               // trust whatever server answers first
+	BootstrapBundle    func(context.Context) ([]*x509.Certificate, error) // asked before each attestation without a saved bundle; may be nil with InsecureBootstrap
+	Node               attestor.Node
+	Keys               keys.Store // default: in DataDir
+	WorkloadAttestors  []attestor.Workload
+	WorkloadKeyType    string        // ec-p256 (default), ec-p384, rsa-2048
+	SyncInterval       time.Duration // default 5 s, jittered by ±10 %
+	X509Cache          int           // SVIDs signed before they are asked for; default 1000
+	AvailabilityTarget time.Duration // see registry.Options
+
+	Socket  string // path of the Workload API
+	Metrics *telemetry.Metrics
+	Log     hclog.Logger
+}
+
+// Agent is a running agent. Make it with New.
+type Agent struct {
+	cfg      Config
+	log      hclog.Logger
+	dir      *dataDir
+	registry *registry.Registry
+	client   *spire.Client
+	server   *endpoint.Server
+	metrics  metrics
+	wake     chan struct{} // holds one token when somebody waits for a sync
+	due      chan struct{} // holds one token when a watch has made signing due
+
+	mu     sync.Mutex // guards the following
+	flight *flight    // the sync that callers wait for, nil when none do
+	view   view       // what Status and Unready tell
+}
+
+// view is what others may know of the loop's progress.
+type view struct {
+	id        spiffeid.ID
+	expires   time.Time
+	synced    bool
+	lastSync  time.Time
+	reachable bool
+	since     time.Time
+	problem   error
+	banned    bool
+}
+
+// flight is one sync on behalf of all who asked before it began.
+type flight struct {
+	done chan struct{}
+	err  error
+}
+
+// New takes the lease of the data directory, reads what an earlier run left
+// there and opens the Workload API socket, so that callers are answered from
+// the first moment. It speaks to no server.
+func New(cfg Config) (*Agent, error) {
+	if cfg.SyncInterval <= 0 {
+		cfg.SyncInterval = 5 * time.Second
+	}
+	if cfg.WorkloadKeyType == "" {
+		cfg.WorkloadKeyType = "ec-p256"
+	}
+	dir, err := openDataDir(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		cfg:     cfg,
+		log:     cfg.Log,
+		dir:     dir,
+		metrics: newMetrics(cfg.Metrics),
+		wake:    make(chan struct{}, 1),
+		due:     make(chan struct{}, 1),
+		view:    view{problem: errNotAttested, since: time.Now()},
+	}
+	if err := a.open(); err != nil {
+		return nil, errors.Join(err, dir.close())
+	}
+	return a, nil
+}
+
+var errNotAttested = errors.New("the agent is starting and has not attested its node yet")
+
+// open makes what New needs beside the lease.
+func (a *Agent) open() error {
+	if a.cfg.Keys == nil {
+		store, err := keys.Disk(a.dir.path + "/keys")
+		if err != nil {
+			return err
+		}
+		a.cfg.Keys = store
+	}
+	a.registry = registry.New(registry.Options{
+		TrustDomain:        a.cfg.TrustDomain,
+		CacheSize:          a.cfg.X509Cache,
+		AvailabilityTarget: a.cfg.AvailabilityTarget,
+		Jitter:             jitter,
+	})
+	client, err := spire.New(spire.Config{
+		Address:      a.cfg.Server,
+		TrustDomain:  a.cfg.TrustDomain,
+		RequirePQKEM: a.cfg.RequirePQKEM,
+		Log:          a.log.Named("spire"),
+	})
+	if err != nil {
+		return err
+	}
+	a.client = client
+	a.server, err = endpoint.Listen(endpoint.Config{
+		Socket:    a.cfg.Socket,
+		Agent:     a,
+		Attestors: a.cfg.WorkloadAttestors,
+		Metrics:   a.cfg.Metrics,
+		Log:       a.log.Named("endpoint"),
+	})
+	if err != nil {
+		return errors.Join(err, client.Close())
+	}
+	return nil
+}
+
+// Run serves until ctx ends, then ends every stream, waits for every
+// goroutine and gives the lease back. It does not return because a server is
+// away or refuses the agent: it says so to callers, and tries again.
+func (a *Agent) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.server.Serve(ctx) })
+	g.Go(func() error { return a.loop(ctx) })
+	return errors.Join(g.Wait(), a.client.Close(), a.dir.close())
+}
+
+// Close gives up an agent that was never Run.
+func (a *Agent) Close() error {
+	return errors.Join(a.server.Close(), a.client.Close(), a.dir.close())
+}
+
+// Watch implements endpoint.Agent. Where it is the first to ask for an entry
+// beyond those that are signed ahead, the loop is told.
+func (a *Agent) Watch(selectors []attestor.Selector) *registry.Watch {
+	w := a.registry.Watch(selectors)
+	now := time.Now()
+	if next := a.registry.NextDue(now); !next.IsZero() && !next.After(now) {
+		poke(a.due)
+	}
+	return w
+}
+
+// poke leaves a token in c, unless there is one already.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Sync implements endpoint.Agent: it returns once a sync that began after the
+// call has been applied, or with the reason why none was. All callers share
+// one sync, and there is at most one a second.
+func (a *Agent) Sync(ctx context.Context) error {
+	if err := a.Unready(); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	if a.flight == nil {
+		a.flight = &flight{done: make(chan struct{})}
+	}
+	f := a.flight
+	a.mu.Unlock()
+	poke(a.wake)
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for a sync with the server: %w", ctx.Err())
+	}
+}
+
+// Unready implements endpoint.Agent: nil once entries have been synced, else
+// the reason why no caller can be answered yet, and what a person can do.
+func (a *Agent) Unready() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.view.banned:
+		return a.view.problem
+	case a.view.synced:
+		return nil
+	case a.view.problem == nil:
+		return errors.New("the agent has not synced with the server yet")
+	}
+	return a.view.problem
+}
+
+// Status tells what the agent knows of itself.
+func (a *Agent) Status() *telemetry.AgentStatus {
+	entries, identities := a.registry.Status()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := &telemetry.AgentStatus{
+		ExpiresAt:  a.view.expires,
+		Server:     a.cfg.Server,
+		Reachable:  a.view.reachable,
+		Since:      a.view.since,
+		LastSync:   a.view.lastSync,
+		Entries:    entries,
+		Streams:    a.server.Streams(),
+		Identities: identities,
+	}
+	if !a.view.id.IsZero() {
+		s.ID = a.view.id.String()
+	}
+	if a.view.problem != nil {
+		s.Problem = a.view.problem.Error()
+	}
+	return s
+}
+
+// update changes the view under its lock.
+func (a *Agent) update(change func(*view)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	change(&a.view)
+}

@@ -1,0 +1,397 @@
+package agent_test
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"go.uber.org/goleak"
+
+	"github.com/narthex-id/narthex/agent"
+	"github.com/narthex-id/narthex/attestor"
+	"github.com/narthex-id/narthex/internal/devserver"
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var td = spiffeid.RequireTrustDomainFromString("example.test")
+
+// stage is a development server and an agent's configuration beside it.
+type stage struct {
+	t      *testing.T
+	dir    string
+	server *devserver.Server
+	stop   func()
+	cfg    agent.Config
+}
+
+func me() []attestor.Selector {
+	return []attestor.Selector{{Type: "unix", Value: fmt.Sprintf("uid:%d", os.Getuid())}}
+}
+
+func entry(path string, ttl time.Duration) devserver.Entry {
+	return devserver.Entry{SPIFFEID: spiffeid.RequireFromPath(td, path), Selectors: me(), TTL: ttl}
+}
+
+// newStage starts a server and prepares an agent with a fresh join token.
+func newStage(t *testing.T, entries ...devserver.Entry) *stage {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "agent") // short: socket paths have 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s := &stage{t: t, dir: dir}
+	s.startServer("127.0.0.1:0", entries...)
+	s.cfg = agent.Config{
+		TrustDomain:       td,
+		DataDir:           filepath.Join(dir, "data"),
+		Version:           "test",
+		Server:            s.server.Addr().String(),
+		Node:              attestor.JoinToken{Token: s.server.JoinToken()},
+		WorkloadAttestors: []attestor.Workload{attestor.NewUnix(attestor.UnixConfig{})},
+		SyncInterval:      200 * time.Millisecond,
+		Socket:            filepath.Join(dir, "api.sock"),
+		Metrics:           telemetry.NewMetrics(),
+		Log:               hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Debug}),
+		BootstrapBundle:   func(context.Context) ([]*x509.Certificate, error) { return parsePEM(s.server.BundlePEM()) },
+	}
+	return s
+}
+
+func (s *stage) startServer(listen string, entries ...devserver.Entry) {
+	s.t.Helper()
+	server, err := devserver.New(devserver.Config{
+		TrustDomain: td, Listen: listen, Dir: filepath.Join(s.dir, "server"), Entries: entries, Log: hclog.NewNullLogger(),
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(ctx) }()
+	s.server = server
+	stopped := false
+	s.stop = func() {
+		if !stopped {
+			stopped = true
+			cancel()
+			<-done
+		}
+	}
+	s.t.Cleanup(s.stop)
+}
+
+// start runs an agent until the returned function is called.
+func (s *stage) start() (*agent.Agent, func()) {
+	s.t.Helper()
+	a, err := agent.New(s.cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	stopped := false
+	stop := func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Errorf("Run: %v", err)
+		}
+	}
+	s.t.Cleanup(stop)
+	return a, stop
+}
+
+// fetch asks the agent as a workload does, until it is answered or told that
+// it will not be.
+func (s *stage) fetch() (*x509svid.SVID, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for {
+		x, err := workloadapi.FetchX509SVID(ctx, workloadapi.WithAddr("unix://"+s.cfg.Socket))
+		if err == nil || !strings.Contains(err.Error(), "Unavailable") || ctx.Err() != nil {
+			return x, err
+		}
+	}
+}
+
+func (s *stage) mustFetch() *x509svid.SVID {
+	s.t.Helper()
+	x, err := s.fetch()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return x
+}
+
+// eventually waits for what another goroutine or process will do.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatal("not in time: " + what)
+		case <-tick.C:
+		}
+	}
+}
+
+func parsePEM(data []byte) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		certs = append(certs, cert)
+	}
+	return certs, nil
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+func TestServesWhatTheServerSigns(t *testing.T) {
+	s := newStage(t, entry("/orders", time.Hour))
+	a, _ := s.start()
+	if got, want := s.mustFetch().ID.String(), "spiffe://example.test/orders"; got != want {
+		t.Errorf("SVID of %s, want %s", got, want)
+	}
+	status := a.Status()
+	if status.Problem != "" || !status.Reachable || status.Entries != 1 || len(status.Identities) != 1 {
+		t.Errorf("status: %+v", status)
+	}
+	if !strings.HasPrefix(status.ID, "spiffe://example.test/spire/agent/join_token/") {
+		t.Errorf("agent is %q", status.ID)
+	}
+}
+
+func TestNewEntryIsUsableAtOnce(t *testing.T) {
+	s := newStage(t)
+	s.cfg.SyncInterval = time.Hour // only callers make it sync
+	a, _ := s.start()
+	eventually(t, "the first sync", func() bool { return a.Unready() == nil })
+	if _, err := s.fetch(); err == nil || !strings.Contains(err.Error(), "PermissionDenied") {
+		t.Fatalf("without entry: %v, want PermissionDenied", err)
+	}
+	if err := s.server.SetEntries([]devserver.Entry{entry("/late", time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.mustFetch().ID.Path(); got != "/late" {
+		t.Errorf("SVID of %s, want /late", got)
+	}
+}
+
+func TestRestartGoesOnWithTheSavedSVID(t *testing.T) {
+	s := newStage(t, entry("/orders", time.Hour))
+	_, stop := s.start()
+	s.mustFetch()
+	stop()
+	// The token is used up: only the saved SVID can speak to the server.
+	_, stop = s.start()
+	s.mustFetch()
+	stop()
+
+	for file, mode := range map[string]os.FileMode{"": 0o700 | os.ModeDir, "agent.json": 0o600, "keys": 0o700 | os.ModeDir} {
+		info, err := os.Stat(filepath.Join(s.cfg.DataDir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode() != mode {
+			t.Errorf("%q has mode %v, want %v", file, info.Mode(), mode)
+		}
+	}
+}
+
+func TestSecondAgentOnOneDataDirIsRefused(t *testing.T) {
+	s := newStage(t)
+	s.start()
+	cfg := s.cfg
+	cfg.Socket += "2"
+	_, err := agent.New(cfg)
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("in use by another agent (pid %d)", os.Getpid())) {
+		t.Errorf("second agent: %v", err)
+	}
+}
+
+func TestDataDirOfAnotherTrustDomain(t *testing.T) {
+	s := newStage(t, entry("/orders", time.Hour))
+	_, stop := s.start()
+	s.mustFetch()
+	stop()
+	s.cfg.TrustDomain = spiffeid.RequireTrustDomainFromString("other.test")
+	a, err := agent.New(s.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = a.Run(context.Background())
+	if err == nil || !strings.Contains(err.Error(), `belongs to an agent of trust domain "example.test", not "other.test"`) {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+func TestCorruptStateIsSetAsideAndNamed(t *testing.T) {
+	for name, corrupt := range map[string]func(t *testing.T, dir string){
+		"state": func(t *testing.T, dir string) {
+			if err := os.WriteFile(filepath.Join(dir, "agent.json"), []byte(`{"version":1,`), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"key": func(t *testing.T, dir string) {
+			list, err := filepath.Glob(filepath.Join(dir, "keys", "*"))
+			if err != nil || len(list) != 1 {
+				t.Fatalf("keys: %v, %v", list, err)
+			}
+			if err := os.WriteFile(list[0], []byte("no key"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t, entry("/orders", time.Hour))
+			_, stop := s.start()
+			s.mustFetch()
+			stop()
+			corrupt(t, s.cfg.DataDir)
+			s.cfg.Node = attestor.JoinToken{Token: s.server.JoinToken()}
+			s.start()
+			s.mustFetch()
+			if name == "state" {
+				aside, err := filepath.Glob(filepath.Join(s.cfg.DataDir, "agent.json.corrupt-*"))
+				if err != nil || len(aside) != 1 {
+					t.Errorf("set aside: %v, %v", aside, err)
+				}
+			}
+		})
+	}
+}
+
+func TestServerAway(t *testing.T) {
+	s := newStage(t, entry("/orders", time.Hour))
+	addr := s.server.Addr().String()
+	s.stop()
+	token := attestor.JoinToken{File: filepath.Join(s.dir, "token")}
+	s.cfg.Node = token
+	if err := os.WriteFile(token.File, []byte("of another server"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a, _ := s.start()
+	eventually(t, "the reason why nobody is answered", func() bool {
+		err := a.Unready()
+		return err != nil && strings.Contains(err.Error(), addr)
+	})
+	_, err := workloadapi.FetchX509SVID(timeout(t, 10*time.Second), workloadapi.WithAddr("unix://"+s.cfg.Socket))
+	if err == nil || !strings.Contains(err.Error(), addr) {
+		t.Errorf("a caller is told %v, want the server's address in it", err)
+	}
+	s.startServer(addr, entry("/orders", time.Hour))
+	if err := os.WriteFile(token.File, []byte(s.server.JoinToken()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.mustFetch()
+}
+
+func timeout(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestBannedAgentStopsServing(t *testing.T) {
+	s := newStage(t, entry("/orders", time.Hour))
+	a, _ := s.start()
+	s.mustFetch()
+	if err := s.server.Ban(spiffeid.RequireFromString(a.Status().ID)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the ban", func() bool { return a.Unready() != nil })
+	if got := a.Status(); len(got.Identities) != 0 || got.ID != "" {
+		t.Errorf("a banned agent still holds %+v", got)
+	}
+	if _, err := workloadapi.FetchX509SVID(timeout(t, 10*time.Second), workloadapi.WithAddr("unix://"+s.cfg.Socket)); err == nil ||
+		!strings.Contains(err.Error(), "banned") {
+		t.Errorf("a caller is told %v", err)
+	}
+}
+
+func TestEvictedAgentWithoutAFreshTokenStopsServing(t *testing.T) {
+	s := newStage(t, entry("/orders", time.Hour))
+	token := attestor.JoinToken{File: filepath.Join(s.dir, "token")}
+	if err := os.WriteFile(token.File, []byte(s.server.JoinToken()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.cfg.Node = token
+	a, _ := s.start()
+	s.mustFetch()
+	if err := s.server.Evict(spiffeid.RequireFromString(a.Status().ID)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the refusal", func() bool {
+		err := a.Unready()
+		return err != nil && strings.Contains(err.Error(), "join token")
+	})
+	if got := a.Status(); len(got.Identities) != 0 {
+		t.Errorf("an evicted agent still holds %+v", got.Identities)
+	}
+	if err := os.WriteFile(token.File, []byte(s.server.JoinToken()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.mustFetch()
+}
+
+func TestRotation(t *testing.T) {
+	s := newStage(t, entry("/orders", 3*time.Second))
+	a, _ := s.start()
+	serials := map[string]bool{}
+	eventually(t, "three SVIDs one after another", func() bool {
+		for _, id := range a.Status().Identities {
+			serials[id.Serial] = true
+			if left := time.Until(id.NotAfter); left <= 0 {
+				t.Errorf("an SVID is held that ended %s ago", -left)
+			}
+		}
+		return len(serials) >= 3
+	})
+	if len(serials) > 8 {
+		t.Errorf("%d SVIDs signed, far more than half-lives passed", len(serials))
+	}
+}
+
+func TestUnreadableDataDir(t *testing.T) {
+	s := newStage(t)
+	if err := os.WriteFile(s.cfg.DataDir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := agent.New(s.cfg)
+	if err == nil || !strings.Contains(err.Error(), "data_dir") {
+		t.Errorf("a file for a directory: %v", err)
+	}
+	var path *os.PathError
+	if !errors.As(err, &path) {
+		t.Errorf("%T holds no path", err)
+	}
+}

@@ -1,0 +1,371 @@
+package agent
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/narthex-id/narthex/agent/keys"
+	"github.com/narthex-id/narthex/agent/registry"
+	"github.com/narthex-id/narthex/agent/spire"
+)
+
+// shortest is the least life an SVID must have left to be of use. One with
+// less tells of clocks that disagree, or of a TTL nobody can work with.
+const shortest = time.Second
+
+// errBanned marks the refusal that no retry will mend soon.
+var errBanned = errors.New("the server has banned this agent")
+
+// restore takes up what an earlier run left in the data directory. What is
+// corrupt is set aside, and the agent attests anew; what cannot be read is an
+// error for the operator.
+func (l *looper) restore(ctx context.Context) error {
+	s, err := l.dir.load(l.cfg.TrustDomain.Name())
+	if errors.Is(err, errCorruptState) {
+		l.log.Error("cannot take up the agent's identity and will attest anew", "error", err)
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	roots, err := parseCertificates(s.Bundle)
+	if err != nil {
+		l.log.Error("cannot take up the saved state and will attest anew",
+			"error", l.dir.setAside(fmt.Errorf("bundle: %w", err)))
+		s, roots = state{}, nil
+	}
+	l.self.state = s
+	if len(roots) > 0 {
+		l.client.SetRoots(roots)
+	}
+	if len(s.SVID) == 0 {
+		return nil
+	}
+	key, err := l.cfg.Keys.Load(ctx, s.KeyID)
+	if err != nil {
+		l.log.Warn("cannot load the key of the saved SVID and will attest anew", "error", err)
+		return nil
+	}
+	if err := l.adopt(s, key); err != nil {
+		l.log.Error("cannot take up the saved SVID and will attest anew", "error", l.dir.setAside(err))
+		l.self.state = state{Bundle: s.Bundle}
+		return nil
+	}
+	if !l.self.valid(time.Now()) {
+		l.log.Warn("the saved SVID has expired and the agent will attest anew", "expired_at", l.self.leaf.NotAfter)
+		return nil
+	}
+	l.log.Info("took up the saved SVID", "spiffe_id", l.self.leaf.URIs[0].String(), "expires_at", l.self.leaf.NotAfter)
+	return nil
+}
+
+// adopt makes s and its key what the agent presents to the server.
+func (l *looper) adopt(s state, key keys.Key) error {
+	chain, err := parseCertificates(s.SVID)
+	if err != nil {
+		return fmt.Errorf("svid: %w", err)
+	}
+	leaf := chain[0]
+	id, err := x509svid.IDFromCert(leaf)
+	if err != nil {
+		return fmt.Errorf("svid: %w", err)
+	}
+	if !id.MemberOf(l.cfg.TrustDomain) {
+		return fmt.Errorf("svid: %s is not of trust domain %s", id, l.cfg.TrustDomain)
+	}
+	public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !public.Equal(key.Public()) {
+		return errors.New("svid: its key is another than the stored one")
+	}
+	l.client.SetIdentity(&spire.Identity{Chain: s.SVID, Key: key})
+	lifetime := leaf.NotAfter.Sub(leaf.NotBefore)
+	l.self = self{state: s, key: key, leaf: leaf, renewAt: leaf.NotBefore.Add(lifetime/2 + time.Duration(jitter()*float64(lifetime)/10))}
+	l.metrics.svidExpiry.SetTime(leaf.NotAfter)
+	l.update(func(v *view) { v.id, v.expires = id, leaf.NotAfter })
+	return nil
+}
+
+// attest proves the node to the server and adopts the SVID it answers with.
+func (l *looper) attest(ctx context.Context) error {
+	trust, err := l.trust(ctx)
+	if err != nil {
+		return err
+	}
+	key, csr, err := l.newKey(ctx)
+	if err != nil {
+		return err
+	}
+	result, err := l.client.Attest(ctx, trust, l.cfg.Node, csr)
+	if err != nil {
+		l.metrics.renewFailed.Inc()
+		err = l.denied(fmt.Errorf("attest node with %s: %w", l.cfg.Node.Type(), err))
+		if l.refused(err) {
+			// The server knows this node and does not want it: what it was
+			// given before is not served on.
+			l.wipe()
+		}
+		return err
+	}
+	s := state{
+		TrustDomain:  l.cfg.TrustDomain.Name(),
+		KeyID:        key.ID(),
+		SVID:         result.Chain,
+		Bundle:       l.self.state.Bundle,
+		Reattestable: result.Reattestable,
+	}
+	if result.Bundle != nil {
+		s.Bundle = rawCertificates(result.Bundle.X509)
+		l.client.SetRoots(result.Bundle.X509)
+		l.registry.Apply(registry.Update{Bundle: result.Bundle})
+	}
+	if err := l.keep(ctx, s, key); err != nil {
+		return err
+	}
+	l.nextSync = time.Time{}
+	l.log.Info("attested", "attestor", l.cfg.Node.Type(), "spiffe_id", l.self.leaf.URIs[0].String(), "expires_at", l.self.leaf.NotAfter)
+	return nil
+}
+
+// refused reports whether the server refused the attestation of a node that
+// has lost its SVID (not: was away, or refused a renewal by attestation while
+// the old SVID still holds).
+func (l *looper) refused(err error) bool {
+	var denied *spire.DeniedError
+	return (errors.As(err, &denied) || errors.Is(err, spire.ErrJoinToken)) && !l.self.valid(time.Now())
+}
+
+// renew replaces the agent's SVID before it ends: by attesting again where
+// the node can, else by RenewAgent. While the SVID holds, a failure is only
+// put off.
+func (l *looper) renew(ctx context.Context) error {
+	err := func() error {
+		if l.self.state.Reattestable {
+			return l.attest(ctx)
+		}
+		key, csr, err := l.newKey(ctx)
+		if err != nil {
+			return err
+		}
+		chain, err := l.client.Renew(ctx, csr)
+		if err != nil {
+			l.metrics.renewFailed.Inc()
+			return l.denied(err)
+		}
+		s := l.self.state
+		s.KeyID, s.SVID = key.ID(), chain
+		if err := l.keep(ctx, s, key); err != nil {
+			return err
+		}
+		l.log.Info("renewed the agent's SVID", "expires_at", l.self.leaf.NotAfter)
+		return nil
+	}()
+	if err != nil && l.self.valid(time.Now()) && !errors.Is(err, errBanned) {
+		left := time.Until(l.self.leaf.NotAfter)
+		l.self.renewAt = time.Now().Add(spread(min(left/10, time.Minute)))
+		l.log.Warn("cannot renew the agent's SVID yet, will try again", "error", err, "expires_at", l.self.leaf.NotAfter)
+		return nil
+	}
+	return err
+}
+
+// trust is what the server is verified against when it is attested to: the
+// saved bundle, or else what the configuration names.
+func (l *looper) trust(ctx context.Context) (spire.Trust, error) {
+	if saved := l.self.state.Bundle; len(saved) > 0 {
+		roots, err := parseCertificates(saved)
+		return spire.Trust{Roots: roots}, err
+	}
+	if l.cfg.InsecureBootstrap {
+		l.log.Warn("insecure_bootstrap: the first server that answers is trusted, whoever it is; use agent.server.bundle outside of trials")
+		return spire.Trust{Insecure: true}, nil
+	}
+	roots, err := l.cfg.BootstrapBundle(ctx)
+	if err != nil {
+		return spire.Trust{}, fmt.Errorf("read the bootstrap bundle: %w", err)
+	}
+	return spire.Trust{Roots: roots}, nil
+}
+
+// newKey makes a key for the agent's next SVID, stored before it is used, and
+// its CSR.
+func (l *looper) newKey(ctx context.Context) (keys.Key, []byte, error) {
+	// Attempts that failed leave keys behind: only the one in force is kept.
+	if err := l.cfg.Keys.Keep(ctx, l.self.state.KeyID); err != nil {
+		return nil, nil, fmt.Errorf("delete unused keys: %w", err)
+	}
+	key, err := l.cfg.Keys.New(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the agent's key: %w", err)
+	}
+	csr, err := newCSR(key, spiffeid.ID{})
+	return key, csr, err
+}
+
+// keep writes s to disk, adopts it, and forgets the keys before it.
+func (l *looper) keep(ctx context.Context, s state, key keys.Key) error {
+	if err := l.dir.store(s); err != nil {
+		return err
+	}
+	if err := l.adopt(s, key); err != nil {
+		return fmt.Errorf("take up the SVID the server sent: %w", err)
+	}
+	l.metrics.renewed.Inc()
+	if err := l.cfg.Keys.Keep(ctx, key.ID()); err != nil {
+		l.log.Warn("cannot delete superseded keys", "error", err)
+	}
+	return nil
+}
+
+// keepBundle saves the bundle with which the server is verified, when it has
+// changed.
+func (l *looper) keepBundle(b *registry.Bundle) error {
+	raw := rawCertificates(b.X509)
+	if equalCertificates(raw, l.self.state.Bundle) {
+		return nil
+	}
+	l.client.SetRoots(b.X509)
+	l.self.state.Bundle = raw
+	l.log.Info("the trust bundle changed", "authorities", len(raw))
+	return l.dir.store(l.self.state)
+}
+
+// denied draws the consequences of a refusal of the agent itself and returns
+// the error to report.
+func (l *looper) denied(err error) error {
+	var d *spire.DeniedError
+	switch {
+	case errors.Is(err, spire.ErrIdentityRefused):
+		l.forget()
+		return err
+	case !errors.As(err, &d), d.Superseded, d.Reason == spire.Other:
+		return err
+	case d.Reason == spire.AgentBanned:
+		l.forget()
+		l.wipe()
+		l.update(func(v *view) { v.banned = true })
+		return fmt.Errorf("%w: %w", errBanned, err)
+	}
+	l.forget()
+	return err
+}
+
+// forget drops the agent's SVID, so that the next step is to attest.
+func (l *looper) forget() {
+	l.self = self{state: state{TrustDomain: l.cfg.TrustDomain.Name(), Bundle: l.self.state.Bundle}}
+	l.client.SetIdentity(nil)
+	l.metrics.svidExpiry.Set(0)
+	l.update(func(v *view) { v.id, v.expires = spiffeid.ID{}, time.Time{} })
+	if err := l.dir.store(l.self.state); err != nil {
+		l.log.Error("cannot remove the refused SVID from disk", "error", err)
+	}
+}
+
+// wipe takes back everything the workloads were given.
+func (l *looper) wipe() {
+	l.registry.Apply(registry.Update{Wipe: true})
+	l.update(func(v *view) { v.synced = false })
+}
+
+// signBatch makes a key and a CSR for each entry and has them signed.
+func (l *looper) signBatch(ctx context.Context, due []registry.Entry) (registry.Update, error) {
+	signers := make([]crypto.Signer, len(due))
+	requests := make([]spire.SignRequest, len(due))
+	for i := range due {
+		key, err := keys.NewWorkloadKey(l.cfg.WorkloadKeyType)
+		if err != nil {
+			return registry.Update{}, fmt.Errorf("make a workload's key: %w", err)
+		}
+		csr, err := newCSR(key, due[i].SPIFFEID)
+		if err != nil {
+			return registry.Update{}, err
+		}
+		signers[i] = key
+		requests[i] = spire.SignRequest{EntryID: due[i].ID, SPIFFEID: due[i].SPIFFEID, CSR: csr}
+	}
+	signed, err := l.client.Sign(ctx, requests)
+	if err != nil {
+		return registry.Update{}, err
+	}
+	update := registry.Update{SVIDs: map[string]*registry.SVID{}, Failed: map[string]error{}, Retry: retryAt}
+	for i := range signed {
+		svid, err := (*registry.SVID)(nil), signed[i].Err
+		if err == nil {
+			svid, err = registry.NewSVID(signed[i].Chain, signers[i])
+		}
+		if now := time.Now(); err == nil && svid.NotAfter.Before(now.Add(shortest)) {
+			err = fmt.Errorf("it ends at %s and it is %s now: compare the clocks of this machine and of the server", svid.NotAfter, now)
+		}
+		if err != nil {
+			l.metrics.notRotated.Inc()
+			l.log.Warn("cannot have an SVID signed", "spiffe_id", due[i].SPIFFEID.String(), "entry_id", due[i].ID, "error", err)
+			update.Failed[due[i].ID] = err
+			continue
+		}
+		l.metrics.rotated.Inc()
+		update.SVIDs[due[i].ID] = svid
+	}
+	return update, nil
+}
+
+// retryAt is when an entry is signed again that the server has refused to
+// sign so many times in a row.
+func retryAt(failures int) time.Time {
+	wait := min(signRetry<<min(failures-1, 10), signRetryMax)
+	return time.Now().Add(spread(wait))
+}
+
+// newCSR makes a CSR. The server uses its key alone; the ID is there for
+// those who read its audit log.
+func newCSR(key crypto.Signer, id spiffeid.ID) ([]byte, error) {
+	template := &x509.CertificateRequest{Subject: pkix.Name{Organization: []string{"SPIRE"}}}
+	if !id.IsZero() {
+		template.URIs = []*url.URL{id.URL()}
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	if err != nil {
+		return nil, fmt.Errorf("make a certificate request: %w", err)
+	}
+	return csr, nil
+}
+
+func parseCertificates(raw [][]byte) ([]*x509.Certificate, error) {
+	certs := make([]*x509.Certificate, 0, len(raw))
+	for _, der := range raw {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		certs = append(certs, cert)
+	}
+	return certs, nil
+}
+
+func rawCertificates(certs []*x509.Certificate) [][]byte {
+	raw := make([][]byte, len(certs))
+	for i, c := range certs {
+		raw[i] = c.Raw
+	}
+	return raw
+}
+
+func equalCertificates(a, b [][]byte) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if string(a[i]) != string(b[i]) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,173 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The files of the data directory.
+const (
+	leaseFile = "lease"
+	stateFile = "agent.json"
+)
+
+// stateLimit bounds what is read of a state file: an SVID and a trust bundle
+// are a few KiB.
+const stateLimit = 4 << 20
+
+// state is what the agent keeps between runs beside its private key, which
+// the key store keeps. It is written after the key and names it, so that a
+// crash between the two leaves the older, complete pair in force.
+type state struct {
+	Version      int       `json:"version"`
+	TrustDomain  string    `json:"trust_domain"`
+	KeyID        string    `json:"key_id,omitempty"`
+	SVID         [][]byte  `json:"svid,omitempty"`   // DER, leaf first
+	Bundle       [][]byte  `json:"bundle,omitempty"` // DER
+	Reattestable bool      `json:"reattestable,omitempty"`
+	Written      time.Time `json:"written"`
+}
+
+const stateVersion = 1
+
+// errCorruptState is wrapped when a state file holds what no agent wrote.
+var errCorruptState = errors.New("state file is corrupt")
+
+// dataDir is the agent's directory, held under a lease: two agents that share
+// one would evict each other at the server.
+type dataDir struct {
+	path  string
+	lease *os.File
+}
+
+// openDataDir makes the directory where it is missing (0700) and takes its
+// lease. The lease ends with the process, however it ends.
+func openDataDir(path string) (*dataDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("make data_dir: %w", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("open data_dir: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		if err := os.Chmod(path, 0o700); err != nil {
+			return nil, fmt.Errorf("data_dir %s has mode %#o, and it cannot be narrowed to 0700: %w; "+
+				"it holds private keys: chmod 0700 it, or choose another", path, mode, err)
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(path, leaseFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("take the lease of data_dir: %w; the agent must own and be able to write %s", err, path)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		holder, _ := os.ReadFile(f.Name())
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("data_dir %s is in use by another agent (pid %s): stop it, or give this one a data_dir of its own",
+				path, strings.TrimSpace(string(holder)))
+		}
+		return nil, fmt.Errorf("take the lease of data_dir %s: %w", path, err)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0) // for the message above only
+	}
+	return &dataDir{path: path, lease: f}, nil
+}
+
+// close gives the lease back.
+func (d *dataDir) close() error { return d.lease.Close() }
+
+// load reads the state. A missing file is an empty state. A corrupt one is
+// set aside under another name, which the error (wrapping errCorruptState)
+// tells, and the state is empty.
+func (d *dataDir) load(trustDomain string) (state, error) {
+	path := filepath.Join(d.path, stateFile)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return state{}, nil
+	}
+	if err != nil {
+		return state{}, fmt.Errorf("read agent state: %w", err)
+	}
+	var s state
+	problem := func() error {
+		if info.Size() > stateLimit {
+			return fmt.Errorf("%d bytes, more than %d", info.Size(), stateLimit)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(data, &s); err != nil {
+			return err
+		}
+		if s.Version != stateVersion {
+			return fmt.Errorf("version %d, want %d", s.Version, stateVersion)
+		}
+		return nil
+	}()
+	if errors.Is(problem, fs.ErrPermission) {
+		return state{}, fmt.Errorf("read agent state: %w", problem)
+	}
+	if problem != nil {
+		return state{}, d.setAside(problem)
+	}
+	if s.TrustDomain != trustDomain {
+		return state{}, fmt.Errorf("data_dir %s belongs to an agent of trust domain %q, not %q: give this agent a data_dir of its own",
+			d.path, s.TrustDomain, trustDomain)
+	}
+	return s, nil
+}
+
+// setAside renames the state file, so that a person can look at it and the
+// agent can attest anew.
+func (d *dataDir) setAside(problem error) error {
+	path := filepath.Join(d.path, stateFile)
+	aside := fmt.Sprintf("%s.corrupt-%s", path, time.Now().UTC().Format("20060102T150405.000"))
+	if err := os.Rename(path, aside); err != nil {
+		return fmt.Errorf("set a corrupt state file aside: %w", err)
+	}
+	return fmt.Errorf("%w (%w): set aside as %s", errCorruptState, problem, aside)
+}
+
+// store writes the state so that a crash at any moment leaves the old one or
+// the new one, whole.
+func (d *dataDir) store(s state) error {
+	s.Version, s.Written = stateVersion, time.Now().UTC()
+	data, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("write agent state: %w", err)
+	}
+	path := filepath.Join(d.path, stateFile)
+	tmp, err := os.CreateTemp(d.path, stateFile+".tmp-*") // 0600
+	if err != nil {
+		return fmt.Errorf("write agent state: %w", err)
+	}
+	_, err = tmp.Write(data)
+	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name())
+		return fmt.Errorf("write agent state: %w", err)
+	}
+	dir, err := os.Open(d.path)
+	if err != nil {
+		return fmt.Errorf("write agent state: %w", err)
+	}
+	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+		return fmt.Errorf("write agent state: %w", err)
+	}
+	return nil
+}
