@@ -52,7 +52,8 @@ type Attestation struct {
 // IP address and lets the others wait, so this call lasts up to five minutes;
 // ctx ends it earlier.
 //
-// A join token is used up by the attempt, even if its answer gets lost.
+// A join token is used up by AttestAgent even if the answer gets lost; an error
+// before that call, unreachable server and wrong bundle included, spares it.
 func (c *Client) Attest(ctx context.Context, trust Trust, node attestor.Node, csr []byte) (*Attestation, error) {
 	key, err := csrKey(csr)
 	if err != nil {
@@ -77,10 +78,36 @@ func (c *Client) Attest(ctx context.Context, trust Trust, node attestor.Node, cs
 		c.log.Warn("insecure bootstrap: the server's certificate is not verified", "server", c.address)
 	}
 
+	// The bundle comes first: if it cannot be had, a join token is still good.
+	bundle, err := c.attestBundle(ctx, cn)
+	if err != nil {
+		return nil, err
+	}
 	c.beginAttest()
-	result, err := c.attest(ctx, cn, node.Type(), attempt, csr, key)
+	a, err := c.attest(ctx, cn, node.Type(), attempt, csr)
 	c.endAttest(err == nil)
-	return result, err
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.checkAgentSVID(a.Chain, key, bundle.X509); err != nil {
+		return nil, c.explain(ctx, stepAttest, cn, badAnswer("the agent's new SVID: %w", err))
+	}
+	a.Bundle = bundle
+	return a, nil
+}
+
+func (c *Client) attestBundle(ctx context.Context, cn *conn) (*registry.Bundle, error) {
+	const step = stepAttest + ": get bundle"
+	bounded, cancel := context.WithTimeout(ctx, c.callTimeout)
+	defer cancel()
+	bundle, err := getBundle(bounded, cn, c.trustDomain)
+	if err == nil && len(bundle.X509) == 0 {
+		err = badAnswer("the bundle has no X.509 authority")
+	}
+	if err != nil {
+		return nil, c.explain(ctx, step, cn, err)
+	}
+	return bundle, nil
 }
 
 // beginAttest and endAttest frame the time in which the server may swap one
@@ -98,7 +125,7 @@ func (c *Client) endAttest(ok bool) {
 	c.unset = c.unset || ok
 }
 
-func (c *Client) attest(ctx context.Context, cn *conn, kind string, attempt attestor.Attempt, csr []byte, key crypto.PublicKey) (*Attestation, error) {
+func (c *Client) attest(ctx context.Context, cn *conn, kind string, attempt attestor.Attempt, csr []byte) (*Attestation, error) {
 	bounded, cancel := context.WithTimeout(ctx, c.attestTimeout)
 	defer cancel()
 	result, err := attestAgent(bounded, cn, kind, attempt, csr)
@@ -109,18 +136,7 @@ func (c *Client) attest(ctx context.Context, cn *conn, kind string, attempt atte
 		}
 		return nil, c.explain(ctx, stepAttest, cn, err)
 	}
-
-	bounded, cancel = context.WithTimeout(ctx, c.callTimeout)
-	defer cancel()
-	bundle, err := getBundle(bounded, cn, c.trustDomain)
-	if err != nil {
-		return nil, c.explain(ctx, stepAttest+": get bundle", cn, err)
-	}
-	chain := result.GetSvid().GetCertChain()
-	if _, err := c.checkAgentSVID(chain, key, bundle.X509); err != nil {
-		return nil, c.explain(ctx, stepAttest, cn, badAnswer("the agent's new SVID: %w", err))
-	}
-	return &Attestation{Chain: chain, Reattestable: result.GetReattestable(), Bundle: bundle}, nil
+	return &Attestation{Chain: result.GetSvid().GetCertChain(), Reattestable: result.GetReattestable()}, nil
 }
 
 // attestAgent runs the stream of challenges and answers.

@@ -280,6 +280,21 @@ func TestAttestChecksResult(t *testing.T) {
 	}
 }
 
+// A join token works once: nothing that can be found out before may cost it.
+func TestAttestSparesToken(t *testing.T) {
+	s := newServer(t)
+	s.bundle = func() (*types.Bundle, error) { return nil, status.Error(codes.Internal, "no database") }
+	s.attest = func(agentv1.Agent_AttestAgentServer) error {
+		t.Error("the token was used")
+		return nil
+	}
+	s.start(t)
+	_, err := s.bareClient(t).Attest(t.Context(), Trust{Roots: s.ca.roots()}, token{}, newCSR(t, newKey(t)))
+	if err == nil || !strings.Contains(err.Error(), "attest node: get bundle: server "+s.addr) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestAttestEndsWithContext(t *testing.T) {
 	s := newServer(t)
 	arrived := make(chan struct{})

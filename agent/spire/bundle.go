@@ -21,7 +21,8 @@ import (
 const maxRefreshHint = int64(365 * 24 * time.Hour / time.Second)
 
 // Bundle returns the trust domain's bundle (GetBundle). Tainted authorities
-// are in it, and named in Tainted: SVIDs they signed are valid until replaced.
+// are in it, for SVIDs they signed are valid until replaced; Tainted names the
+// X.509 ones.
 func (c *Client) Bundle(ctx context.Context) (*registry.Bundle, error) {
 	var bundle *registry.Bundle
 	err := c.call(ctx, "get bundle", func(ctx context.Context, cn *conn) (err error) {

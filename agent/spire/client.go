@@ -53,6 +53,10 @@ const (
 	// second and IP address: the nodes behind one NAT form a queue.
 	attestTimeout = 5 * time.Minute
 
+	// lookupTimeout bounds the search for the reason why a name does not
+	// resolve, which has just failed to resolve.
+	lookupTimeout = 3 * time.Second
+
 	// maxMessage bounds what one message from the server may make us hold.
 	// gRPC's default of 4 MiB is too small: GetAuthorizedEntries has no
 	// pages, and an entry takes some 600 bytes.
@@ -74,7 +78,8 @@ const (
 // Config says which server to talk to.
 type Config struct {
 	// Address is the server's host:port. A host name is resolved anew for
-	// every connection, and calls go round all of its addresses.
+	// every connection, and calls go round all of its addresses. A proxy
+	// that HTTPS_PROXY names is used.
 	Address string
 	// TrustDomain is the agent's and the server's.
 	TrustDomain spiffeid.TrustDomain

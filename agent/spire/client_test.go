@@ -41,8 +41,10 @@ func TestHandshake(t *testing.T) {
 		{name: "TLS 1.1", server: func(s *server) {
 			s.tls = func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }
 		}, want: ErrUnreachable, text: "protocol version"},
-		{name: "other trust domain", server: func(s *server) { s.id = "spiffe://other.org/spire/server" },
-			want: ErrWrongServer, text: "it is spiffe://other.org/spire/server, want spiffe://example.org/spire/server"},
+		{
+			name: "other trust domain", server: func(s *server) { s.id = "spiffe://other.org/spire/server" },
+			want: ErrWrongServer, text: "it is spiffe://other.org/spire/server, want spiffe://example.org/spire/server",
+		},
 		{name: "a workload", server: func(s *server) { s.id = "spiffe://example.org/web" }, want: ErrWrongServer},
 		{name: "no SPIFFE ID", server: func(s *server) { s.id = "https://example.org/" }, want: ErrWrongServer},
 		{name: "two URI SANs", server: func(s *server) { s.moreIDs = []string{"spiffe://example.org/x"} }, want: ErrWrongServer},
@@ -86,7 +88,7 @@ func TestHandshake(t *testing.T) {
 			if !strings.HasPrefix(err.Error(), "post agent status: server "+s.addr+": ") {
 				t.Errorf("error without step and address: %v", err)
 			}
-			if strings.Contains(err.Error(), "desc = ") && test.want != ErrUnreachable && test.want != ErrIdentityRefused && test.want != ErrNoPQKEM {
+			if strings.Contains(err.Error(), "desc = ") {
 				t.Errorf("error with gRPC's wrapping: %v", err)
 			}
 			if test.name != "no roots" && Advice(err) == "" {
@@ -118,6 +120,20 @@ func TestUnreachable(t *testing.T) {
 	again.start(t)
 	if err := c.PostStatus(t.Context(), "1"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestNameDoesNotResolve(t *testing.T) {
+	c, err := New(Config{Address: "spire..server:8081", TrustDomain: exampleOrg}) // no query goes out for it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ca := newAuthority(t)
+	c.SetRoots(ca.roots())
+	c.SetIdentity(ca.identity(t, agentID))
+	if err := c.PostStatus(t.Context(), "1"); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "lookup spire..server") {
+		t.Errorf("got %v, want %v and the lookup's error", err, ErrUnreachable)
 	}
 }
 

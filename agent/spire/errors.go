@@ -1,10 +1,13 @@
 package spire
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"strings"
 
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -16,7 +19,7 @@ import (
 var (
 	// ErrUnreachable: nothing answered at the server's address in time, or
 	// the connection broke.
-	ErrUnreachable = errors.New("server unreachable")
+	ErrUnreachable = errors.New("unreachable")
 	// ErrWrongServer: what answered is not spiffe://<trust domain>/spire/server.
 	ErrWrongServer = errors.New("not the server of this trust domain")
 	// ErrUnknownAuthority: a certificate does not chain up to the bundle.
@@ -24,10 +27,10 @@ var (
 	// ErrIdentityRefused: the server ended the handshake over the agent's
 	// certificate, which has expired or is of an authority the server no
 	// longer has. Node attestation, which needs none, remains.
-	ErrIdentityRefused = errors.New("server refused the agent's certificate")
+	ErrIdentityRefused = errors.New("refused the agent's certificate")
 	// ErrNoPQKEM: Config.RequirePQKEM and the server have no key exchange in
 	// common.
-	ErrNoPQKEM = errors.New("server does not offer X25519MLKEM768")
+	ErrNoPQKEM = errors.New("does not offer X25519MLKEM768")
 	// ErrJoinToken: the server does not know the join token, or no longer.
 	ErrJoinToken = errors.New("join token not accepted")
 	// ErrBadAnswer: the server answered what its API does not allow.
@@ -48,18 +51,18 @@ const (
 	// Other is any denial without a reason: of AttestAgent, among them that
 	// of a banned agent; of the rest, a server's authorization policy.
 	Other Reason = iota
-	// AgentExpired: the SVID's time is over. Attest again.
+	// AgentExpired means that the SVID's time is over. Attest again.
 	AgentExpired
-	// AgentNotActive: the SVID is not the agent's newest. Where Superseded
-	// is set, make the call again; otherwise another agent has attested as
-	// this one, or an SVID got lost: attest again.
+	// AgentNotActive means that the SVID is not the agent's newest. Where
+	// Superseded is set, make the call again; otherwise another agent has
+	// attested as this one, or an SVID got lost: attest again.
 	AgentNotActive
-	// AgentNotAttested: the server does not know the agent, or has evicted
-	// it. Attest again.
+	// AgentNotAttested means that the server does not know the agent, or has
+	// evicted it. Attest again.
 	AgentNotAttested
-	// AgentMustReattest: Renew is not for agents that can attest again.
+	// AgentMustReattest means that Renew is not for this agent: attest again.
 	AgentMustReattest
-	// AgentBanned: forget the agent's SVID and stop to serve.
+	// AgentBanned means: forget the agent's SVID and stop serving.
 	AgentBanned
 )
 
@@ -150,7 +153,7 @@ func (c *Client) explain(ctx context.Context, step string, cn *conn, err error) 
 		d.Superseded = c.superseded(cn)
 		return d
 	case codes.Unavailable:
-		return c.explainUnavailable(e, cn)
+		return c.explainUnavailable(ctx, e, cn)
 	case codes.DeadlineExceeded:
 		e.err = ErrUnreachable
 		e.Message = "no answer in time"
@@ -167,11 +170,12 @@ func (c *Client) explain(ctx context.Context, step string, cn *conn, err error) 
 // explainUnavailable tells apart what gRPC calls Unavailable: a handshake we
 // refused, one the server refused, and a server that cannot be reached. gRPC
 // keeps the text of the error and drops the rest.
-func (c *Client) explainUnavailable(e *CallError, cn *conn) error {
+func (c *Client) explainUnavailable(ctx context.Context, e *CallError, cn *conn) error {
 	if failure := cn.verifier.failure.Load(); failure != nil && strings.Contains(e.Message, "authentication handshake failed") {
 		e.err, e.Message = *failure, ""
 		return e
 	}
+	e.Message = plainText(e.Message)
 	switch {
 	case cn.identity != nil && containsAny(e.Message, refusedAlerts):
 		e.err = ErrIdentityRefused
@@ -179,8 +183,39 @@ func (c *Client) explainUnavailable(e *CallError, cn *conn) error {
 		e.err = ErrNoPQKEM
 	default:
 		e.err = ErrUnreachable
+		if strings.Contains(e.Message, noAddress) {
+			e.Message = cmp.Or(c.lookup(ctx), e.Message)
+		}
 	}
 	return e
+}
+
+// plainText takes off what gRPC puts around an error of a connection.
+func plainText(message string) string {
+	if _, quoted, ok := strings.Cut(message, "connection error: desc = "); ok {
+		if text, err := strconv.Unquote(quoted); err == nil {
+			message = text
+		}
+	}
+	return strings.TrimPrefix(message, "transport: ")
+}
+
+// noAddress is what gRPC's round_robin says when the server's name could not
+// be resolved. It does not say why.
+const noAddress = "no children to pick from"
+
+// lookup says why the server's name does not resolve, "" if it does.
+func (c *Client) lookup(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	host, _, err := net.SplitHostPort(c.address)
+	if err == nil {
+		_, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	}
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // refusedAlerts are the texts crypto/tls has for the alerts a server sends

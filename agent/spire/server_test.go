@@ -154,8 +154,8 @@ type server struct {
 
 	unpaged bool // has no SyncAuthorizedEntries
 
-	// conns gets the serial of the client's certificate, nil for none, when
-	// a connection ends. Begun and resumed count handshakes.
+	// ended tells of the end of each connection; begun and resumed count
+	// handshakes.
 	ended          chan struct{}
 	begun, resumed atomic.Int64
 	// asked counts the ids clients wanted in full.

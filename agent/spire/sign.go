@@ -113,10 +113,12 @@ func (c *Client) signBatch(ctx context.Context, b *signBatch, failed error) erro
 
 func (c *Client) signedResult(result *svidv1.BatchNewX509SVIDResponse_Result, want signWant) Signed {
 	e := &CallError{Step: stepSign + ": entry " + want.entry, Address: c.address}
-	if code := codes.Code(result.GetStatus().GetCode()); code != codes.OK { //nolint:gosec // an unknown code stays unknown
-		e.Code, e.Message = code, code.String()+": "+result.GetStatus().GetMessage()
+	if code := codes.Code(result.GetStatus().GetCode()); code != codes.OK {
+		e.Code, e.Message = code, result.GetStatus().GetMessage()
 		if code == codes.NotFound {
 			e.err = ErrNotFound
+		} else {
+			e.Message = code.String() + ": " + e.Message
 		}
 		return Signed{Err: e}
 	}

@@ -123,8 +123,8 @@ func newSyncing(td spiffeid.TrustDomain, known []registry.Entry) *syncing {
 }
 
 // stream speaks SyncAuthorizedEntries: either the first answer is the whole
-// list, or it begins a list of revisions, and what is stale of those is asked
-// for a page at a time.
+// list, or it begins a list of revisions, and what is new or stale of those is
+// asked for a page at a time.
 func (s *syncing) stream(ctx context.Context, client entryv1.EntryClient) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream, which the server takes for a normal end
@@ -140,13 +140,13 @@ func (s *syncing) stream(ctx context.Context, client entryv1.EntryClient) error 
 		return s.takePages(stream, answer, nil)
 	}
 	pageSize := len(answer.GetEntryRevisions())
-	stale, err := s.listRevisions(stream, answer)
+	wanted, err := s.listRevisions(stream, answer)
 	if err != nil {
 		return err
 	}
 	// Sorted ids spare the server work.
-	slices.Sort(stale)
-	for page := range slices.Chunk(stale, pageSize) {
+	slices.Sort(wanted)
+	for page := range slices.Chunk(wanted, pageSize) {
 		answer, err := exchange(stream, &entryv1.SyncAuthorizedEntriesRequest{Ids: page})
 		if err != nil {
 			return err
@@ -187,7 +187,7 @@ func receive(stream entryStream) (*entryv1.SyncAuthorizedEntriesResponse, error)
 // returns the ids of the rest.
 func (s *syncing) listRevisions(stream entryStream, answer *entryv1.SyncAuthorizedEntriesResponse) ([]string, error) {
 	listed := make(map[string]bool, len(s.known))
-	var stale []string
+	var wanted []string
 	for {
 		if len(answer.GetEntries()) > 0 {
 			return nil, badAnswer("entries among the revisions")
@@ -205,20 +205,28 @@ func (s *syncing) listRevisions(stream entryStream, answer *entryv1.SyncAuthoriz
 			if len(listed) > maxEntries {
 				return nil, tooMany()
 			}
-			if e := s.known[r.GetId()]; e != nil && e.Revision == r.GetRevisionNumber() && toUnix(e.CreatedAt) == r.GetCreatedAt() {
+			if e := s.known[r.GetId()]; e != nil && !stale(e, r) {
 				s.entries[e.ID] = *e
 			} else {
-				stale = append(stale, r.GetId())
+				wanted = append(wanted, r.GetId())
 			}
 		}
 		if !answer.GetMore() {
-			return stale, nil
+			return wanted, nil
 		}
 		var err error
 		if answer, err = receive(stream); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// stale tells whether the server has another version of e. An entry that was
+// deleted and made again under its id begins with the revisions of the old
+// one, hence the time; older servers leave that out of the list.
+func stale(e *registry.Entry, r *entryv1.EntryRevision) bool {
+	return e.Revision != r.GetRevisionNumber() ||
+		r.GetCreatedAt() != 0 && r.GetCreatedAt() != toUnix(e.CreatedAt)
 }
 
 // takePages reads full entries: those of the sorted ids asked for, or all of

@@ -237,7 +237,16 @@ func revisions(entries []*types.Entry, next func(entryv1.Entry_SyncAuthorizedEnt
 	}
 }
 
-func TestSyncOddServers(t *testing.T) {
+// oddServer is a server that does not sync as SPIRE Server does.
+type oddServer struct {
+	name    string
+	sync    func(entryv1.Entry_SyncAuthorizedEntriesServer) error
+	want    int // entries
+	leftOut int
+	err     error
+}
+
+func oddServers(t *testing.T) []oddServer {
 	five := newEntries(5)
 	send := func(answers ...*entryv1.SyncAuthorizedEntriesResponse) func(entryv1.Entry_SyncAuthorizedEntriesServer) error {
 		return func(stream entryv1.Entry_SyncAuthorizedEntriesServer) error {
@@ -260,13 +269,7 @@ func TestSyncOddServers(t *testing.T) {
 	revision := func(more bool, id string, n int64) *entryv1.SyncAuthorizedEntriesResponse {
 		return &entryv1.SyncAuthorizedEntriesResponse{More: more, EntryRevisions: []*entryv1.EntryRevision{{Id: id, RevisionNumber: n}}}
 	}
-	tests := []struct {
-		name    string
-		sync    func(entryv1.Entry_SyncAuthorizedEntriesServer) error
-		want    int // entries
-		leftOut int
-		err     error
-	}{
+	return []oddServer{
 		{name: "whole list in pages", sync: send(page(true, five[:3]...), page(false, five[3:]...)), want: 5},
 		{name: "asked entries in pages", sync: revisions(five, then(page(true, five[:3]...), page(false, five[3:]...))), want: 5},
 		{name: "an entry is missing", sync: revisions(five, then(page(false, five[1:]...))), want: 4, leftOut: 1},
@@ -322,7 +325,10 @@ func TestSyncOddServers(t *testing.T) {
 			return denied(t, types.PermissionDeniedDetails_AGENT_BANNED)
 		}, err: &DeniedError{}},
 	}
-	for _, test := range tests {
+}
+
+func TestSyncOddServers(t *testing.T) {
+	for _, test := range oddServers(t) {
 		t.Run(test.name, func(t *testing.T) {
 			s := newServer(t)
 			s.sync = test.sync
@@ -363,6 +369,23 @@ func TestSyncDropsStale(t *testing.T) {
 	}
 }
 
+func TestStale(t *testing.T) {
+	e, err := parseEntry(newEntry(1), exampleOrg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, revisions := range map[bool][]*entryv1.EntryRevision{
+		false: {{RevisionNumber: 3, CreatedAt: 1_700_000_000}, {RevisionNumber: 3}},
+		true:  {{RevisionNumber: 2, CreatedAt: 1_700_000_000}, {RevisionNumber: 4}, {RevisionNumber: 3, CreatedAt: 1_700_000_001}},
+	} {
+		for _, r := range revisions {
+			if stale(&e, r) != want {
+				t.Errorf("%v: want stale %t", r, want)
+			}
+		}
+	}
+}
+
 func TestParseEntry(t *testing.T) {
 	got, err := parseEntry(&types.Entry{
 		Id:             "one",
@@ -382,8 +405,10 @@ func TestParseEntry(t *testing.T) {
 		ID:        "one",
 		SPIFFEID:  spiffeid.RequireFromString("spiffe://example.org/web"),
 		Selectors: []attestor.Selector{{Type: "k8s", Value: "ns:a"}, {Type: "unix", Value: "uid:1"}, {Type: "unix", Value: "uid:2"}},
-		FederatesWith: []spiffeid.TrustDomain{spiffeid.RequireTrustDomainFromString("a.org"),
-			spiffeid.RequireTrustDomainFromString("b.org")},
+		FederatesWith: []spiffeid.TrustDomain{
+			spiffeid.RequireTrustDomainFromString("a.org"),
+			spiffeid.RequireTrustDomainFromString("b.org"),
+		},
 		Hint:      "internal",
 		Revision:  4,
 		CreatedAt: time.Unix(1_700_000_000, 0).UTC(),
