@@ -98,7 +98,7 @@ func (s *Server) authorize(ctx context.Context, method string) (context.Context,
 		return nil, denied.Err()
 	}
 	err = s.nodes.authorize(id.String(), cert)
-	if refused, ok := errors.AsType[*refusal](err); ok {
+	if refused, ok := errors.AsType[*refusedError](err); ok {
 		s.log.Warn("call refused", "method", method, "caller", id.String(), "error", err)
 		if denied, err = denied.WithDetails(&types.PermissionDeniedDetails{Reason: refused.reason}); err != nil {
 			return nil, status.Errorf(codes.Internal, "attach details to a refusal: %v", err)

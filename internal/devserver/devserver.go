@@ -136,7 +136,7 @@ func New(cfg Config) (*Server, error) {
 		s.nodes, err = newNodes(cfg, s.store)
 	}
 	if err == nil {
-		s.listen, err = net.Listen("tcp", addr)
+		s.listen, err = new(net.ListenConfig).Listen(context.Background(), "tcp", addr)
 	}
 	if err != nil {
 		s.store.close()
@@ -312,7 +312,10 @@ func (s *Server) Serve(ctx context.Context) error {
 	cancel()
 	wg.Wait()
 	s.store.close()
-	if err != nil && !(ended && errors.Is(err, grpc.ErrServerStopped)) {
+	if ended && errors.Is(err, grpc.ErrServerStopped) { // before it began
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("serve development server on %s: %w", s.listen.Addr(), err)
 	}
 	return nil

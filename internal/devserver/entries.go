@@ -105,7 +105,11 @@ func checkWorkloadID(td spiffeid.TrustDomain, id spiffeid.ID) error {
 }
 
 func notInEntryID(r rune) bool {
-	return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '.' || r == '-' || r == '_')
+	switch {
+	case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '.', r == '-', r == '_':
+		return false
+	}
+	return true
 }
 
 func checkSelector(s attestor.Selector) error {
@@ -139,9 +143,7 @@ func (e *Entry) madeID() string {
 		selectors[i] = s.Type + ":" + s.Value
 	}
 	slices.Sort(selectors)
-	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %q", e.SPIFFEID.String(), e.ParentID.String(), slices.Compact(selectors))
-	sum := h.Sum(nil)
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", e.SPIFFEID.String(), e.ParentID.String(), slices.Compact(selectors)))
 	return fmt.Sprintf("%x-%x-%x-%x-%x", sum[0:4], sum[4:6], sum[6:8], sum[8:10], sum[10:16])
 }
 

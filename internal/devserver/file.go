@@ -1,6 +1,7 @@
 package devserver
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +18,14 @@ import (
 	"github.com/narthex-id/narthex/attestor"
 )
 
-// maxFile bounds an entry file, in bytes.
-const maxFile = 4 << 20
+// Bounds of an entry file. The YAML library parses by recursion, and a stack
+// that overflows cannot be recovered: columns bound how deep blocks nest, open
+// brackets how deep lists in brackets do.
+const (
+	maxFile     = 4 << 20 // bytes
+	maxColumns  = 4096
+	maxBrackets = 1000
+)
 
 // File is what `narthex dev-server -f` reads:
 //
@@ -126,21 +133,61 @@ func LoadFile(path string) (Config, error) {
 
 // parseFile returns errors that begin with line:column.
 func parseFile(data []byte) (Config, error) {
-	tree, err := parser.ParseBytes(data, 0)
-	if err != nil {
-		return Config{}, placed(err)
-	}
-	if len(tree.Docs) > 1 {
-		return Config{}, at(tree.Docs[1].Start, "a second document begins here; the file must hold one")
-	}
-	if len(tree.Docs) == 0 || tree.Docs[0].Body == nil {
-		return Config{}, at(nil, "the file is empty; it needs at least trust_domain")
+	if err := checkShape(data); err != nil {
+		return Config{}, err
 	}
 	var file File
-	if err := yaml.NodeToValue(tree.Docs[0].Body, &file, yaml.DisallowUnknownField()); err != nil {
+	if err := file.decode(data); err != nil {
 		return Config{}, placed(err)
 	}
 	return file.config()
+}
+
+// checkShape refuses what no person writes and a recursive parser drowns in.
+// Brackets within strings count too, which is harmless: they come in pairs, or
+// are few.
+func checkShape(data []byte) error {
+	open, line := 0, 0
+	for text := range bytes.Lines(data) {
+		line++
+		if len(text) > maxColumns {
+			return &fileError{line, maxColumns, fmt.Errorf("the line is longer than %d bytes", maxColumns)}
+		}
+		for i, b := range text {
+			switch b {
+			case '[', '{':
+				open++
+			case ']', '}':
+				open--
+			}
+			if open > maxBrackets {
+				return &fileError{line, i + 1, fmt.Errorf("more than %d brackets are open", maxBrackets)}
+			}
+		}
+	}
+	return nil
+}
+
+// decode fills f from the one document in data.
+func (f *File) decode(data []byte) (err error) {
+	// On some malformed input, such as a tag before an empty list, the YAML
+	// library dereferences nil; to a person that is one more syntax error.
+	defer func() {
+		if r := recover(); r != nil {
+			err = at(nil, "the file is not YAML that makes sense here (%v)", r)
+		}
+	}()
+	tree, err := parser.ParseBytes(data, 0)
+	if err != nil {
+		return err
+	}
+	if len(tree.Docs) > 1 {
+		return at(tree.Docs[1].Start, "a second document begins here; the file must hold one")
+	}
+	if len(tree.Docs) == 0 || tree.Docs[0].Body == nil {
+		return at(nil, "the file is empty; it needs at least trust_domain")
+	}
+	return yaml.NodeToValue(tree.Docs[0].Body, f, yaml.DisallowUnknownField())
 }
 
 // placed gives an error of the YAML library the form of ours.
@@ -179,7 +226,7 @@ func (f *File) config() (Config, error) {
 	}
 	ids := make(map[string]Text)
 	for i := range f.Entries {
-		e, err := f.Entries[i].entry(cfg.TrustDomain)
+		e, err := f.Entries[i].entry(cfg.TrustDomain, i)
 		if err != nil {
 			return Config{}, err
 		}
@@ -208,7 +255,8 @@ func (t Text) duration(key string) (time.Duration, error) {
 	return d, nil
 }
 
-func (f *FileEntry) entry(td spiffeid.TrustDomain) (Entry, error) {
+// entry is the i-th entry of the file, from 0.
+func (f *FileEntry) entry(td spiffeid.TrustDomain, i int) (Entry, error) {
 	e := Entry{Hint: f.Hint.Value}
 	var err error
 	if f.SPIFFEID.Value == "" {
@@ -216,7 +264,7 @@ func (f *FileEntry) entry(td spiffeid.TrustDomain) (Entry, error) {
 		for _, t := range f.Selectors {
 			where = where.or(t)
 		}
-		return e, where.wrong("spiffe_id", errors.New("is missing; every entry needs one"))
+		return e, where.wrong(fmt.Sprintf("entries[%d].spiffe_id", i), errors.New("is missing; every entry needs one"))
 	}
 	if e.SPIFFEID, err = spiffeid.FromString(f.SPIFFEID.Value); err == nil {
 		err = checkWorkloadID(td, e.SPIFFEID)

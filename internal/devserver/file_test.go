@@ -88,13 +88,16 @@ func TestLoadFileRefused(t *testing.T) {
 		{"too short", "trust_domain: dev.test\nagent_ttl: 1ms\n", `:2:12: agent_ttl: 1ms is out of bounds`},
 		{"entries not a list", "trust_domain: dev.test\nentries: a\n", ":2:10: "},
 		{"entry not a map", "trust_domain: dev.test\nentries: [a]\n", ":2:11: "},
-		{"entry without ID", "trust_domain: dev.test\nentries:\n  - selectors: [\"unix:uid:1\"]\n", ":3:17: spiffe_id: is missing"},
+		{"entry without ID", "trust_domain: dev.test\nentries:\n  - selectors: [\"unix:uid:1\"]\n", ":3:17: entries[0].spiffe_id: is missing"},
 		{"malformed ID", "trust_domain: dev.test\nentries:\n  - spiffe_id: dev.test/a\n", ":3:16: spiffe_id: "},
 		{"foreign ID", "trust_domain: dev.test\nentries:\n  - spiffe_id: spiffe://other/a\n", ":3:16: spiffe_id: spiffe://other/a is not in the trust domain"},
 		{"no selectors", "trust_domain: dev.test\nentries:\n  - spiffe_id: spiffe://dev.test/a\n", ":3:16: entry spiffe://dev.test/a: it has no selector"},
 		{"bad selector", "trust_domain: dev.test\nentries:\n  - spiffe_id: spiffe://dev.test/a\n    selectors: [\"unix:uid:1\", unix]\n", `:4:31: selectors: selector "unix:" is not TYPE:VALUE`},
 		{"bad TTL", entry + "    ttl: 0s\n", ":5:10: ttl: 0s is out of bounds"},
 		{"bad DNS name", entry + "    dns_names: [a, b_/c]\n", ":5:20: dns_names: "},
+		{"long line", "trust_domain: dev.test\n# " + strings.Repeat("-", maxColumns), ":2:4096: the line is longer"},
+		{"many brackets", "trust_domain: dev.test\nlisten: " + strings.Repeat("[", maxBrackets+1), ":2:1009: more than 1000 brackets"},
+		{"what the library chokes on", "trust_domain: dev.test\nentries: !0 #\n", ":1:1: the file is not YAML that makes sense"},
 		{"same entry twice", entry + "  - spiffe_id: spiffe://dev.test/a\n    selectors: [\"unix:uid:1\"]\n", ":5:16: spiffe_id: the entry on line 3 has the same"},
 	}
 	for _, tt := range tests {
@@ -114,7 +117,7 @@ func TestLoadFileUnreadable(t *testing.T) {
 	if _, err := LoadFile(t.TempDir()); err == nil {
 		t.Error("read a directory")
 	}
-	if _, _, err := load(t, strings.Repeat("#", maxFile+1)); err == nil || !strings.Contains(err.Error(), "larger than") {
+	if _, _, err := load(t, strings.Repeat("#\n", maxFile/2+1)); err == nil || !strings.Contains(err.Error(), "larger than") {
 		t.Error(err)
 	}
 }

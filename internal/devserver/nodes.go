@@ -151,22 +151,22 @@ func (n *nodes) evict(id string) error {
 	return nil
 }
 
-// A refusal is why an agent may not call.
-type refusal struct {
+// A refusedError is why an agent may not call.
+type refusedError struct {
 	reason types.PermissionDeniedDetails_Reason
 	why    string
 }
 
-func (r *refusal) Error() string { return r.why }
+func (e *refusedError) Error() string { return e.why }
 
 // authorize answers whether the holder of cert may call as the agent id; the
-// error is a *refusal where that is the answer. It makes a renewed SVID the
+// error is a *refusedError where that is the answer. It makes a renewed SVID the
 // active one.
 func (n *nodes) authorize(id string, cert *x509.Certificate) error {
 	// The handshake has checked this too, but a connection can outlive the
 	// certificate it was opened with.
 	if n.now().After(cert.NotAfter) {
-		return &refusal{types.PermissionDeniedDetails_AGENT_EXPIRED, "agent SVID is expired"}
+		return &refusedError{types.PermissionDeniedDetails_AGENT_EXPIRED, "agent SVID is expired"}
 	}
 	serial := cert.SerialNumber.String()
 	n.mu.Lock()
@@ -174,15 +174,15 @@ func (n *nodes) authorize(id string, cert *x509.Certificate) error {
 	known, ok := n.known[id]
 	switch {
 	case !ok:
-		return &refusal{types.PermissionDeniedDetails_AGENT_NOT_ATTESTED, "agent is not attested"}
+		return &refusedError{types.PermissionDeniedDetails_AGENT_NOT_ATTESTED, "agent is not attested"}
 	case known.banned():
-		return &refusal{types.PermissionDeniedDetails_AGENT_BANNED, "agent is banned"}
+		return &refusedError{types.PermissionDeniedDetails_AGENT_BANNED, "agent is banned"}
 	case known.Serial == serial:
 		return nil
 	case known.NewSerial == serial:
 		known.Serial, known.NewSerial = serial, ""
 		return n.put(id, known)
 	default:
-		return &refusal{types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, "agent SVID is not active: a newer one is in use"}
+		return &refusedError{types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, "agent SVID is not active: a newer one is in use"}
 	}
 }

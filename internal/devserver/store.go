@@ -43,7 +43,7 @@ func openStore(dir string) (*store, error) {
 		return nil, err
 	}
 	if err := syscall.Flock(int(lease.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		lease.Close()
+		_ = lease.Close() // nothing was written to it
 		return nil, fmt.Errorf("%s is in use by another development server (%w); end it or choose another directory", dir, err)
 	}
 	return &store{dir: dir, lease: lease}, nil
@@ -52,7 +52,7 @@ func openStore(dir string) (*store, error) {
 // close gives up the lease.
 func (s *store) close() {
 	if s != nil {
-		s.release.Do(func() { s.lease.Close() })
+		s.release.Do(func() { _ = s.lease.Close() }) // nothing was written to it
 	}
 }
 
