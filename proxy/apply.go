@@ -1,0 +1,277 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// Applied is what Apply did.
+type Applied struct {
+	Added, Changed, Removed []string // listeners, by name
+	Asked, Closed           int      // live connections asked again, and ended for it at once
+	Generation              uint64   // of the policy in force
+}
+
+// Apply puts a new configuration in force: listeners are added, changed and
+// removed without touching the others, a new policy asks every live
+// connection again and only violators are ended. It is all or nothing: on an
+// error (a configuration that cannot be, an address that cannot be bound)
+// everything stays as it was.
+//
+// A listener is known by its name. One that changes but keeps its Bind keeps
+// its socket and its connections; those already open go on under their
+// target. One with a new Bind or Direction is a new one, and connections of
+// the old one drain. Sockets pass from a removed listener to a new one with
+// the same Bind without closing.
+func (p *Proxy) Apply(c Config) (Applied, error) {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	if err := check(c); err != nil {
+		return Applied{}, err
+	}
+	p.mu.Lock()
+	stopped, old := p.stopped, p.sorted()
+	sameSource := p.identities == c.Identities
+	p.mu.Unlock()
+	if stopped {
+		return Applied{}, ErrStopped
+	}
+
+	plan, err := p.plan(c, old, sameSource)
+	if err != nil {
+		return Applied{}, err
+	}
+	applied := p.commit(c, plan)
+	if p.swapPolicy(c.Policy) || len(applied.Changed) > 0 { // a listener's new `expect` asks too
+		applied.Asked, applied.Closed = p.ask(p.table.of(nil))
+	}
+	applied.Generation = p.world.Load().generation
+	p.log.Info("configuration in force", "generation", applied.Generation, "rules", c.Policy.Rules(),
+		"added", strings.Join(applied.Added, ","), "changed", strings.Join(applied.Changed, ","), "removed", strings.Join(applied.Removed, ","),
+		"connections_asked", applied.Asked, "connections_closed", applied.Closed)
+	return applied, nil
+}
+
+// swapPolicy puts a policy in force, and reports whether it is another one.
+func (p *Proxy) swapPolicy(next *policy.Policy) bool {
+	w := p.world.Load()
+	if w.generation > 0 && w.policy == next {
+		return false
+	}
+	w = &world{policy: next, generation: w.generation + 1, loaded: time.Now()}
+	p.world.Store(w)
+	p.instruments.generation.Set(float64(w.generation))
+	return true
+}
+
+// plan is what Apply is about to do, with everything that can fail done.
+type plan struct {
+	added   []*listener
+	changed []change
+	removed []*listener
+}
+
+type change struct {
+	l        *listener
+	settings *settings
+	lease    Lease // nil: as before
+}
+
+func (p *Proxy) plan(c Config, old []*listener, sameSource bool) (*plan, error) {
+	var todo plan
+	kept := map[string]bool{}
+	byName := map[string]*listener{}
+	for _, l := range old {
+		byName[l.name] = l
+	}
+	var fresh []Listener
+	for _, want := range c.Listeners {
+		l := byName[want.Name]
+		if l == nil {
+			fresh = append(fresh, want)
+			continue
+		}
+		was := l.settings.Load()
+		next := newSettings(want, was)
+		if was.Bind != next.Bind || was.Direction != next.Direction || was.Socket != next.Socket {
+			fresh = append(fresh, want)
+			continue
+		}
+		kept[want.Name] = true
+		if sameSource && reflect.DeepEqual(was.Listener, next.Listener) {
+			continue
+		}
+		ch := change{l: l, settings: next}
+		if !sameSource || was.Identity != next.Identity {
+			lease, err := c.Identities.Own(context.Background(), next.Identity)
+			if err != nil {
+				return nil, todo.undo(fmt.Errorf("listener %s: identity %s: %w", want.Name, next.Identity, err))
+			}
+			ch.lease = lease
+		}
+		todo.changed = append(todo.changed, ch)
+	}
+	for _, l := range old {
+		if !kept[l.name] {
+			todo.removed = append(todo.removed, l)
+		}
+	}
+	for _, want := range fresh {
+		l, err := p.open(c.Identities, newSettings(want, nil), todo.removed)
+		if err != nil {
+			return nil, todo.undo(fmt.Errorf("listener %s: %w", want.Name, err))
+		}
+		todo.added = append(todo.added, l)
+	}
+	return &todo, nil
+}
+
+// undo gives back what was taken for a plan that is not carried out.
+func (t *plan) undo(err error) error {
+	for _, ch := range t.changed {
+		if ch.lease != nil {
+			ch.lease.Close()
+		}
+	}
+	for _, l := range t.added {
+		if l.from == nil {
+			l.closeSocket()
+		}
+		l.lease().Close()
+	}
+	return err
+}
+
+// open makes a listener: with the socket of a removed one that has the same
+// Bind, or a new socket.
+func (p *Proxy) open(source Identities, s *settings, removed []*listener) (*listener, error) {
+	l := newListener(p, s)
+	at := slices.IndexFunc(removed, func(r *listener) bool {
+		return r.settings.Load().Bind == s.Bind && r.settings.Load().Socket == s.Socket
+	})
+	if at >= 0 {
+		l.from = removed[at]
+		l.socket, l.unlink = l.from.socket, l.from.unlink
+	} else if err := l.bind(); err != nil {
+		return nil, err
+	}
+	lease, err := source.Own(context.Background(), s.Identity)
+	if err != nil {
+		if l.from == nil {
+			l.closeSocket()
+		}
+		return nil, fmt.Errorf("identity %s: %w", s.Identity, err)
+	}
+	l.leased.Store(&leased{lease})
+	return l, nil
+}
+
+// commit carries the plan out; nothing in it can fail.
+func (p *Proxy) commit(c Config, todo *plan) Applied {
+	var applied Applied
+	for _, ch := range todo.changed {
+		ch.l.change(ch.settings, ch.lease)
+		applied.Changed = append(applied.Changed, ch.l.name)
+	}
+	for _, l := range todo.removed {
+		handed := slices.ContainsFunc(todo.added, func(n *listener) bool { return n.from == l })
+		l.pauseAccepting()
+		if !handed {
+			l.closeSocket()
+		}
+		applied.Removed = append(applied.Removed, l.name)
+	}
+	p.mu.Lock()
+	p.identities = c.Identities
+	for _, l := range todo.removed {
+		delete(p.listeners, l.name)
+		if p.running {
+			p.retired.Go(func() { l.retire("its listener was removed") })
+		} else {
+			l.lease().Close()
+		}
+	}
+	for _, l := range todo.added {
+		if l.from != nil {
+			l.resumeSocket()
+			l.from = nil
+		}
+		p.listeners[l.name] = l
+		if p.running {
+			l.start()
+		}
+		applied.Added = append(applied.Added, l.name)
+	}
+	p.mu.Unlock()
+	return applied
+}
+
+// check refuses configurations that cannot be.
+func check(c Config) error {
+	if c.Identities == nil {
+		return errors.New("no source of identities: set Config.Identities")
+	}
+	names, binds := map[string]bool{}, map[string]string{}
+	for _, l := range c.Listeners {
+		if l.Name == "" {
+			return errors.New("a listener has no name")
+		}
+		if names[l.Name] {
+			return fmt.Errorf("listener %s: two listeners have this name", l.Name)
+		}
+		names[l.Name] = true
+		if err := checkListener(l); err != nil {
+			return fmt.Errorf("listener %s: %w", l.Name, err)
+		}
+		if other := binds[l.Bind]; other != "" && l.Socket == nil && !strings.HasSuffix(l.Bind, ":0") {
+			return fmt.Errorf("listener %s: bind %s is taken by listener %s", l.Name, l.Bind, other)
+		}
+		binds[l.Bind] = l.Name
+	}
+	return nil
+}
+
+func checkListener(l Listener) error {
+	if l.Socket == nil {
+		if err := checkAddress(l.Bind); err != nil {
+			return fmt.Errorf("bind: %w", err)
+		}
+	}
+	if err := checkAddress(l.Target); err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	switch l.Direction {
+	case policy.Inbound:
+		if len(l.Expect) > 0 {
+			return errors.New("expect is for outbound listeners; inbound, the policy's `from` says who may come")
+		}
+	case policy.Outbound:
+		if len(l.Expect) == 0 {
+			return errors.New("an outbound listener needs expect: the SPIFFE IDs the peer may have; its address proves nothing")
+		}
+	default:
+		return fmt.Errorf("direction %d is neither inbound nor outbound", l.Direction)
+	}
+	return nil
+}
+
+func checkAddress(address string) error {
+	if address == "" {
+		return errors.New("is missing: want host:port or unix:/path")
+	}
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		return checkUnixPath(path)
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return fmt.Errorf("%q: want host:port or unix:/path: %w", address, err)
+	}
+	return nil
+}

@@ -1,0 +1,432 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// conn is one accepted connection. Its own goroutine walks it from accept to
+// close in serve; what others may do to it meanwhile (ask it again, end it)
+// is in live.go.
+type conn struct {
+	l      *listener
+	down   end // as accepted, without TLS
+	source string
+	start  time.Time
+
+	in, out atomic.Uint64 // bytes from source to target, and back
+
+	due   time.Time // guarded by table.mu
+	index int       // guarded by table.mu
+
+	mu      sync.Mutex // guards the following
+	phase   phase
+	up      net.Conn           // as dialled, without TLS
+	cancel  context.CancelFunc // ends the dial in progress
+	closing *closing           // why it was ended by us or broke off; set once
+
+	request  policy.Request
+	decision policy.Decision
+	own      *Identity           // what we present on it
+	chain    []*x509.Certificate // the peer's, leaf first
+	trusted  *domain             // the bundle that last verified chain
+
+	ends      [causes]deadline // when it is ended at the latest
+	moved     time.Time        // when bytes were last seen to have moved
+	movedSum  uint64
+	firstDone string // the end that was the first to be done
+	finished  bool   // and it finished in good order
+	unread    bool   // the target took no more of what the client sends
+}
+
+// deadline is when and why a connection will be ended. A zero at is never.
+type deadline struct {
+	at  time.Time
+	why closing
+}
+
+// cause is what set a deadline: each can be taken back without the others.
+type cause int
+
+const (
+	endHandshake cause = iota
+	endPolicy
+	endExpiry
+	endDrain
+	causes
+)
+
+// phase is how far a connection has come.
+type phase int
+
+const (
+	opening phase = iota // nobody known yet: it has not been asked
+	decided              // the peer is known: every change asks it again
+	copying
+)
+
+// closing is why a connection ended: one of telemetry.CloseReasons, and the
+// same for a person.
+type closing struct {
+	reason, why string
+}
+
+// refusal is the error of a connection that never came to copying.
+type refusal struct {
+	result string // of narthex_connections_total
+	why    string
+}
+
+func (r *refusal) Error() string { return r.why }
+
+func refuse(result, format string, args ...any) error {
+	return &refusal{result, fmt.Sprintf(format, args...)}
+}
+
+// serve walks the connection from accept to close.
+func (c *conn) serve() {
+	var err error
+	var record telemetry.Access
+	if c.l.settings.Load().Direction == policy.Inbound {
+		err = c.serveInbound(&record)
+	} else {
+		err = c.serveOutbound(&record)
+	}
+	c.finish(&record, err)
+}
+
+// serveInbound: the peer proves who it is, the policy decides, and only then
+// the target hears of it.
+func (c *conn) serveInbound(record *telemetry.Access) error {
+	s := c.l.settings.Load()
+	session, err := c.l.session()
+	if err != nil {
+		return refuse("failed", "cannot present an identity: %v", err)
+	}
+	down := tls.Server(c.down, session.config)
+	if err := c.handshake(down, s, record); err != nil {
+		c.notePeer(session, err)
+		return err
+	}
+	if err := c.identify(session, down, record.ServerName); err != nil {
+		return err
+	}
+	if err := c.decide(); err != nil {
+		return err
+	}
+	up, err := c.dial(s, record)
+	if err != nil {
+		return err
+	}
+	c.relay(down, up, tlsClass, len(bufferSizes)-1)
+	return nil
+}
+
+// serveOutbound: we prove who we are, the peer proves that it is whom the
+// listener expects, the policy decides, and only then a byte of the caller
+// leaves.
+func (c *conn) serveOutbound(record *telemetry.Access) error {
+	s := c.l.settings.Load()
+	session, err := c.l.session()
+	if err != nil {
+		return refuse("failed", "cannot present an identity: %v", err)
+	}
+	raw, err := c.dial(s, record)
+	if err != nil {
+		return err
+	}
+	up := tls.Client(raw, session.config)
+	if err := c.handshake(up, s, record); err != nil {
+		c.notePeer(session, err)
+		return err
+	}
+	record.ServerName = session.config.ServerName
+	if err := c.identify(session, up, record.ServerName); err != nil {
+		return err
+	}
+	if err := c.decide(); err != nil {
+		return err
+	}
+	c.relay(c.down, up, len(bufferSizes)-1, tlsClass)
+	return nil
+}
+
+// handshake runs the TLS handshake. The table ends it when it takes too
+// long; how many run at once is bounded for each listener.
+func (c *conn) handshake(t *tls.Conn, s *settings, record *telemetry.Access) error {
+	c.endBy(endHandshake, time.Now().Add(s.Timeouts.Handshake), closing{"error", fmt.Sprintf("the handshake took longer than %s", s.Timeouts.Handshake)})
+	if !s.takeHandshake() {
+		c.l.handshaked("timeout")
+		return refuse("refused", "too many handshakes at once: none of %d ended within %s", s.MaxHandshakes, s.Timeouts.Handshake)
+	}
+	begin := time.Now()
+	err := t.Handshake()
+	s.returnHandshake()
+	cs := t.ConnectionState()
+	record.TLSVersion, record.Cipher = versionName(cs.Version), cipherName(cs.CipherSuite)
+	record.ServerName, record.Protocol = cs.ServerName, cs.NegotiatedProtocol
+	if err != nil {
+		if ended := c.ended(); ended != nil {
+			c.l.handshaked("timeout")
+			return refuse("refused", "%s", ended.why)
+		}
+		result, why := explainHandshake(err)
+		c.l.handshaked(result)
+		return &refused{refusal{"refused", why}, err}
+	}
+	c.l.meters.handshake.Since(begin)
+	c.l.handshaked("ok")
+	return nil
+}
+
+// refused is a refusal that keeps the handshake's error for who the peer
+// was.
+type refused struct {
+	refusal
+	err error
+}
+
+func (r *refused) Unwrap() error { return r.err }
+
+// dial connects to the target.
+func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.Timeouts.Connect)
+	defer cancel()
+	if !c.dialling(cancel) {
+		return nil, c.killedBefore()
+	}
+	network, address := splitAddress(s.Target)
+	record.Destination = s.Target
+	raw, err := c.l.proxy.dial(ctx, network, address)
+	if err != nil {
+		if ended := c.ended(); ended != nil {
+			return nil, c.killedBefore()
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("dial %s: no answer within %s", s.Target, s.Timeouts.Connect)
+		}
+		return nil, refuse("failed", "target: %v", err)
+	}
+	if remote := raw.RemoteAddr(); remote != nil && network == "tcp" {
+		record.Destination = remote.String()
+	}
+	up, ok := raw.(end)
+	if !ok {
+		_ = raw.Close()
+		return nil, refuse("failed", "target %s: %T cannot be half-closed", s.Target, raw)
+	}
+	if !c.attach(raw) {
+		return nil, c.killedBefore()
+	}
+	return up, nil
+}
+
+func (c *conn) killedBefore() error {
+	ended := c.ended()
+	if ended.reason == "policy" || ended.reason == "revoked" {
+		return refuse("denied", "%s", ended.why)
+	}
+	return refuse("refused", "%s", ended.why)
+}
+
+// relay copies both ways until both have ended.
+func (c *conn) relay(down, up end, downClass, upClass int) {
+	if !c.begin() {
+		return
+	}
+	back := make(chan struct{})
+	go c.copyBack(down, up, upClass, back)
+	c.copyForth(down, up, downClass)
+	<-back
+}
+
+// copyForth and copyBack are named so that goroutine dumps tell them apart.
+func (c *conn) copyForth(down, up end, class int) {
+	how, err := pump(up, down, class, flow{&c.in, c.l.meters.bytesIn})
+	c.copied("client", how, err)
+}
+
+func (c *conn) copyBack(down, up end, class int, done chan<- struct{}) {
+	defer close(done)
+	how, err := pump(down, up, class, flow{&c.out, c.l.meters.bytesOut})
+	c.copied("target", how, err)
+}
+
+// copied notes how the direction that reads from side ended. A stream that
+// broke off is broken off at the other end too: it must not look finished.
+func (c *conn) copied(side string, how copied, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	other := map[string]string{"client": "target", "target": "client"}[side]
+	first := side
+	switch {
+	case how == copyEnded:
+		c.finished = c.finished || c.firstDone == ""
+	case how == copyRefused:
+		// The end we wrote to is gone. What it sent before still comes, then
+		// the other direction ends.
+		first = other
+		c.unread = c.unread || side == "client"
+	case c.finished && c.firstDone == other && hungUp(err):
+		// The other end had finished, and this one left without ceremony.
+	default:
+		c.kill(closing{"peer", side + ": " + explainBroken(err)})
+	}
+	if c.firstDone == "" {
+		c.firstDone = first
+	}
+}
+
+func hungUp(err error) bool {
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+}
+
+// finish closes what is open, takes the connection out of the table and
+// leaves one access record.
+func (c *conn) finish(record *telemetry.Access, err error) {
+	c.l.proxy.table.remove(c)
+	c.closeEnds(err)
+	c.mu.Lock()
+	c.fill(record)
+	ended := closing{reason: "peer"}
+	if c.closing != nil {
+		ended = *c.closing
+	} else if c.firstDone != "" {
+		ended.why = "ended by the " + c.firstDone
+	}
+	c.mu.Unlock()
+
+	var r *refusal
+	var hr *refused
+	result := resultAllowed
+	switch {
+	case errors.As(err, &hr):
+		result, ended = hr.result, closing{why: hr.why}
+	case errors.As(err, &r):
+		result, ended = r.result, closing{why: r.why}
+	}
+	record.Reason, record.Closed = ended.why, ended.reason
+	record.Outcome = "success"
+	if err != nil || ended.reason == "policy" || ended.reason == "revoked" || ended.reason == "error" {
+		record.Outcome = "failure"
+	}
+	c.l.ended(record, result)
+}
+
+// fill copies what is known into the access record, with c.mu held.
+func (c *conn) fill(record *telemetry.Access) {
+	now := time.Now()
+	record.Time, record.Duration, record.Action = now, now.Sub(c.start), "connection"
+	record.Listener, record.Direction = c.l.name, c.request.Direction.String()
+	record.Source = c.source
+	record.BytesIn, record.BytesOut = c.in.Load(), c.out.Load()
+	from, to := &c.request.From, &c.request.To
+	if !from.ID.IsZero() {
+		record.From = from.ID.String()
+	}
+	if !to.ID.IsZero() {
+		record.To = to.ID.String()
+	}
+	record.Serial = c.peer().Serial
+	if c.phase != opening {
+		record.Decision = decisionWord(c.decision.Allow)
+		record.Rule, record.Generation = c.decision.Rule, c.decision.Generation
+		record.Shadow = slices.Clone(c.decision.Shadow)
+	}
+}
+
+// closeEnds closes both ends. A refused client is given time to read the TLS
+// alert, and one whose target took no more the target's last words, which a
+// reset would take from it; a refused caller sees a reset, because an orderly
+// end would look like an empty answer.
+func (c *conn) closeEnds(err error) {
+	c.mu.Lock()
+	up, killed, unread, inbound := c.up, c.closing != nil, c.unread, c.request.Direction == policy.Inbound
+	c.mu.Unlock()
+	switch {
+	case killed:
+		return
+	case unread || (err != nil && inbound):
+		lingerClose(c.down)
+	case err != nil:
+		abort(c.down)
+	default:
+		_ = c.down.Close()
+	}
+	if up != nil {
+		_ = up.Close()
+	}
+}
+
+// lingerFor bounds how long, and lingerBytes how much, a refused client may
+// still send before its connection is closed.
+const (
+	lingerFor   = 250 * time.Millisecond
+	lingerBytes = 64 << 10
+)
+
+// lingerClose says that no more will come, and reads what the peer sends for
+// a moment: closing with unread bytes would be a reset, which can overtake
+// the alert.
+func lingerClose(c end) {
+	defer func() { _ = c.Close() }()
+	if c.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(lingerFor)) != nil {
+		return
+	}
+	buf := takeBuffer(0)
+	defer bufferPools[0].Put(buf)
+	for read := 0; read < lingerBytes; {
+		n, err := c.Read(*buf)
+		if err != nil {
+			return
+		}
+		read += n
+	}
+}
+
+// sourceOf names the accepted connection's far end for the log and for the
+// policy.
+func sourceOf(c net.Conn) (string, netip.AddrPort) {
+	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		ap := tcp.AddrPort()
+		ap = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		return ap.String(), ap
+	}
+	if u, ok := c.LocalAddr().(*net.UnixAddr); ok {
+		return unixPrefix + u.Name, netip.AddrPort{}
+	}
+	return "", netip.AddrPort{}
+}
+
+func versionName(v uint16) string {
+	switch v {
+	case 0:
+		return ""
+	case tls.VersionTLS12:
+		return "1.2"
+	case tls.VersionTLS13:
+		return "1.3"
+	}
+	return tls.VersionName(v)
+}
+
+func cipherName(c uint16) string {
+	if c == 0 {
+		return ""
+	}
+	return tls.CipherSuiteName(c)
+}

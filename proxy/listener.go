@@ -1,0 +1,569 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+const unixPrefix = "unix:"
+
+// maxUnixPath is the longest path a unix socket can have: sockaddr_un holds
+// 108 bytes, the last of them zero (unix(7)).
+const maxUnixPath = 107
+
+// listener accepts connections on one socket.
+type listener struct {
+	name   string
+	proxy  *Proxy
+	meters meters
+	socket net.Listener
+	unlink os.FileInfo // the unix socket we made; nil where there is none
+	from   *listener   // whose socket it takes over, while a plan is made
+
+	settings atomic.Pointer[settings]
+	leased   atomic.Pointer[leased]
+	cached   atomic.Pointer[session]
+	refusals logLimit
+
+	stop      chan struct{} // closed: accept no more
+	stopOnce  sync.Once
+	accepting sync.WaitGroup
+	conns     sync.WaitGroup
+
+	relet    chan struct{} // another lease is in force
+	unwatch  chan struct{} // closed: the last connection has ended
+	watching sync.WaitGroup
+
+	active, accepted, refused atomic.Int64
+
+	mu              sync.Mutex // guards the following
+	acceptProblem   string
+	identityProblem string
+}
+
+// settings is a listener's configuration with its defaults filled in.
+type settings struct {
+	Listener
+	serverName string
+	slots      chan struct{} // taken before accept, given back at close
+	handshakes chan struct{} // taken for the time of a handshake
+}
+
+type leased struct{ Lease }
+
+// Defaults of Listener and Timeouts.
+const (
+	defaultHandshake      = 10 * time.Second
+	defaultConnect        = 5 * time.Second
+	defaultIdle           = 5 * time.Minute
+	defaultDrain          = 30 * time.Second
+	defaultMaxConnections = 10_000
+	defaultMaxHandshakes  = 1_000
+	defaultUnixMode       = 0o660
+)
+
+// newSettings fills in the defaults. Connections that were accepted under was
+// keep counting while the limit stays what it was.
+func newSettings(l Listener, was *settings) *settings {
+	t := &l.Timeouts
+	t.Handshake = cmp.Or(t.Handshake, defaultHandshake)
+	t.Connect = cmp.Or(t.Connect, defaultConnect)
+	t.Idle = cmp.Or(t.Idle, defaultIdle)
+	t.Drain = cmp.Or(t.Drain, defaultDrain)
+	l.OnPolicyChange = cmp.Or(l.OnPolicyChange, ActionClose)
+	l.OnPeerExpiry = cmp.Or(l.OnPeerExpiry, ActionKeep)
+	l.MaxConnections = cmp.Or(l.MaxConnections, defaultMaxConnections)
+	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes)
+	l.UnixMode = cmp.Or(l.UnixMode, defaultUnixMode)
+	l.Expect = slices.Clone(l.Expect)
+	s := &settings{Listener: l}
+	if l.Direction == policy.Outbound {
+		s.serverName = serverNameOf(l.Target)
+	}
+	if was != nil {
+		s.slots, s.handshakes = was.slots, was.handshakes
+	}
+	if cap(s.slots) != l.MaxConnections {
+		s.slots = make(chan struct{}, l.MaxConnections)
+	}
+	if cap(s.handshakes) != l.MaxHandshakes {
+		s.handshakes = make(chan struct{}, l.MaxHandshakes)
+	}
+	return s
+}
+
+func newListener(p *Proxy, s *settings) *listener {
+	l := &listener{
+		name: s.Name, proxy: p, meters: p.instruments.of(s.Name),
+		stop: make(chan struct{}), relet: make(chan struct{}, 1), unwatch: make(chan struct{}),
+	}
+	l.settings.Store(s)
+	return l
+}
+
+func (l *listener) lease() Lease { return l.leased.Load().Lease }
+
+// session returns the TLS configuration for the identity as of now, or why
+// there is none.
+func (l *listener) session() (*session, error) {
+	id, err := l.lease().Current()
+	if err != nil {
+		return nil, err
+	}
+	s := l.settings.Load()
+	if have := l.cached.Load(); have != nil && have.identity == id && have.settings == s {
+		return have, nil
+	}
+	made := newSession(id, s)
+	l.cached.Store(made)
+	return made, nil
+}
+
+// start accepts connections and follows the identity.
+func (l *listener) start() {
+	l.watching.Go(l.watch)
+	l.accepting.Go(l.accept)
+}
+
+// Accept errors that do not go away at once (EMFILE, ENFILE, ENOMEM) are
+// waited out; what is accepted already goes on meanwhile.
+const (
+	minBackoff = 5 * time.Millisecond
+	maxBackoff = time.Second
+)
+
+// accept accepts until stop is closed. The slot is taken first, so that a
+// client beyond the limit waits in the kernel's backlog and costs us nothing.
+func (l *listener) accept() {
+	backoff := minBackoff
+	for {
+		slots := l.settings.Load().slots
+		if !l.takeSlot(slots) {
+			return
+		}
+		raw, err := l.socket.Accept()
+		if err == nil {
+			backoff = minBackoff
+			l.setAcceptProblem("")
+			l.admit(raw, slots)
+			continue
+		}
+		<-slots
+		select {
+		case <-l.stop:
+			return
+		default:
+		}
+		l.setAcceptProblem("accept: " + err.Error())
+		if errors.Is(err, net.ErrClosed) {
+			l.proxy.log.Error("listener is gone", "listener", l.name, "error", err)
+			return
+		}
+		l.logRefusal("cannot accept connections", "error", err, "retry_in", backoff)
+		select {
+		case <-time.After(backoff):
+			backoff = min(2*backoff, maxBackoff)
+		case <-l.stop:
+			return
+		}
+	}
+}
+
+func (l *listener) takeSlot(slots chan struct{}) bool {
+	select {
+	case slots <- struct{}{}:
+		return true
+	default:
+	}
+	l.logRefusal("connection limit reached: further clients wait", "max_connections", cap(slots))
+	select {
+	case slots <- struct{}{}:
+		return true
+	case <-l.stop:
+		return false
+	}
+}
+
+// admit registers an accepted connection and sends it on its way.
+func (l *listener) admit(raw net.Conn, slots chan struct{}) {
+	down, ok := raw.(end)
+	if !ok {
+		l.logRefusal("cannot serve this kind of connection", "type", fmt.Sprintf("%T", raw))
+		_ = raw.Close()
+		<-slots
+		return
+	}
+	c := &conn{l: l, down: down, start: time.Now()}
+	s := l.settings.Load()
+	c.source, c.request.Source = sourceOf(raw)
+	c.request.Listener, c.request.Direction = l.name, s.Direction
+	l.accepted.Add(1)
+	l.meters.active.Set(float64(l.active.Add(1)))
+	l.proxy.table.add(c, time.Time{})
+	l.conns.Go(func() {
+		defer func() { <-slots }()
+		c.serve()
+	})
+}
+
+// takeHandshake waits for one of the bounded number of handshakes.
+func (s *settings) takeHandshake() bool {
+	select {
+	case s.handshakes <- struct{}{}:
+		return true
+	default:
+	}
+	timer := time.NewTimer(s.Timeouts.Handshake)
+	defer timer.Stop()
+	select {
+	case s.handshakes <- struct{}{}:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+func (s *settings) returnHandshake() { <-s.handshakes }
+
+func (l *listener) handshaked(result string) {
+	if result == "ok" {
+		l.meters.handshakeOK.Inc()
+		return
+	}
+	l.proxy.instruments.handshakes.With(l.name, result).Inc()
+}
+
+// ended counts and records a connection that is over.
+func (l *listener) ended(record *telemetry.Access, result string) {
+	l.meters.active.Set(float64(l.active.Add(-1)))
+	if result == resultAllowed {
+		l.meters.closed[record.Closed].Inc()
+	} else {
+		l.proxy.instruments.connections.With(l.name, result).Inc()
+		l.refused.Add(1)
+	}
+	l.proxy.access.Write(record)
+	if record.Outcome == "failure" {
+		what := "connection refused"
+		if result == resultAllowed {
+			what = "connection closed"
+		}
+		l.logRefusal(what, "source", record.Source, "from", record.From, "to", record.To, "reason", record.Reason)
+	}
+}
+
+// logRefusal logs what strangers can cause at will: a few lines, then one a
+// second with the number of those left out. The access log has them all.
+func (l *listener) logRefusal(what string, pairs ...any) {
+	ok, missed := l.refusals.allow(time.Now())
+	if !ok {
+		return
+	}
+	pairs = append([]any{"listener", l.name}, pairs...)
+	if missed > 0 {
+		pairs = append(pairs, "lines_left_out", missed)
+	}
+	l.proxy.log.Warn(what, pairs...)
+}
+
+// change puts new settings in force, and a new lease unless it is nil.
+func (l *listener) change(s *settings, lease Lease) {
+	was := l.settings.Swap(s)
+	if l.unlink != nil && was.UnixMode != s.UnixMode {
+		if err := os.Chmod(strings.TrimPrefix(s.Bind, unixPrefix), s.UnixMode.Perm()); err != nil {
+			l.proxy.log.Error("cannot change the mode of a socket: it keeps the old one", "listener", l.name, "error", err)
+		}
+	}
+	if lease == nil {
+		return
+	}
+	old := l.lease()
+	l.leased.Store(&leased{lease})
+	old.Close()
+	select {
+	case l.relet <- struct{}{}:
+	default:
+	}
+}
+
+// watch follows the identity: every change asks the listener's connections
+// again, because their peers may no longer stand under the new bundles.
+func (l *listener) watch() {
+	var last *Identity
+	timer := time.NewTimer(time.Hour) // for the SVID's end
+	defer timer.Stop()
+	for {
+		lease := l.lease()
+		changed := lease.Changed()
+		id, err := lease.Current()
+		l.noteIdentity(id, err, last)
+		if last != nil && id != last {
+			asked, closed := l.proxy.ask(l.proxy.table.of(l))
+			l.proxy.log.Debug("identity or bundles changed", "listener", l.name, "connections_asked", asked, "connections_closed", closed)
+		}
+		wait := time.Hour
+		if id != nil {
+			last = id
+			wait = time.Until(id.NotAfter()) + time.Millisecond
+		}
+		timer.Reset(wait)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-l.relet:
+		case <-l.unwatch:
+			return
+		}
+	}
+}
+
+// noteIdentity tells the log, the metrics and the status what is presented.
+func (l *listener) noteIdentity(id *Identity, err error, last *Identity) {
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+	}
+	l.mu.Lock()
+	news := l.identityProblem != problem
+	l.identityProblem = problem
+	l.mu.Unlock()
+	switch {
+	case err != nil && news:
+		l.proxy.log.Warn("listener has no identity: it refuses new connections", "listener", l.name, "reason", problem)
+	case err == nil && (news || last == nil || last.ID != id.ID):
+		l.proxy.log.Info("listener presents", "listener", l.name, "spiffe_id", id.ID, "not_after", id.NotAfter().UTC())
+	case err == nil && id != last:
+		l.proxy.log.Debug("listener presents a renewed SVID", "listener", l.name, "spiffe_id", id.ID, "not_after", id.NotAfter().UTC())
+	}
+	if err == nil {
+		l.meters.expiry.SetTime(id.NotAfter())
+	}
+}
+
+func (l *listener) setAcceptProblem(problem string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.acceptProblem = problem
+}
+
+// pauseAccepting ends the accept loop and leaves the socket open. Clients
+// that connect meanwhile wait in the backlog.
+func (l *listener) pauseAccepting() {
+	l.stopOnce.Do(func() { close(l.stop) })
+	if d, ok := l.socket.(interface{ SetDeadline(time.Time) error }); ok {
+		_ = d.SetDeadline(time.Unix(1, 0)) // fails only when it is closed already
+	} else {
+		_ = l.socket.Close()
+	}
+	l.accepting.Wait()
+}
+
+// resumeSocket makes a socket that was paused accept again.
+func (l *listener) resumeSocket() {
+	if d, ok := l.socket.(interface{ SetDeadline(time.Time) error }); ok {
+		_ = d.SetDeadline(time.Time{})
+	}
+}
+
+func (l *listener) stopAccepting() {
+	l.pauseAccepting()
+	l.closeSocket()
+}
+
+// closeSocket closes the socket and removes its file, if the file is still
+// ours.
+func (l *listener) closeSocket() {
+	_ = l.socket.Close()
+	if l.unlink == nil {
+		return
+	}
+	path := strings.TrimPrefix(l.settings.Load().Bind, unixPrefix)
+	if now, err := os.Lstat(path); err == nil && os.SameFile(now, l.unlink) {
+		_ = os.Remove(path)
+	}
+}
+
+// retire lets the connections of a listener that accepts no more end, ends
+// those that do not, and waits for all.
+func (l *listener) retire(why string) {
+	s := l.settings.Load()
+	until := time.Now().Add(s.Timeouts.Drain)
+	for _, c := range l.proxy.table.of(l) {
+		c.endBy(endDrain, until, closing{"drain", why})
+	}
+	l.conns.Wait()
+	close(l.unwatch)
+	l.watching.Wait()
+	l.lease().Close()
+	l.proxy.mu.Lock()
+	defer l.proxy.mu.Unlock()
+	if l.proxy.listeners[l.name] == nil {
+		l.proxy.instruments.forget(l.name)
+	}
+}
+
+// bind opens the listening socket.
+func (l *listener) bind() error {
+	s := l.settings.Load()
+	if s.Socket != nil {
+		l.socket = s.Socket
+		return nil
+	}
+	network, address := splitAddress(s.Bind)
+	if network == "unix" {
+		return l.bindUnix(address, s.UnixMode)
+	}
+	lc := net.ListenConfig{}
+	lc.SetMultipathTCP(false) // nobody asks for it, and it costs on every segment
+	socket, err := lc.Listen(context.Background(), network, address)
+	if err != nil {
+		return fmt.Errorf("bind %s: %w", s.Bind, err)
+	}
+	l.socket = socket
+	return nil
+}
+
+// bindUnix makes a unix socket. A stale one is replaced, one that somebody
+// serves is not.
+func (l *listener) bindUnix(path string, mode os.FileMode) error {
+	if err := removeStale(path); err != nil {
+		return err
+	}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		// bind(2) gives the file the socket's own mode less the umask, so
+		// there is no moment at which it is open to more than it should be.
+		var chmodErr error
+		if err := c.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), uint32(mode.Perm())) }); err != nil {
+			return err
+		}
+		return chmodErr
+	}}
+	socket, err := lc.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return fmt.Errorf("bind unix:%s: %w; does %s exist, and may we write to it?", path, err, filepath.Dir(path))
+	}
+	socket.(*net.UnixListener).SetUnlinkOnClose(false) // another process may have taken the path by then
+	l.socket = socket
+	if err := os.Chmod(path, mode.Perm()); err != nil {
+		_ = socket.Close()
+		return fmt.Errorf("bind unix:%s: set mode %o: %w", path, mode.Perm(), err)
+	}
+	if l.unlink, err = os.Lstat(path); err != nil {
+		_ = socket.Close()
+		return fmt.Errorf("bind unix:%s: %w", path, err)
+	}
+	return nil
+}
+
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("bind unix:%s: %w", path, err)
+	case info.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("bind unix:%s: the file is there and is no socket: remove it or name another path", path)
+	}
+	probe, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		_ = probe.Close()
+		return fmt.Errorf("bind unix:%s: another process serves it: stop it or name another path", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("bind unix:%s: cannot tell whether the socket that is there is served: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("bind unix:%s: replace a stale socket: %w", path, err)
+	}
+	return nil
+}
+
+func checkUnixPath(path string) error {
+	switch {
+	case !filepath.IsAbs(path):
+		return fmt.Errorf("unix:%s: the path must be absolute", path)
+	case len(path) > maxUnixPath:
+		return fmt.Errorf("unix:%s: the path has %d bytes, a unix socket's can have %d: use a shorter one", path, len(path), maxUnixPath)
+	}
+	return nil
+}
+
+func splitAddress(address string) (network, rest string) {
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		return "unix", path
+	}
+	return "tcp", address
+}
+
+// status describes the listener and its oldest connections.
+func (l *listener) status() telemetry.ListenerStatus {
+	s := l.settings.Load()
+	out := telemetry.ListenerStatus{
+		Name: l.name, Direction: s.Direction.String(), Bind: s.Bind, Target: s.Target,
+		Active: int(l.active.Load()), Accepted: uint64(l.accepted.Load()), Refused: uint64(l.refused.Load()),
+	}
+	id, err := l.lease().Current()
+	if err != nil {
+		out.Problem = err.Error()
+	} else {
+		out.SPIFFEID, out.ExpiresAt = id.ID.String(), id.NotAfter()
+	}
+	l.mu.Lock()
+	out.Problem = cmp.Or(l.acceptProblem, out.Problem)
+	l.mu.Unlock()
+	conns := l.proxy.table.of(l)
+	slices.SortFunc(conns, func(a, b *conn) int { return a.start.Compare(b.start) })
+	for _, c := range conns {
+		if len(out.Connections) == maxStatusConnections {
+			out.Truncated = true
+			break
+		}
+		if cs, ok := c.status(); ok {
+			out.Connections = append(out.Connections, cs)
+		}
+	}
+	return out
+}
+
+// logLimit lets a burst of lines through, then one a second.
+type logLimit struct {
+	mu     sync.Mutex // guards the following
+	spent  int
+	last   time.Time
+	missed int
+}
+
+const logBurst = 10
+
+func (m *logLimit) allow(now time.Time) (ok bool, missed int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if back := int(now.Sub(m.last) / time.Second); back > 0 {
+		m.spent = max(0, m.spent-back)
+		m.last = now
+	}
+	if m.spent >= logBurst {
+		m.missed++
+		return false, 0
+	}
+	m.spent++
+	missed, m.missed = m.missed, 0
+	return true, missed
+}

@@ -1,0 +1,402 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// This file is what happens to a connection while it lives: it is registered
+// before it is decided, asked again on every change, looked after when it is
+// due, and ended.
+//
+// There is no window between the decision and a change. Who changes the
+// policy or an identity first swaps the pointer and then asks every
+// connection in the table; a connection loads the pointer under its mutex
+// when it is asked. One that was registered before the swap is asked again
+// after it, and one that was not yet asked loads the new pointer.
+
+// peer returns the peer's side of the request, with c.mu held.
+func (c *conn) peer() *policy.Peer {
+	if c.request.Direction == policy.Inbound {
+		return &c.request.From
+	}
+	return &c.request.To
+}
+
+// identify notes who the two ends are. From here on changes ask the
+// connection.
+func (c *conn) identify(s *session, t *tls.Conn, serverName string) error {
+	cs := t.ConnectionState()
+	peer, err := peerOf(&cs)
+	if err != nil { // cannot happen: the handshake read it before
+		return refuse("refused", "%v", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.chain, c.trusted = cs.PeerCertificates, s.identity.Trust.domains[peer.ID.TrustDomain()]
+	c.setEnds(s.identity, peer)
+	c.request.SNI = serverName
+	c.ends[endHandshake] = deadline{}
+	return nil
+}
+
+func (c *conn) setEnds(own *Identity, peer policy.Peer) { // with c.mu held
+	c.own = own
+	us := policy.PeerOf(own.ID, own.Certificate.Leaf)
+	if c.request.Direction == policy.Inbound {
+		c.request.From, c.request.To = peer, us
+	} else {
+		c.request.From, c.request.To = us, peer
+	}
+}
+
+// notePeer keeps who a refused peer said it was, for the access record: its
+// certificate named it, though it was not believed.
+func (c *conn) notePeer(s *session, err error) {
+	var id spiffeid.ID
+	var pe *PeerError
+	if errors.As(err, &pe) {
+		id = pe.ID
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.setEnds(s.identity, policy.Peer{ID: id})
+}
+
+// decide asks for the first time.
+func (c *conn) decide() error {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing != nil {
+		return refuse("refused", "%s", c.closing.why)
+	}
+	c.phase = decided
+	c.moved = now
+	v := c.judge(now)
+	c.l.proxy.instruments.decided(c.l.name, c.decision.Rule, c.decision.Allow && v.ok)
+	if !v.ok {
+		c.decision.Allow = false
+		return refuse("denied", "%s", v.closing.why)
+	}
+	c.l.proxy.table.schedule(c, c.nextDue())
+	return nil
+}
+
+// verdict is whether a connection may be, and if not, why.
+type verdict struct {
+	ok      bool
+	always  bool // on_policy_change does not soften it
+	closing closing
+}
+
+// ask asks the connection again and reports whether it was asked (it was
+// decided before and is not ending) and whether it was ended for it.
+func (c *conn) ask(now time.Time) (asked, closed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase == opening || c.closing != nil {
+		return false, false
+	}
+	was := c.decision.Allow
+	v := c.judge(now)
+	if was && !v.ok {
+		c.l.proxy.instruments.decided(c.l.name, c.decision.Rule, false)
+	}
+	s := c.l.settings.Load()
+	switch {
+	case v.ok:
+		c.reprieve()
+	case v.always || s.OnPolicyChange == ActionClose:
+		c.kill(v.closing)
+		return true, true
+	case s.OnPolicyChange == ActionDrain:
+		c.endLocked(endPolicy, now.Add(s.Timeouts.Drain), v.closing)
+	}
+	return true, false
+}
+
+// reprieve takes back a drain that an earlier policy had begun, with c.mu
+// held.
+func (c *conn) reprieve() {
+	c.ends[endPolicy] = deadline{}
+}
+
+// judge decides as of now, with c.mu held: is the peer's chain still good
+// under today's bundles, is it still whom the listener expects, does the
+// policy in force allow it.
+func (c *conn) judge(now time.Time) verdict {
+	w := c.l.proxy.world.Load()
+	c.request.Time = now
+	if v := c.reverify(now); !v.ok {
+		c.decision = policy.Decision{Generation: w.generation}
+		return v
+	}
+	s := c.l.settings.Load()
+	if peer := c.peer().ID; c.request.Direction == policy.Outbound && !expected(s.Expect, peer) {
+		c.decision = policy.Decision{Generation: w.generation}
+		return verdict{closing: closing{"policy", fmt.Sprintf("%s is not who `expect` names", peer)}}
+	}
+	w.policy.Decide(&c.request, &c.decision)
+	c.decision.Generation = w.generation
+	if c.decision.Allow {
+		return verdict{ok: true}
+	}
+	why := "policy: " + c.decision.Reason.String()
+	if c.decision.Rule != "" {
+		why += " (" + c.decision.Rule + ")"
+	}
+	if c.decision.Reason.Revoked() {
+		return verdict{always: true, closing: closing{"revoked", why}}
+	}
+	return verdict{closing: closing{"policy", why}}
+}
+
+// reverify checks our own identity and the peer's chain against what the
+// source holds now, with c.mu held.
+func (c *conn) reverify(now time.Time) verdict {
+	own, err := c.l.lease().Current()
+	if err != nil || own.ID != c.own.ID {
+		// Taken back, or expired. What was presented stays good until its
+		// end; the peer learns no sooner either.
+		if now.Before(c.own.NotAfter()) {
+			return verdict{ok: true}
+		}
+		return verdict{closing: closing{"expiry", fmt.Sprintf("our own SVID %s expired at %s and was not renewed", c.own.ID, c.own.NotAfter().UTC().Format(time.RFC3339))}}
+	}
+	c.own = own
+	d := own.Trust.domains[c.peer().ID.TrustDomain()]
+	if d == c.trusted {
+		return verdict{ok: true}
+	}
+	leaf := c.chain[0]
+	at := now
+	if at.After(leaf.NotAfter) {
+		at = leaf.NotAfter // expiry is on_peer_expiry's business, not that of a new bundle
+	}
+	switch {
+	case d == nil:
+		err = fmt.Errorf("trust domain %s is no longer trusted", c.peer().ID.TrustDomain())
+	case !d.holds(c.trusted.authorities): // more authorities than before take nothing away
+		err = d.verify(c.chain, at)
+	}
+	if err == nil {
+		c.trusted = d
+		return verdict{ok: true}
+	}
+	if c.trusted.prunedAfterExpiry(c.chain, at, now) {
+		return verdict{ok: true}
+	}
+	return verdict{always: true, closing: closing{"revoked", fmt.Sprintf("the peer's certificate does not stand under the new bundle: %v", err)}}
+}
+
+// expected reports whether id is one of those a listener expects.
+func expected(expect []policy.Pattern, id spiffeid.ID) bool {
+	for _, p := range expect {
+		if p.Match(id) {
+			return true
+		}
+	}
+	return false
+}
+
+// idleChecks is how many times within an idle timeout a connection is looked
+// at, so one is ended at most a quarter late.
+const idleChecks = 4
+
+// tick looks after the connection because it is due.
+func (c *conn) tick(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing != nil {
+		return
+	}
+	c.check(now)
+	if c.closing == nil {
+		c.l.proxy.table.schedule(c, c.nextDue())
+	}
+}
+
+// check ends the connection if one of its times has come, with c.mu held.
+func (c *conn) check(now time.Time) {
+	for _, end := range c.ends {
+		if !end.at.IsZero() && !now.Before(end.at) {
+			c.kill(end.why)
+			return
+		}
+	}
+	if c.phase == opening {
+		return
+	}
+	s := c.l.settings.Load()
+	if s.MaxAge > 0 && now.Sub(c.start) >= s.MaxAge {
+		c.kill(closing{"expiry", fmt.Sprintf("older than max_age %s", s.MaxAge)})
+		return
+	}
+	if end := c.chain[0].NotAfter; now.After(end) && s.OnPeerExpiry != ActionKeep {
+		why := closing{"expiry", fmt.Sprintf("the peer's SVID expired at %s", end.UTC().Format(time.RFC3339))}
+		if s.OnPeerExpiry == ActionClose {
+			c.kill(why)
+			return
+		}
+		c.endLocked(endExpiry, end.Add(s.Timeouts.Drain), why)
+	}
+	if !now.Before(c.own.NotAfter()) {
+		if v := c.reverify(now); !v.ok {
+			c.violate(v, now, s)
+			return
+		}
+	}
+	c.checkIdle(now, s)
+}
+
+// violate applies on_policy_change to a verdict that came by the clock, with
+// c.mu held.
+func (c *conn) violate(v verdict, now time.Time, s *settings) {
+	switch {
+	case v.always || s.OnPolicyChange == ActionClose:
+		c.kill(v.closing)
+	case s.OnPolicyChange == ActionDrain:
+		c.endLocked(endPolicy, now.Add(s.Timeouts.Drain), v.closing)
+	}
+}
+
+func (c *conn) checkIdle(now time.Time, s *settings) {
+	if c.phase != copying || s.Timeouts.Idle < 0 {
+		return
+	}
+	if sum := c.in.Load() + c.out.Load(); sum != c.movedSum {
+		c.movedSum, c.moved = sum, now
+	} else if now.Sub(c.moved) >= s.Timeouts.Idle {
+		c.kill(closing{"peer", fmt.Sprintf("idle for %s", s.Timeouts.Idle)})
+	}
+}
+
+// nextDue returns when the connection next needs attention, with c.mu held.
+// Zero is never.
+func (c *conn) nextDue() time.Time {
+	var next time.Time
+	sooner := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	for _, end := range c.ends {
+		if !end.at.IsZero() {
+			sooner(end.at)
+		}
+	}
+	if c.phase == opening {
+		return next
+	}
+	now := time.Now()
+	s := c.l.settings.Load()
+	if s.MaxAge > 0 {
+		sooner(c.start.Add(s.MaxAge))
+	}
+	if end := c.chain[0].NotAfter; s.OnPeerExpiry != ActionKeep && !now.After(end) {
+		sooner(end.Add(time.Millisecond))
+	}
+	if end := c.own.NotAfter(); now.Before(end) {
+		sooner(end)
+	}
+	if c.phase == copying && s.Timeouts.Idle > 0 {
+		sooner(now.Add(s.Timeouts.Idle / idleChecks))
+	}
+	return next
+}
+
+// endBy ends the connection at the given time unless it has ended before. Of
+// two ends for the same cause the earlier one counts.
+func (c *conn) endBy(cause cause, at time.Time, why closing) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endLocked(cause, at, why)
+}
+
+func (c *conn) endLocked(cause cause, at time.Time, why closing) {
+	if set := c.ends[cause].at; c.closing != nil || (!set.IsZero() && !at.Before(set)) {
+		return
+	}
+	c.ends[cause] = deadline{at, why}
+	c.l.proxy.table.schedule(c, c.nextDue())
+}
+
+// kill ends the connection now, with c.mu held. Both ends are broken off, so
+// that neither takes what it has for the whole.
+func (c *conn) kill(why closing) {
+	if c.closing != nil {
+		return
+	}
+	c.closing = &why
+	if c.cancel != nil {
+		c.cancel()
+	}
+	if c.up != nil {
+		abort(c.up)
+	}
+	abort(c.down)
+}
+
+// ended returns why the connection was ended, or nil while it was not.
+func (c *conn) ended() *closing {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closing
+}
+
+// dialling notes a dial in progress, unless the connection was ended before.
+func (c *conn) dialling(cancel context.CancelFunc) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cancel = cancel
+	return c.closing == nil
+}
+
+// attach gives the connection its upstream, or closes it at once when the
+// connection was ended meanwhile.
+func (c *conn) attach(up net.Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing != nil {
+		_ = up.Close()
+		return false
+	}
+	c.up = up
+	return true
+}
+
+// begin starts copying, unless the connection was ended before.
+func (c *conn) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing != nil {
+		return false
+	}
+	c.phase, c.moved = copying, time.Now()
+	c.l.meters.allowed.Inc()
+	c.l.proxy.table.schedule(c, c.nextDue())
+	return true
+}
+
+// status describes the connection, or returns false while nobody knows whose
+// it is.
+func (c *conn) status() (telemetry.ConnectionStatus, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase == opening {
+		return telemetry.ConnectionStatus{}, false
+	}
+	return telemetry.ConnectionStatus{
+		From: c.request.From.ID.String(), To: c.request.To.ID.String(), Source: c.source, Rule: c.decision.Rule, Since: c.start,
+	}, true
+}

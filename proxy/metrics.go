@@ -1,0 +1,130 @@
+package proxy
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+// maxRules bounds how many rule ids become values of a metric label; those
+// seen later are counted together as "other".
+const maxRules = 500
+
+// instruments are the metric families of a proxy.
+type instruments struct {
+	expiry            *telemetry.Family[telemetry.Gauge]
+	handshakes        *telemetry.Family[telemetry.Counter]
+	handshakeDuration *telemetry.Family[telemetry.Histogram]
+	active            *telemetry.Family[telemetry.Gauge]
+	connections       *telemetry.Family[telemetry.Counter]
+	closed            *telemetry.Family[telemetry.Counter]
+	bytes             *telemetry.Family[telemetry.Counter]
+	decisions         *telemetry.Family[telemetry.Counter]
+	generation        *telemetry.Gauge
+
+	mu    sync.Mutex // guards the following
+	rules map[string]struct{}
+	count map[decisionKey]*telemetry.Counter
+}
+
+type decisionKey struct {
+	listener, rule, decision string
+}
+
+func newInstruments(m *telemetry.Metrics) *instruments {
+	return &instruments{
+		expiry:            m.Gauge("narthex_svid_expiry_timestamp_seconds", "When the SVID a listener presents expires.", "listener"),
+		handshakes:        m.Counter("narthex_tls_handshakes_total", "TLS handshakes by result.", "listener", "result"),
+		handshakeDuration: m.Histogram("narthex_tls_handshake_duration_seconds", "Duration of successful TLS handshakes.", telemetry.DurationBounds, "listener"),
+		active:            m.Gauge("narthex_connections_active", "Connections accepted and not yet ended.", "listener"),
+		connections:       m.Counter("narthex_connections_total", "Connections by result.", "listener", "result"),
+		closed:            m.Counter("narthex_connections_closed_total", "Allowed connections that ended, by reason.", "listener", "reason"),
+		bytes:             m.Counter("narthex_bytes_total", "Bytes of payload: in from the client to the target, out the other way.", "listener", "direction"),
+		decisions:         m.Counter("narthex_policy_decisions_total", "Decisions on new connections, and later ones that came out otherwise.", "listener", "rule", "decision"),
+		generation:        m.Gauge("narthex_policy_generation", "Generation of the policy in force.").With(),
+		rules:             map[string]struct{}{},
+		count:             map[decisionKey]*telemetry.Counter{},
+	}
+}
+
+// decided counts a decision.
+func (i *instruments) decided(listener, rule string, allow bool) {
+	key := decisionKey{listener, rule, decisionWord(allow)}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if _, ok := i.rules[rule]; !ok {
+		if len(i.rules) < maxRules {
+			i.rules[rule] = struct{}{}
+		} else {
+			key.rule = "other"
+		}
+	}
+	c := i.count[key]
+	if c == nil {
+		c = i.decisions.With(key.listener, key.rule, key.decision)
+		i.count[key] = c
+	}
+	c.Inc()
+}
+
+// decisionCounts returns what was decided so far, in a stable order.
+func (i *instruments) decisionCounts() []telemetry.RuleDecision {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	counts := make([]telemetry.RuleDecision, 0, len(i.count))
+	for key, c := range i.count {
+		counts = append(counts, telemetry.RuleDecision{Listener: key.listener, Rule: key.rule, Decision: key.decision, Count: c.Value()})
+	}
+	slices.SortFunc(counts, func(a, b telemetry.RuleDecision) int {
+		return cmp.Or(cmp.Compare(a.Listener, b.Listener), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.Decision, b.Decision))
+	})
+	return counts
+}
+
+func decisionWord(allow bool) string {
+	if allow {
+		return "allow"
+	}
+	return "deny"
+}
+
+// meters are the metrics of one listener that the hot path needs, resolved
+// once.
+type meters struct {
+	expiry, active    *telemetry.Gauge
+	bytesIn, bytesOut *telemetry.Counter
+	handshake         *telemetry.Histogram
+	handshakeOK       *telemetry.Counter
+	allowed           *telemetry.Counter
+	closed            map[string]*telemetry.Counter // by reason
+}
+
+// resultAllowed is the result of a connection that came to copying.
+const resultAllowed = "allowed"
+
+func (i *instruments) of(listener string) meters {
+	closed := make(map[string]*telemetry.Counter, len(telemetry.CloseReasons))
+	for _, reason := range telemetry.CloseReasons {
+		closed[reason] = i.closed.With(listener, reason)
+	}
+	return meters{
+		expiry:    i.expiry.With(listener),
+		active:    i.active.With(listener),
+		bytesIn:   i.bytes.With(listener, "in"),
+		bytesOut:  i.bytes.With(listener, "out"),
+		handshake: i.handshakeDuration.With(listener),
+
+		handshakeOK: i.handshakes.With(listener, "ok"),
+		allowed:     i.connections.With(listener, resultAllowed),
+		closed:      closed,
+	}
+}
+
+// forget drops the meters of a listener that was removed. Counters stay, as
+// the history of the process.
+func (i *instruments) forget(listener string) {
+	i.expiry.Delete(listener)
+	i.active.Delete(listener)
+}

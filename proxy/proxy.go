@@ -1,0 +1,277 @@
+// Package proxy carries connections between workloads and lets only those
+// through whose two ends proved a SPIFFE ID and whom the policy allows.
+//
+// An inbound listener takes mTLS in and speaks plaintext to the local
+// service; an outbound one takes plaintext from a local caller and speaks
+// mTLS to a peer that must be whom `expect` names.
+//
+//	source, err := proxy.NewWorkloadAPI(proxy.WorkloadAPIConfig{Socket: "/run/spire/sockets/agent.sock"})
+//	…
+//	p, err := proxy.New(proxy.Config{Listeners: listeners, Policy: rules, Identities: source})
+//	…
+//	err = p.Run(ctx) // until ctx ends, then drains
+//	…
+//	applied, err := p.Apply(newer) // at any time: listeners, policy, identities
+//
+// Follow one connection: listener.go accepts it, conn.go walks it from the
+// handshake to the access record, tls.go and trust.go say who the peer is,
+// live.go decides and decides again while it lives, table.go looks after its
+// deadlines, copy.go moves its bytes.
+//
+// What is decided is the business of proxy/policy. Identities come from a
+// source (workloadapi.go, files.go) behind the interface Identities.
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// Config is what a proxy runs on. Metrics, Access and Log are taken once, by
+// New; all three may be nil.
+type Config struct {
+	Listeners  []Listener
+	Policy     *policy.Policy // nil denies everything
+	Identities Identities
+
+	Metrics *telemetry.Metrics
+	Access  *telemetry.AccessLog
+	Log     hclog.Logger
+}
+
+// Listener is one way in. Zero values of the fields below Expect mean the
+// default that stands beside them.
+type Listener struct {
+	Name      string // unique
+	Direction policy.Direction
+	Bind      string // host:port or unix:/path
+	Target    string // host:port or unix:/path
+	Identity  Pick   // which of our SVIDs it presents
+	Expect    []policy.Pattern
+
+	Timeouts       Timeouts
+	OnPolicyChange Action        // of connections the new policy refuses: ActionClose
+	OnPeerExpiry   Action        // of connections whose peer's SVID has expired: ActionKeep
+	MaxAge         time.Duration // of a connection; 0: unbounded
+	MaxConnections int           // at once, 10,000; further ones wait in the kernel's backlog
+	MaxHandshakes  int           // at once, 1,000; further ones wait until their deadline
+	UnixMode       os.FileMode   // of a unix socket that Bind creates, 0660: who may connect speaks as us
+
+	// Socket is a listening socket that was inherited; Bind then only
+	// names it.
+	Socket net.Listener
+}
+
+// Timeouts bound what a peer can make us wait for. Zero is the default, and
+// a negative Idle is no idle timeout.
+type Timeouts struct {
+	Handshake time.Duration // TLS, from its first byte: 10s
+	Connect   time.Duration // to the target: 5s
+	Idle      time.Duration // without a byte either way: 5m; noticed up to a quarter late
+	Drain     time.Duration // for connections that are to end: 30s
+}
+
+// Action is what becomes of a connection that is no longer what it was
+// allowed as.
+type Action int
+
+// The actions. ActionDefault depends on what it is for.
+const (
+	ActionDefault Action = iota
+	ActionClose          // at once
+	ActionDrain          // it may end by itself within Timeouts.Drain
+	ActionKeep           // it may go on
+)
+
+var actionWords = [...]string{ActionDefault: "", ActionClose: "close", ActionDrain: "drain", ActionKeep: "keep"}
+
+// String returns the word configuration files use.
+func (a Action) String() string { return actionWords[a] }
+
+// UnmarshalText reads close, drain or keep.
+func (a *Action) UnmarshalText(text []byte) error {
+	for n, word := range actionWords {
+		if n > 0 && word == string(text) {
+			*a = Action(n)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q: want close, drain or keep", text)
+}
+
+// ErrStopped is returned by Apply and Run once the proxy has stopped.
+var ErrStopped = errors.New("proxy has stopped")
+
+// Proxy is a set of listeners with their live connections.
+type Proxy struct {
+	log         hclog.Logger
+	access      *telemetry.AccessLog
+	instruments *instruments
+	table       *table
+	world       atomic.Pointer[world]
+	dial        func(ctx context.Context, network, address string) (net.Conn, error)
+
+	applying sync.Mutex     // one Apply at a time
+	retired  sync.WaitGroup // listeners that were removed and drain
+
+	mu         sync.Mutex // guards the following
+	identities Identities
+	listeners  map[string]*listener
+	running    bool
+	stopped    bool
+}
+
+// world is what every decision depends on, swapped as one.
+type world struct {
+	policy     *policy.Policy
+	generation uint64
+	loaded     time.Time
+}
+
+// New checks the configuration and binds the sockets, so that mistakes and
+// taken addresses show at once. Connections are accepted by Run; Close gives
+// the sockets back when Run is never called.
+func New(c Config) (*Proxy, error) {
+	if c.Log == nil {
+		c.Log = hclog.NewNullLogger()
+	}
+	p := &Proxy{
+		log: c.Log, access: c.Access, instruments: newInstruments(c.Metrics), table: newTable(),
+		dial: (&net.Dialer{}).DialContext, listeners: map[string]*listener{},
+	}
+	p.world.Store(&world{})
+	if _, err := p.Apply(c); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Run accepts connections until ctx ends, then drains: it stops accepting,
+// gives live connections the drain time of their listener to end, ends the
+// rest, and returns when all of them are gone. It can be called once.
+func (p *Proxy) Run(ctx context.Context) error {
+	tableCtx, stopTable := context.WithCancel(context.Background())
+	var tables sync.WaitGroup
+	tables.Go(func() { p.table.run(tableCtx) })
+	defer func() { stopTable(); tables.Wait() }()
+
+	p.mu.Lock()
+	if p.running || p.stopped {
+		p.mu.Unlock()
+		return ErrStopped
+	}
+	p.running = true
+	for _, l := range p.listeners {
+		l.start()
+	}
+	p.mu.Unlock()
+
+	<-ctx.Done()
+	p.applying.Lock() // an Apply that has begun ends first
+	p.mu.Lock()
+	p.stopped = true
+	listeners := p.sorted()
+	p.mu.Unlock()
+	p.applying.Unlock()
+	for _, l := range listeners {
+		l.stopAccepting()
+	}
+	if live := len(p.table.of(nil)); live > 0 {
+		p.log.Info("draining", "connections", live)
+	}
+	var drains sync.WaitGroup
+	for _, l := range listeners {
+		drains.Go(func() { l.retire("the proxy is shutting down") })
+	}
+	drains.Wait()
+	p.retired.Wait()
+	return nil
+}
+
+// Close gives back the sockets of a proxy that does not run.
+func (p *Proxy) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.running {
+		return
+	}
+	p.stopped = true
+	for _, l := range p.listeners {
+		l.closeSocket()
+		l.lease().Close()
+	}
+}
+
+// Addr returns the address a listener is bound to, or nil when there is no
+// such listener.
+func (p *Proxy) Addr(name string) net.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l := p.listeners[name]; l != nil {
+		return l.socket.Addr()
+	}
+	return nil
+}
+
+func (p *Proxy) sorted() []*listener { // with p.mu held
+	all := make([]*listener, 0, len(p.listeners))
+	for _, l := range p.listeners {
+		all = append(all, l)
+	}
+	slices.SortFunc(all, func(a, b *listener) int { return cmp.Compare(a.name, b.name) })
+	return all
+}
+
+// ask asks every given connection again and counts those that were asked and
+// those that were ended.
+func (p *Proxy) ask(conns []*conn) (asked, closed int) {
+	now := time.Now()
+	for _, c := range conns {
+		a, k := c.ask(now)
+		if a {
+			asked++
+		}
+		if k {
+			closed++
+		}
+	}
+	return asked, closed
+}
+
+// maxStatusConnections bounds how many connections of a listener the status
+// document names.
+const maxStatusConnections = 100
+
+// Status returns what the proxy knows of itself. Problem and LoadedAt of the
+// policy's files are the loader's to fill in.
+func (p *Proxy) Status() *telemetry.ProxyStatus {
+	p.mu.Lock()
+	report, listeners := p.identities.Report(), p.sorted()
+	p.mu.Unlock()
+	w := p.world.Load()
+	s := &telemetry.ProxyStatus{
+		Source: report.Source, Problem: report.Problem, Identities: report.Identities,
+		Policy: telemetry.PolicyStatus{
+			Generation: w.generation, LoadedAt: w.loaded, Files: w.policy.Files(), Rules: w.policy.Rules(),
+			Decisions: p.instruments.decisionCounts(),
+		},
+		Listeners: make([]telemetry.ListenerStatus, 0, len(listeners)),
+	}
+	for _, l := range listeners {
+		s.Listeners = append(s.Listeners, l.status())
+	}
+	return s
+}

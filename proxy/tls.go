@@ -1,0 +1,132 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// cipherSuites are those of TLS 1.2 that are forward secret and
+// authenticated (RFC 9325 §4.2). TLS 1.3 has no others.
+var cipherSuites = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+	tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+}
+
+// session is the immutable TLS configuration for one identity generation.
+//
+// The peer is verified in VerifyConnection, which crypto/tls calls for every
+// handshake. VerifyPeerCertificate is not called for a resumed session, so
+// whoever authorizes there is bypassed by resumption. There are no tickets
+// and no session cache either: every connection proves its identity afresh.
+type session struct {
+	identity *Identity
+	settings *settings
+	config   *tls.Config
+}
+
+// newSession makes the configuration. Outbound, expect is part of the
+// handshake: a peer that is not expected does not see our certificate in TLS
+// 1.3. Inbound, the policy decides after it.
+func newSession(id *Identity, s *settings) *session {
+	trust := id.Trust
+	c := &tls.Config{
+		Certificates:                []tls.Certificate{id.Certificate},
+		MinVersion:                  tls.VersionTLS12,
+		CipherSuites:                cipherSuites,
+		SessionTicketsDisabled:      true,
+		DynamicRecordSizingDisabled: true, // a proxy's throughput is worth more than the first byte's latency
+	}
+	if s.Direction == policy.Inbound {
+		c.ClientAuth = tls.RequireAnyClientCert
+		c.VerifyConnection = func(cs tls.ConnectionState) error {
+			_, _, err := trust.verify(cs.PeerCertificates, time.Now())
+			return err
+		}
+		return &session{id, s, c}
+	}
+	c.ServerName = s.serverName
+	c.InsecureSkipVerify = true // of the host name, which proves nothing in SPIFFE; VerifyConnection verifies the identity
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		peer, _, err := trust.verify(cs.PeerCertificates, time.Now())
+		if err != nil {
+			return err
+		}
+		if !expected(s.Expect, peer) {
+			return &PeerError{ID: peer, Result: "unexpected", Err: errors.New("valid, but not who `expect` names")}
+		}
+		return nil
+	}
+	return &session{id, s, c}
+}
+
+// serverNameOf returns the SNI to send to target: its host when that is a
+// DNS name. RFC 6066 §3 allows no IP address there.
+func serverNameOf(target string) string {
+	if strings.HasPrefix(target, unixPrefix) {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(target)
+	if err != nil || net.ParseIP(strings.SplitN(host, "%", 2)[0]) != nil {
+		return ""
+	}
+	return strings.TrimSuffix(host, ".")
+}
+
+// peerOf reads the peer of a finished handshake, which VerifyConnection has
+// verified.
+func peerOf(cs *tls.ConnectionState) (policy.Peer, error) {
+	leaf := cs.PeerCertificates[0]
+	id, err := x509svid.IDFromCert(leaf)
+	if err != nil {
+		return policy.Peer{}, fmt.Errorf("read the peer's SPIFFE ID: %w", err)
+	}
+	return policy.PeerOf(id, leaf), nil
+}
+
+// explainHandshake turns the error of a failed handshake into one word for
+// the metrics and a reason for a person.
+func explainHandshake(err error) (result, reason string) {
+	var peer *PeerError
+	var alert tls.AlertError
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &peer):
+		return peer.Result, peer.Error()
+	case errors.As(err, &record):
+		return "not_tls", "not a TLS client: " + firstBytes(record.RecordHeader)
+	case errors.As(err, &alert):
+		return "peer_alert", "the peer ended the handshake: " + strings.TrimPrefix(alert.Error(), "tls: ") + ": it does not accept our certificate or our TLS versions"
+	case strings.Contains(err.Error(), "didn't provide a certificate"): // crypto/tls has no type for it
+		return "no_certificate", "the client sent no certificate"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "closed", "the peer closed the connection during the handshake"
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return "timeout", "the handshake took too long"
+	}
+	return "error", "TLS handshake: " + strings.TrimPrefix(err.Error(), "tls: ")
+}
+
+// firstBytes guesses what a client that does not speak TLS speaks.
+func firstBytes(b [5]byte) string {
+	for _, method := range []string{"GET ", "POST ", "PUT ", "HEAD ", "DELET", "OPTIO", "PATCH", "CONNE", "TRACE", "PRI *"} {
+		if strings.HasPrefix(string(b[:]), method) {
+			return "it speaks plain HTTP; this port speaks TLS"
+		}
+	}
+	return fmt.Sprintf("its first bytes are %x", b)
+}

@@ -1,0 +1,186 @@
+package proxy
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// Trust is the set of bundles a peer is verified against, one for each trust
+// domain. Bundles are never pooled: a peer is verified against the bundle of
+// its own trust domain alone (SPIFFE X509-SVID §5), so that no domain can
+// speak for another. It is immutable.
+type Trust struct {
+	domains map[spiffeid.TrustDomain]*domain
+}
+
+// domain is the bundle of one trust domain.
+type domain struct {
+	authorities []*x509.Certificate
+	pool        *x509.CertPool
+}
+
+func newTrust(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *Trust {
+	return (*Trust)(nil).next(authorities)
+}
+
+// next returns the trust that follows t. Domains whose authorities did not
+// change keep their pointer, and so does the whole when none changed: live
+// connections of such a domain need not be verified again.
+func (t *Trust) next(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *Trust {
+	n := &Trust{domains: make(map[spiffeid.TrustDomain]*domain, len(authorities))}
+	same := t != nil && len(t.domains) == len(authorities)
+	for td, certs := range authorities {
+		if t != nil {
+			if old := t.domains[td]; old != nil && old.holds(certs) && len(old.authorities) == len(certs) {
+				n.domains[td] = old
+				continue
+			}
+		}
+		same = false
+		d := &domain{authorities: certs, pool: x509.NewCertPool()}
+		for _, c := range certs {
+			d.pool.AddCert(c)
+		}
+		n.domains[td] = d
+	}
+	if same {
+		return t
+	}
+	return n
+}
+
+// holds reports whether every one of certs is an authority of d.
+func (d *domain) holds(certs []*x509.Certificate) bool {
+	for _, c := range certs {
+		found := false
+		for _, a := range d.authorities {
+			if a.Equal(c) {
+				found = true
+				break
+			}
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
+// PeerError is why a peer's certificate was not accepted.
+type PeerError struct {
+	ID     spiffeid.ID // zero where the certificate does not name one
+	Result string      // a short fixed word, for the metrics
+	Err    error
+}
+
+func (e *PeerError) Error() string {
+	if e.ID.IsZero() {
+		return "peer certificate: " + e.Err.Error()
+	}
+	return fmt.Sprintf("peer certificate of %s: %v", e.ID, e.Err)
+}
+
+func (e *PeerError) Unwrap() error { return e.Err }
+
+// checkLeaf applies the rules for the leaf of an X.509-SVID and returns its
+// SPIFFE ID: exactly one URI SAN that is a SPIFFE ID (X509-SVID §2), with a
+// path (§3.1 of the SPIFFE ID specification reserves the bare trust domain
+// for authorities), and not a certificate that can sign others (§5.2).
+func checkLeaf(leaf *x509.Certificate) (spiffeid.ID, error) {
+	id, err := x509svid.IDFromCert(leaf)
+	switch {
+	case err != nil:
+		return spiffeid.ID{}, err
+	case id.Path() == "":
+		return id, errors.New("the SPIFFE ID of a leaf must have a path")
+	case leaf.IsCA:
+		return id, errors.New("a leaf must not be a CA")
+	case leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return id, errors.New("a leaf must not be allowed to sign certificates or CRLs")
+	}
+	return id, nil
+}
+
+// peerKeyUsages: any one of them will do, and so does a leaf that names none
+// (X509-SVID §4.4 makes the extension optional, but both usages go together).
+var peerKeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+
+// verify verifies a peer's chain, leaf first, as of at. Errors are
+// *PeerError.
+func (t *Trust) verify(chain []*x509.Certificate, at time.Time) (spiffeid.ID, *domain, error) {
+	if len(chain) == 0 {
+		return spiffeid.ID{}, nil, &PeerError{Result: "no_certificate", Err: errors.New("the peer sent none")}
+	}
+	leaf := chain[0]
+	id, err := checkLeaf(leaf)
+	if err != nil {
+		return id, nil, &PeerError{ID: id, Result: "not_svid", Err: err}
+	}
+	d := t.domains[id.TrustDomain()]
+	if d == nil {
+		return id, nil, &PeerError{ID: id, Result: "untrusted", Err: fmt.Errorf("no bundle for trust domain %s: it is neither ours nor federated with us", id.TrustDomain())}
+	}
+	if err := d.verify(chain, at); err != nil {
+		return id, nil, &PeerError{ID: id, Result: verifyResult(err), Err: explainVerify(err, leaf, id)}
+	}
+	return id, d, nil
+}
+
+func (d *domain) verify(chain []*x509.Certificate, at time.Time) error {
+	_, err := d.chains(chain, at)
+	return err
+}
+
+func (d *domain) chains(chain []*x509.Certificate, at time.Time) ([][]*x509.Certificate, error) {
+	opts := x509.VerifyOptions{Roots: d.pool, CurrentTime: at, KeyUsages: peerKeyUsages}
+	if len(chain) > 1 {
+		opts.Intermediates = x509.NewCertPool()
+		for _, c := range chain[1:] {
+			opts.Intermediates.AddCert(c)
+		}
+	}
+	return chain[0].Verify(opts)
+}
+
+// prunedAfterExpiry reports whether d, the bundle that once verified chain,
+// did so only by authorities that have expired since: they left the bundle
+// in the ordinary course of things, not because they were withdrawn.
+func (d *domain) prunedAfterExpiry(chain []*x509.Certificate, at, now time.Time) bool {
+	chains, err := d.chains(chain, at)
+	if err != nil {
+		return false
+	}
+	for _, c := range chains {
+		if root := c[len(c)-1]; !now.After(root.NotAfter) {
+			return false
+		}
+	}
+	return true
+}
+
+func verifyResult(err error) string {
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+		return "expired"
+	}
+	return "untrusted"
+}
+
+func explainVerify(err error, leaf *x509.Certificate, id spiffeid.ID) error {
+	var invalid x509.CertificateInvalidError
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && time.Now().Before(leaf.NotBefore):
+		return fmt.Errorf("not valid before %s; are the clocks right? (%w)", leaf.NotBefore.UTC().Format(time.RFC3339), err)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert.Equal(leaf):
+		return fmt.Errorf("expired at %s (%w)", leaf.NotAfter.UTC().Format(time.RFC3339), err)
+	case errors.As(err, &unknown):
+		return fmt.Errorf("not signed by an authority in the bundle of %s (%w)", id.TrustDomain(), err)
+	}
+	return err
+}
