@@ -232,8 +232,10 @@ type AccessLog struct {
 	idle   chan struct{}
 
 	mu      sync.Mutex // guards the following
-	w       *bufio.Writer
+	out     io.Writer
+	w       *bufio.Writer // to out
 	scratch []byte
+	torn    bool  // a failure may have left part of a record behind
 	err     error // the first failure to write
 	closed  bool
 }
@@ -241,7 +243,7 @@ type AccessLog struct {
 // NewAccessLog returns a log that writes to w in the given format, "json" or
 // "text". Close stops its flusher and writes what is left.
 func NewAccessLog(w io.Writer, format string) (*AccessLog, error) {
-	l := &AccessLog{w: bufio.NewWriterSize(w, 32<<10), done: make(chan struct{}), idle: make(chan struct{})}
+	l := &AccessLog{out: w, w: bufio.NewWriterSize(w, 32<<10), done: make(chan struct{}), idle: make(chan struct{})}
 	switch format {
 	case "json":
 		l.append = (*Access).AppendJSON
@@ -264,10 +266,26 @@ func (l *AccessLog) Write(a *Access) {
 	if l.closed {
 		return
 	}
-	l.scratch = append(l.append(a, l.scratch[:0]), '\n')
-	if _, err := l.w.Write(l.scratch); err != nil && l.err == nil {
+	l.scratch = l.scratch[:0]
+	if l.torn {
+		l.scratch = append(l.scratch, '\n')
+		l.torn = false
+	}
+	l.scratch = append(l.append(a, l.scratch), '\n')
+	if _, err := l.w.Write(l.scratch); err != nil {
+		l.failed(err)
+	}
+}
+
+// failed drops what is buffered and starts anew: a bufio.Writer would refuse
+// all that comes after a disk that was full for a moment. The caller holds
+// the lock.
+func (l *AccessLog) failed(err error) {
+	if l.err == nil {
 		l.err = err
 	}
+	l.w.Reset(l.out)
+	l.torn = true
 }
 
 func (l *AccessLog) flushLoop() {
@@ -287,8 +305,8 @@ func (l *AccessLog) flushLoop() {
 func (l *AccessLog) flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.w.Flush(); err != nil && l.err == nil {
-		l.err = err
+	if err := l.w.Flush(); err != nil {
+		l.failed(err)
 	}
 }
 
