@@ -3,13 +3,22 @@ package registry
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 )
 
-// ErrEntryExpired is why an entry past its ExpiresAt gets no SVID.
-var ErrEntryExpired = errors.New("the entry has expired")
+// Why an entry has no SVID, beside what signing it failed with.
+var (
+	// ErrEntryExpired: the entry is past its ExpiresAt.
+	ErrEntryExpired = errors.New("the entry has expired")
+	// ErrWrongID: the SVID that came has not the entry's SPIFFE ID. Most likely
+	// the entry has changed at the server, and the next sync will tell.
+	ErrWrongID = errors.New("it was signed for another SPIFFE ID")
+	// ErrEnded: the SVID that came had already ended.
+	ErrEnded = errors.New("it had ended when it came: compare this host's clock with the server's")
+)
 
 // live is what the registry knows about an entry beyond the entry: one that
 // has an SVID, is watched, is to have an SVID, or could not get one.
@@ -27,6 +36,7 @@ type live struct {
 
 	stale   bool // svid was signed for an older revision
 	tainted bool // svid was signed by a tainted authority
+	fresh   bool // svid has not been held against the time yet
 	asked   bool // Due has handed out the entry and there is no answer yet
 	outrun  bool // the entry changed since, so that the answer will be stale
 
@@ -58,10 +68,19 @@ func (r *Registry) deactivate(rec *record) {
 	rec.live = nil
 }
 
-// unwatch counts one audience less.
+// watch counts one more audience of a record.
+func (r *Registry) watch(rec *record) {
+	l := r.activate(rec)
+	if l.watched++; l.watched == 1 {
+		r.watched++
+	}
+}
+
+// unwatch counts one less.
 func (r *Registry) unwatch(rec *record) {
 	l := rec.live
 	if l.watched--; l.watched == 0 {
+		r.watched--
 		r.clock++
 		l.used = r.clock
 		l.view = nil
@@ -75,8 +94,7 @@ func (l *live) entryChanged(old, e *Entry) {
 	if old.sameIssue(e) {
 		return
 	}
-	l.outrun = l.asked
-	l.stale = true
+	l.outrun, l.stale = l.asked, true
 	if old.SPIFFEID != e.SPIFFEID {
 		l.svid = nil
 	}
@@ -85,16 +103,22 @@ func (l *live) entryChanged(old, e *Entry) {
 // signed takes in a new SVID.
 func (r *Registry) signed(id string, svid *SVID) {
 	rec := r.find(id)
-	if rec == nil || svid == nil || !rec.entry.servable() || svid.ID != rec.entry.SPIFFEID {
+	if rec == nil || svid == nil || !rec.entry.servable() {
+		return
+	}
+	if svid.ID != rec.entry.SPIFFEID {
+		r.failed(id, ErrWrongID, nil)
 		return
 	}
 	l := r.activate(rec)
-	l.svid = svid
+	l.svid, l.fresh = svid, true
 	l.rotateAt = r.rotateAt(svid)
+	l.stale, l.asked, l.outrun = l.outrun, false, false
+	l.err, l.failures, l.retryAt = nil, 0, time.Time{}
 	l.tainted = r.bundle != nil && svid.signedByAny(r.bundle.Tainted)
-	l.stale = l.outrun
-	l.asked, l.outrun = false, false
-	l.err, l.failures, l.retryAt, l.awaitSync = nil, 0, time.Time{}, false
+	// A server that still signs with what is tainted is given until the next
+	// sync to stop, lest it be asked without end.
+	l.awaitSync = l.tainted
 	r.index.audiencesOf(rec, r.touch)
 }
 
@@ -110,12 +134,17 @@ func (r *Registry) failed(id string, err error, retry func(int) time.Time) {
 		l.outrun = false
 		return
 	}
-	l.err = pendingError(rec.entry, err)
+	rec.fail(err)
 	l.failures++
 	if l.awaitSync = retry == nil; !l.awaitSync {
 		l.retryAt = retry(l.failures)
 	}
 	r.index.audiencesOf(rec, r.touch)
+}
+
+// fail notes why an entry has no new SVID.
+func (r *record) fail(err error) {
+	r.live.err = fmt.Errorf("SVID of entry %s (%s): %w", r.entry.ID, r.entry.SPIFFEID, err)
 }
 
 // rotateAt is when an SVID is to be replaced: with half its life left ±10 %,
@@ -164,15 +193,12 @@ func (rec *record) dueAt(now time.Time) (at time.Time, u urgency, ok bool) {
 //
 // What it returns stays due until Apply says that it was signed or failed.
 //
-// Due is also how the registry learns that time has passed: it withdraws SVIDs
-// that have ended.
+// Due and NextDue are also how the registry learns that time has passed: they
+// withdraw the SVIDs that have ended.
 func (r *Registry) Due(now time.Time) []Entry {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.expire(now)
-	r.trim()
-	r.pick(now)
-	r.refresh()
+	r.advance(now)
 
 	type item struct {
 		rec *record
@@ -202,7 +228,8 @@ func (r *Registry) Due(now time.Time) []Entry {
 func (r *Registry) NextDue(now time.Time) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.pick(now)
+	r.advance(now)
+
 	var next time.Time
 	sooner := func(t time.Time) {
 		if t.Before(now) {
@@ -223,31 +250,56 @@ func (r *Registry) NextDue(now time.Time) time.Time {
 	return next
 }
 
-// expire withdraws the SVIDs that have ended. It gives up on expired entries,
-// lest their callers wait for an SVID that will not come.
-func (r *Registry) expire(now time.Time) {
+// advance makes it now.
+func (r *Registry) advance(now time.Time) {
 	for rec := range r.active {
-		l := rec.live
-		if l.svid != nil && !now.Before(l.svid.NotAfter) {
-			l.svid = nil
-			r.index.audiencesOf(rec, r.touch)
-		}
-		if l.svid != nil || !rec.entry.expired(now) {
-			continue
-		}
-		if l.watched == 0 {
-			r.deactivate(rec)
-		} else if l.err == nil {
-			l.err = pendingError(rec.entry, ErrEntryExpired)
+		if r.expire(rec, now) {
 			r.index.audiencesOf(rec, r.touch)
 		}
 	}
+	r.trim()
+	r.pick(now)
+	r.refresh()
+}
+
+// expire withdraws an SVID that has ended. It gives up on an expired entry,
+// lest callers wait for an SVID that will not come. It tells whether that
+// makes a difference to anybody.
+func (r *Registry) expire(rec *record, now time.Time) (changed bool) {
+	l := rec.live
+	fresh := l.fresh
+	l.fresh = false
+	switch {
+	case l.svid == nil:
+	case !now.Before(l.svid.NotAfter):
+		l.svid, changed = nil, true
+		if fresh {
+			rec.fail(ErrEnded)
+			l.awaitSync = true
+		}
+	case fresh && !now.Before(l.rotateAt):
+		// The clocks are apart by a good part of the SVID's life. Make do with
+		// what is left of it, lest the server be asked without end.
+		l.rotateAt = now.Add(l.svid.NotAfter.Sub(now) / 2)
+	}
+	if l.svid != nil || !rec.entry.expired(now) {
+		return changed
+	}
+	if l.watched == 0 {
+		r.deactivate(rec)
+		return false
+	}
+	if l.err == nil {
+		rec.fail(ErrEntryExpired)
+		changed = true
+	}
+	return changed
 }
 
 // trim drops what is kept beyond the cache size and not watched, that without
 // SVID first, then the longest unused.
 func (r *Registry) trim() {
-	excess := len(r.active) - max(r.options.CacheSize, 0)
+	excess := min(len(r.active)-max(r.options.CacheSize, 0), len(r.active)-r.watched)
 	if excess <= 0 {
 		return
 	}
@@ -266,7 +318,7 @@ func (r *Registry) trim() {
 		}
 		return cmp.Or(cmp.Compare(a.live.used, b.live.used), strings.Compare(b.entry.ID, a.entry.ID))
 	})
-	for _, rec := range idle[:min(excess, len(idle))] {
+	for _, rec := range idle[:excess] {
 		r.deactivate(rec)
 	}
 }

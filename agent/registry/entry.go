@@ -2,6 +2,7 @@ package registry
 
 import (
 	"cmp"
+	"math/bits"
 	"slices"
 	"time"
 
@@ -72,6 +73,21 @@ func normalise(s []attestor.Selector) []attestor.Selector {
 	return slices.Clip(slices.Compact(s))
 }
 
+// sameSelectors tells whether s has the selectors of normal, in any order.
 func sameSelectors(normal, s []attestor.Selector) bool {
-	return slices.Equal(normal, s) || slices.Equal(normal, normalise(s))
+	if slices.Equal(normal, s) {
+		return true
+	}
+	if len(normal) != len(s) || len(s) > 64 {
+		return slices.Equal(normal, normalise(s))
+	}
+	var seen uint64 // those of normal, by index; without allocating, as this is asked of every entry at every sync
+	for i := range s {
+		at, found := slices.BinarySearchFunc(normal, s[i], compareSelectors)
+		if !found {
+			return false
+		}
+		seen |= 1 << at
+	}
+	return bits.OnesCount64(seen) == len(normal)
 }

@@ -69,6 +69,7 @@ type Registry struct {
 	servable  int       // how many of entries anybody could have
 	index     index
 	active    map[*record]struct{} // the records that have a live part
+	watched   int                  // how many of active are watched
 	audiences map[*audience]struct{}
 	dirty     []*audience
 	clock     uint64 // counts the moments at which entries ceased to be watched
@@ -106,8 +107,9 @@ type Update struct {
 	Federated    map[spiffeid.TrustDomain]*Bundle
 	HasFederated bool
 
-	// SVIDs are newly signed, by entry ID. One whose entry is gone or has got
-	// another SPIFFE ID in the meantime is ignored.
+	// SVIDs are newly signed, by entry ID. One whose entry is gone is ignored,
+	// one whose entry has another SPIFFE ID counts as failed until the next
+	// Update that HasEntries.
 	SVIDs map[string]*SVID
 
 	// Failed are the entries whose signing failed, by ID, and why. What they
@@ -129,15 +131,25 @@ type Changes struct {
 	Views                   int // distinct sets of callers' selectors that are given something else than before
 }
 
+func (c *Changes) count(o Changes) {
+	c.Added += o.Added
+	c.Changed += o.Changed
+	c.Removed += o.Removed
+}
+
 // Apply makes the update, all of it or, to any caller, none yet, and wakes
 // the watches to which it makes a difference. What u points to must not be
 // modified afterwards, except the slice of entries and their selectors.
 func (r *Registry) Apply(u Update) Changes {
+	var entries []Entry
+	if u.HasEntries && !r.isCurrent(u.Entries) {
+		entries = sorted(u.Entries) // before the lock: callers need not wait for that
+	}
 	var c Changes
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if u.Wipe {
-		c = r.setEntries(nil)
+		c.count(r.setEntries(nil))
 		r.setSynced(false)
 	}
 	if u.Bundle != nil {
@@ -147,8 +159,12 @@ func (r *Registry) Apply(u Update) Changes {
 		r.setFederated(u.Federated)
 	}
 	if u.HasEntries {
-		d := r.setEntries(u.Entries)
-		c.Added, c.Changed, c.Removed = c.Added+d.Added, c.Changed+d.Changed, c.Removed+d.Removed
+		if !r.holds(u.Entries) {
+			if entries == nil {
+				entries = sorted(u.Entries)
+			}
+			c.count(r.setEntries(entries))
+		}
 		r.setSynced(true)
 		for rec := range r.active {
 			rec.live.awaitSync = false
@@ -209,14 +225,22 @@ func (r *Registry) setFederated(bundles map[spiffeid.TrustDomain]*Bundle) {
 	r.federated = next
 }
 
-// setEntries replaces the set of entries by merging the old with the new, both
-// sorted, so that what did not change keeps its memory and its place.
-func (r *Registry) setEntries(entries []Entry) Changes {
+// isCurrent tells whether entries is what Entries returned last.
+func (r *Registry) isCurrent(entries []Entry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.holds(entries)
+}
+
+func (r *Registry) holds(entries []Entry) bool {
+	return len(entries) == len(r.entries) && (len(entries) == 0 || &entries[0] == &r.entries[0])
+}
+
+// setEntries replaces the set of entries by merging the old with the next,
+// both sorted, so that what did not change keeps its memory and its place.
+// next is the registry's from now on.
+func (r *Registry) setEntries(next []Entry) Changes {
 	var c Changes
-	if len(entries) == len(r.entries) && (len(entries) == 0 || &entries[0] == &r.entries[0]) {
-		return c
-	}
-	next := sorted(entries)
 	records := make([]*record, 0, len(next))
 	old := r.records
 	var domains []spiffeid.TrustDomain
@@ -276,7 +300,7 @@ func (r *Registry) enter(rec *record) {
 	r.index.insert(rec)
 	r.index.audiencesOf(rec, func(a *audience) {
 		a.add(rec)
-		r.activate(rec).watched++
+		r.watch(rec)
 		r.touch(a)
 	})
 }

@@ -3,9 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -52,16 +50,29 @@ func (v *View) sameAs(o *View) bool {
 	if v == o {
 		return true
 	}
-	if len(v.Identities) == 0 && (v.Pending == 0 != (o.Pending == 0) || v.PendingErr != o.PendingErr) {
+	if len(v.Identities) == 0 && ((v.Pending == 0) != (o.Pending == 0) || !sameReason(v.PendingErr, o.PendingErr)) {
 		return false
 	}
-	return v.Synced == o.Synced && slices.Equal(v.Identities, o.Identities) &&
+	return v.Synced == o.Synced && slices.EqualFunc(v.Identities, o.Identities, Identity.sameAs) &&
 		v.Bundle.servesSame(o.Bundle) && sameFederated(v.Federated, o.Federated)
 }
 
-// identical is sameAs and the same in what is pending.
+// sameAs leaves out what is between the server and the agent, like an entry's
+// revision. The same SVID has the same SPIFFE ID.
+func (i Identity) sameAs(o Identity) bool {
+	return i.SVID == o.SVID && (i.Entry == o.Entry || i.Entry.Hint == o.Entry.Hint &&
+		i.Entry.Admin == o.Entry.Admin && i.Entry.Downstream == o.Entry.Downstream &&
+		slices.Equal(i.Entry.FederatesWith, o.Entry.FederatesWith))
+}
+
+func sameReason(a, b error) bool {
+	return a == b || a != nil && b != nil && a.Error() == b.Error()
+}
+
+// identical tells whether one may stand for the other in memory.
 func (v *View) identical(o *View) bool {
-	return v.Pending == o.Pending && v.unresolved == o.unresolved && v.PendingErr == o.PendingErr && v.sameAs(o)
+	return v.Pending == o.Pending && v.unresolved == o.unresolved && sameReason(v.PendingErr, o.PendingErr) &&
+		slices.Equal(v.Identities, o.Identities) && v.sameAs(o)
 }
 
 func sameFederated(a, b map[spiffeid.TrustDomain]*Bundle) bool {
@@ -152,7 +163,7 @@ func (r *Registry) Watch(selectors []attestor.Selector) *Watch {
 		r.audiences[a] = struct{}{}
 		a.matched = r.index.matching(a)
 		for _, rec := range a.matched {
-			r.activate(rec).watched++
+			r.watch(rec)
 		}
 		a.view = r.viewOf(a)
 	}
@@ -332,9 +343,4 @@ func (r *Registry) refresh() (changed int) {
 	clear(r.dirty)
 	r.dirty = r.dirty[:0]
 	return changed
-}
-
-// pendingError says whose SVID could not be had.
-func pendingError(e *Entry, err error) error {
-	return fmt.Errorf("SVID of entry %s (%s): %w", strings.ToValidUTF8(e.ID, "?"), e.SPIFFEID, err)
 }
