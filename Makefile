@@ -1,0 +1,72 @@
+# The two commands of a new user are `make demo` and `make test`.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+SUITE   := integration/suite.sh
+
+.PHONY: help
+help: ## Show this help
+	@echo "Narthex: workload identity and mutual TLS by SPIFFE ID."
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+.PHONY: build
+build: check-go ## Build bin/narthex
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/narthex ./cmd/narthex
+
+.PHONY: demo
+demo: build ## See it work: two services behind mutual TLS, no root, no server
+	@bin/narthex demo $(ARGS)
+
+.PHONY: test
+test: check-test ## Run everything: lint, unit tests with the race detector, real components
+	@$(SUITE) lint        $(MAKE) --no-print-directory lint
+	@$(SUITE) unit        $(MAKE) --no-print-directory test-unit
+	@$(SUITE) integration $(MAKE) --no-print-directory test-integration
+
+.PHONY: test-unit
+test-unit: check-go ## Unit tests and command-line scripts, with the race detector
+	$(GO) test -race -timeout 15m ./...
+
+.PHONY: test-integration
+test-integration: check-test ## The product against real components (SPIRE Server, openssl, …)
+	integration/tools/install.sh apt test
+	NARTHEX_TOOLS=$$(integration/tools/install.sh spire) $(GO) test -tags integration -timeout 30m -count=1 -v ./integration/... 2>&1 | integration/quiet.sh
+
+.PHONY: lint
+lint: check-go ## Formatting, vet, linters, go.mod tidiness, generated files
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) mod tidy -diff
+	$(GO) vet -tags integration ./...
+	"$$(integration/tools/install.sh lint)/golangci-lint" run --build-tags integration
+
+.PHONY: generate
+generate: check-go ## Regenerate the JSON Schema and the configuration reference
+	$(GO) generate ./...
+
+.PHONY: fuzz
+fuzz: check-go ## Run every fuzz target for FUZZTIME (30s)
+	integration/fuzz.sh $(or $(FUZZTIME),30s)
+
+.PHONY: bench
+bench: check-test build ## Measure beside nginx, haproxy, ghostunnel and spire-agent; writes docs/benchmarks.md
+	integration/tools/install.sh apt bench
+	NARTHEX_SPIRE=$$(integration/tools/install.sh spire) NARTHEX_GHOSTUNNEL=$$(integration/tools/install.sh ghostunnel) \
+	  $(GO) run ./integration/bench -narthex bin/narthex -out docs/benchmarks.md $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what was built here (the cache of tools stays; integration/tools/install.sh names it)
+	rm -rf bin
+
+.PHONY: check-go
+check-go:
+	@integration/tools/install.sh check go git
+
+.PHONY: check-test
+check-test:
+	@integration/tools/install.sh check go git gcc

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/narthex-id/narthex/agent"
+	"github.com/narthex-id/narthex/agent/keys"
+	"github.com/narthex-id/narthex/attestor"
+	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/internal/telemetry/expose"
+)
+
+func newAgent() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "agent -c narthex.yaml",
+		Short: "Run the agent: attest this node, serve SVIDs to its workloads",
+		Long: `Attests this node to a SPIRE Server, attests each local workload that asks, and
+serves short-lived X.509-SVIDs over the SPIFFE Workload API. It does not end
+because the server is away: it answers callers with the reason, and tries again.`,
+		Example: `  narthex agent -c /etc/narthex/narthex.yaml`,
+	}
+	path := configFlag(cmd)
+	half := cmd.Flags().Bool("half", false, "show the figures to the proxy's process only (set by `narthex run`)")
+	hide(cmd, "half")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := config.Load(*path)
+		if err != nil {
+			return err
+		}
+		if err := c.ForAgent(); err != nil {
+			return err
+		}
+		ctx, hangups, stop := untilSignal(cmd.Context())
+		defer stop()
+		return runAgent(ctx, c, *half, hangups)
+	}
+	return cmd
+}
+
+// hide keeps a flag that only this program sets out of the help.
+func hide(cmd *cobra.Command, flag string) {
+	if err := cmd.Flags().MarkHidden(flag); err != nil {
+		panic(err) // a flag that is not there: a mistake in the program
+	}
+}
+
+func runAgent(parent context.Context, c *config.Config, half bool, hangups <-chan os.Signal) error {
+	log := newLogger("narthex.agent", c.Log)
+	warn(log, c)
+	sockets, err := inheritedSockets()
+	if err != nil {
+		return err
+	}
+	metrics := telemetry.NewMetrics()
+	a, err := agent.New(agentConfig(c, metrics, log))
+	if err != nil {
+		return err
+	}
+	started := time.Now()
+	show := expose.Config{
+		Process: "agent",
+		Metrics: metrics,
+		Status: func() telemetry.Status {
+			return telemetry.Status{Version: version, Started: started, TrustDomain: c.TrustDomain.Name(), Agent: a.Status()}
+		},
+		Ready:   a.Unready,
+		Private: sockets[statusSocketName],
+		Log:     log.Named("telemetry"),
+	}
+	if !half {
+		show.Listen, show.Health = string(c.Telemetry.Listen), string(c.Telemetry.Health)
+	}
+	figures, err := expose.Listen(show)
+	if err != nil {
+		return errors.Join(err, a.Close())
+	}
+	log.Info("agent starts", "version", version, "trust_domain", c.TrustDomain.Name(),
+		"server", string(c.Agent.Server.Address), "socket", string(c.Agent.WorkloadAPI.Socket))
+	g, ctx := errgroup.WithContext(parent)
+	g.Go(func() error { return a.Run(ctx) })
+	g.Go(func() error { return figures.Serve(ctx) })
+	g.Go(func() error { return sayOnHangup(ctx, hangups, log) })
+	err = g.Wait()
+	log.Info("agent has ended")
+	return err
+}
+
+// sayOnHangup answers SIGHUP: what the agent reads from files it reads
+// whenever it needs them, and the rest of its configuration takes a restart.
+func sayOnHangup(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+			log.Info("nothing to reload: bundle and token files are read each time they are needed, other settings at start")
+		}
+	}
+}
+
+// agentConfig says in the agent's words what the file says in its own.
+func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger) agent.Config {
+	out := agent.Config{
+		TrustDomain:        c.TrustDomain,
+		DataDir:            string(c.DataDir),
+		Version:            version,
+		Server:             string(c.Agent.Server.Address),
+		RequirePQKEM:       c.Agent.Server.RequirePQKEM,
+		InsecureBootstrap:  c.Agent.Server.InsecureBootstrap,
+		WorkloadKeyType:    c.Agent.SVID.KeyType,
+		SyncInterval:       time.Duration(c.Agent.Sync.Interval),
+		X509Cache:          c.Agent.SVID.X509Cache,
+		AvailabilityTarget: time.Duration(c.Agent.SVID.AvailabilityTarget),
+		Socket:             string(c.Agent.WorkloadAPI.Socket),
+		Metrics:            metrics,
+		Log:                log,
+	}
+	if b := c.Agent.Server.Bundle; b != nil {
+		out.BootstrapBundle = func(context.Context) ([]*x509.Certificate, error) { return readBundle(string(b.File)) }
+	}
+	switch n := c.Agent.NodeAttestor; {
+	case n.JoinToken != nil:
+		out.Node = attestor.JoinToken{Token: string(n.JoinToken.Token), File: string(n.JoinToken.TokenFile)}
+	case n.X509PoP != nil:
+		out.Node = attestor.X509PoP{
+			Key: string(n.X509PoP.Key), Certificate: string(n.X509PoP.Certificate), Intermediates: string(n.X509PoP.Intermediates),
+		}
+	}
+	if c.Agent.KeyManager.Memory != nil {
+		out.Keys = keys.Memory()
+	}
+	if u := c.Agent.WorkloadAttestors.Unix; u != nil {
+		out.WorkloadAttestors = append(out.WorkloadAttestors, attestor.NewUnix(attestor.UnixConfig{
+			DiscoverPath: u.DiscoverWorkloadPath, SizeLimit: u.WorkloadSizeLimit,
+		}))
+	}
+	return out
+}
+
+// bundleLimit bounds a bootstrap bundle: some hundred certificates.
+const bundleLimit = 1 << 20
+
+// readBundle reads the CA certificates of a PEM file.
+func readBundle(path string) ([]*x509.Certificate, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, bundleLimit+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > bundleLimit {
+		return nil, fmt.Errorf("%s: more than %d bytes", path, bundleLimit)
+	}
+	var certs []*x509.Certificate
+	for len(data) > 0 {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("%s: holds a PEM block %q; a bundle holds certificates only", path, block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: certificate %d: %w", path, len(certs)+1, err)
+		}
+		certs = append(certs, cert)
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("%s: no PEM certificate in it; write it with `spire-server bundle show`", path)
+	}
+	return certs, nil
+}
+
+// warn logs what a configuration allows and should not be relied on.
+func warn(log hclog.Logger, c *config.Config) {
+	for _, w := range c.Warnings {
+		log.Warn(w.Error())
+	}
+}
+
+// closeSockets closes what was inherited and not used.
+func closeSockets(sockets map[string]net.Listener) {
+	for _, l := range sockets {
+		_ = l.Close()
+	}
+}

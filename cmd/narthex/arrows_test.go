@@ -1,0 +1,134 @@
+package main
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/narthex-id/narthex/"
+
+// rooms says which rooms of the house each room may import, and why no other.
+// A room that is not listed may not exist: add it here with its reason.
+var rooms = []struct {
+	room   string
+	may    string // rooms of this module, separated by spaces
+	reason string
+}{
+	{"attestor", "", "reads other processes with the agent's privileges: the less it pulls in, the less can be attacked"},
+	{"agent/registry", "attestor internal/telemetry", "pure state: what a caller may have is decided without network, clock or goroutine"},
+	{"agent/keys", "", "holds private keys"},
+	{"agent/spire", "agent/registry attestor", "the one room that speaks the server's API; it makes calls and runs no loops"},
+	{"agent/endpoint", "agent/registry attestor internal/telemetry", "what the sockets need of the agent is an interface of their own"},
+	{"agent", "agent/endpoint agent/keys agent/registry agent/spire attestor internal/telemetry", "the loop that ties the rooms of the agent together"},
+	{"proxy/policy", "", "a decision depends on the request and the rules, on nothing else"},
+	{"proxy", "proxy/policy attestor internal/telemetry", "parses what strangers send: it never shares a process with the agent, which holds every workload's key"},
+	{"internal/config", "", "the file and its types; what they mean to a half is wired in cmd/narthex"},
+	{"internal/devserver", "attestor", "stands where the real server stands: it knows nothing of the agent"},
+	{"internal/telemetry", "", "anyone may import it, so it imports nobody"},
+	{"internal/telemetry/expose", "internal/telemetry", "the only room that knows Prometheus and HTTP"},
+	{"cmd/narthex", "*", "wires everything; nothing imports it"},
+	{"integration", "*", "tests the product from outside"},
+}
+
+func TestArrows(t *testing.T) {
+	root := filepath.Join("..", "..")
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if name := d.Name(); name == "testdata" || name == ".git" || name == "bin" {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(file, ".go") {
+			return nil
+		}
+		rel, err := filepath.Rel(root, file)
+		if err != nil {
+			return err
+		}
+		checkFile(t, file, path.Dir(filepath.ToSlash(rel)), strings.HasSuffix(file, "_test.go"))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkFile(t *testing.T, file, room string, test bool) {
+	t.Helper()
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+	if err != nil {
+		t.Errorf("%s: %v", file, err)
+		return
+	}
+	allowed, reason, ok := allowance(room)
+	if !ok {
+		t.Errorf("%s: room %s is not in the plan: add it to the list in this test, with its reason", file, room)
+		return
+	}
+	for _, spec := range parsed.Imports {
+		imported, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		target, ours := strings.CutPrefix(imported, module)
+		// A test may stand on the room it tests and on its peers' fakes.
+		if !ours || test || target == room || allowed == "*" {
+			continue
+		}
+		if !strings.Contains(" "+allowed+" ", " "+target+" ") {
+			t.Errorf("%s imports %s, but %s may import only [%s]: %s", file, target, room, allowed, reason)
+		}
+	}
+}
+
+func allowance(room string) (may, reason string, ok bool) {
+	for _, r := range rooms {
+		if room == r.room || r.room == "integration" && strings.HasPrefix(room, "integration/") {
+			return r.may, r.reason, true
+		}
+	}
+	return "", "", false
+}
+
+// TestForeignImports keeps foreign code out of the rooms that look into
+// other processes or hold the rules' meaning.
+func TestForeignImports(t *testing.T) {
+	for room, may := range map[string][]string{
+		"attestor":     {"golang.org/x/sys/"},
+		"proxy/policy": {"github.com/spiffe/go-spiffe/v2/spiffeid", "github.com/goccy/go-yaml"},
+	} {
+		files, err := filepath.Glob(filepath.Join("..", "..", filepath.FromSlash(room), "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, spec := range parsed.Imports {
+				imported, _ := strconv.Unquote(spec.Path.Value)
+				foreign := strings.Contains(strings.SplitN(imported, "/", 2)[0], ".") && !strings.HasPrefix(imported, module)
+				for _, prefix := range may {
+					foreign = foreign && !strings.HasPrefix(imported, prefix)
+				}
+				if foreign {
+					t.Errorf("%s imports %s: %s may import only the standard library and %v", file, imported, room, may)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
+)
+
+// socketsEnv hands listening sockets to a child: "name=fd,name=fd".
+const socketsEnv = "NARTHEX_SOCKETS"
+
+// child is one process of `narthex run` or `narthex demo`: this binary again,
+// with one command.
+type child struct {
+	name    string
+	binary  string // path of the executable; empty: this one
+	args    []string
+	user    *account // whom it becomes; nil: stays who we are
+	low     bool     // may bind ports below 1024 though it is not root
+	sockets map[string]*os.File
+	stdout  io.Writer // default: ours
+	stderr  io.Writer // default: ours
+}
+
+// account is a user a child can become.
+type account struct {
+	name     string
+	uid, gid uint32
+	groups   []uint32
+}
+
+// lookupAccount resolves a user name or a numeric uid.
+func lookupAccount(name string) (*account, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		byID, idErr := user.LookupId(name)
+		if idErr != nil {
+			return nil, fmt.Errorf("look up user %q: %w; make it with `useradd --system --no-create-home %s`", name, err, name)
+		}
+		u = byID
+	}
+	a := &account{name: u.Username}
+	ids, err := u.GroupIds()
+	if err != nil {
+		return nil, fmt.Errorf("look up the groups of user %q: %w", name, err)
+	}
+	for i, text := range append([]string{u.Uid, u.Gid}, ids...) {
+		n, err := strconv.ParseUint(text, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("look up user %q: id %q: %w", name, text, err)
+		}
+		switch i {
+		case 0:
+			a.uid = uint32(n)
+		case 1:
+			a.gid = uint32(n)
+		default:
+			a.groups = append(a.groups, uint32(n))
+		}
+	}
+	return a, nil
+}
+
+// command builds the process. The executable is opened here and run through
+// its descriptor, so that a user who may not walk to it can still become the
+// child.
+func (c *child) command() (*exec.Cmd, func(), error) {
+	binary := c.binary
+	if binary == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, nil, fmt.Errorf("find this executable: %w", err)
+		}
+		binary = self
+	}
+	image, err := os.Open(binary)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the executable: %w", err)
+	}
+	cmd := &exec.Cmd{
+		Path:   fmt.Sprintf("/proc/self/fd/%d", image.Fd()),
+		Args:   append([]string{binary}, c.args...),
+		Env:    os.Environ(),
+		Stdout: c.stdout,
+		Stderr: c.stderr,
+		SysProcAttr: &syscall.SysProcAttr{
+			Setpgid:   true, // Ctrl-C reaches the parent, which ends its children in order
+			Pdeathsig: syscall.SIGTERM,
+		},
+	}
+	if cmd.Stdout == nil {
+		cmd.Stdout = os.Stdout
+	}
+	if cmd.Stderr == nil {
+		cmd.Stderr = os.Stderr
+	}
+	if u := c.user; u != nil {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.uid, Gid: u.gid, Groups: u.groups}
+		if c.low {
+			cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_NET_BIND_SERVICE}
+		}
+	}
+	var names []string
+	for name, f := range c.sockets {
+		names = append(names, fmt.Sprintf("%s=%d", name, 3+len(cmd.ExtraFiles)))
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+	}
+	if len(names) > 0 {
+		cmd.Env = append(cmd.Env, socketsEnv+"="+strings.Join(names, ","))
+	}
+	return cmd, func() { _ = image.Close() }, nil
+}
+
+// run starts the child and waits for it. When ctx ends it is asked to end
+// (SIGTERM), and killed when kill ends too. Signals sent to hangup are passed
+// on.
+func (c *child) run(ctx, kill context.Context, hangup <-chan struct{}) error {
+	// The kernel sends Pdeathsig when the thread that started the child ends,
+	// so this goroutine keeps its thread until the child is gone.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd, release, err := c.command()
+	if err != nil {
+		return err
+	}
+	err = cmd.Start()
+	release()
+	if err != nil {
+		return fmt.Errorf("start %s: %w", c.name, err)
+	}
+	exited := make(chan struct{})
+	var tending sync.WaitGroup
+	tending.Go(func() {
+		for ending := ctx.Done(); ; {
+			select {
+			case <-exited:
+				return
+			case <-hangup:
+				_ = cmd.Process.Signal(syscall.SIGHUP)
+			case <-ending:
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+				ending = nil
+			case <-kill.Done():
+				_ = cmd.Process.Kill()
+				return
+			}
+		}
+	})
+	err = cmd.Wait()
+	close(exited)
+	tending.Wait()
+	if err != nil {
+		return fmt.Errorf("%s ended: %w", c.name, err)
+	}
+	return nil
+}
+
+// Supervision: a child that ends too soon after the first start tells of a
+// mistake that a restart does not mend.
+const (
+	soon        = 3 * time.Second
+	restartMin  = time.Second
+	restartMax  = 30 * time.Second
+	restartGood = time.Minute // after which the back-off starts anew
+)
+
+var errEndedEarly = errors.New("ended right after it was started: mend what it said above")
+
+// keepRunning runs the child again whenever it ends, until ctx does.
+func (c *child) keepRunning(ctx, kill context.Context, hangup <-chan struct{}, log hclog.Logger) error {
+	pause := restartMin
+	for first := true; ; first = false {
+		started := time.Now()
+		err := c.run(ctx, kill, hangup)
+		if ctx.Err() != nil {
+			return err
+		}
+		lived := time.Since(started)
+		if first && lived < soon {
+			return errors.Join(err, fmt.Errorf("%s %w", c.name, errEndedEarly))
+		}
+		if lived > restartGood {
+			pause = restartMin
+		}
+		log.Error("a half has ended and is started again", "half", c.name, "error", err, "after", lived.Round(time.Millisecond), "restart_in", pause)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, restartMax)
+	}
+}
+
+// inheritedSockets returns the listening sockets that the parent handed down,
+// by name. Their descriptors are not handed down further.
+func inheritedSockets() (map[string]net.Listener, error) {
+	value, ok := os.LookupEnv(socketsEnv)
+	if !ok {
+		return nil, nil
+	}
+	_ = os.Unsetenv(socketsEnv)
+	sockets := map[string]net.Listener{}
+	for _, item := range strings.Split(value, ",") {
+		name, fd, ok := strings.Cut(item, "=")
+		n, err := strconv.Atoi(fd)
+		if !ok || err != nil || n < 3 {
+			return nil, fmt.Errorf("%s: %q is not name=descriptor", socketsEnv, item)
+		}
+		unix.CloseOnExec(n)
+		f := os.NewFile(uintptr(n), name)
+		l, err := net.FileListener(f)
+		_ = f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("%s: take over socket %s: %w", socketsEnv, name, err)
+		}
+		sockets[name] = l
+	}
+	return sockets, nil
+}

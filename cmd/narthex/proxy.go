@@ -1,0 +1,394 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/internal/telemetry/expose"
+	"github.com/narthex-id/narthex/internal/watch"
+	"github.com/narthex-id/narthex/proxy"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+func newProxy() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "proxy -c narthex.yaml",
+		Short: "Run the proxy: mutual TLS for local services, admitted by SPIFFE ID rules",
+		Long: `Takes its identities from a SPIFFE Workload API (any agent's, a stock
+spire-agent's included) or from files, carries connections of the services
+behind it over mutual TLS, and decides each one by rules on SPIFFE IDs, for as
+long as it lives. SIGHUP and changed files reload listeners and rules without
+touching what still passes; SIGTERM drains.`,
+		Example: `  narthex proxy -c /etc/narthex/narthex.yaml`,
+	}
+	path := configFlag(cmd)
+	other := cmd.Flags().String("other", "", "private socket of the agent's process, to show both as one (set by `narthex run`)")
+	hide(cmd, "other")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := config.Load(*path)
+		if err != nil {
+			return err
+		}
+		if err := c.ForProxy(); err != nil {
+			return err
+		}
+		ctx, hangups, stop := untilSignal(cmd.Context())
+		defer stop()
+		return runProxy(ctx, c, *path, *other, hangups)
+	}
+	return cmd
+}
+
+func runProxy(parent context.Context, c *config.Config, path, other string, hangups <-chan os.Signal) (err error) {
+	log := newLogger("narthex.proxy", c.Log)
+	warn(log, c)
+	sockets, err := inheritedSockets()
+	if err != nil {
+		return err
+	}
+	accessOut, err := openAccessLog(c.AccessLog.Path)
+	if err != nil {
+		return err
+	}
+	defer accessOut.Close()
+	access, err := telemetry.NewAccessLog(accessOut, c.AccessLog.Format)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, access.Close()) }()
+
+	r := &proxyRunner{path: path, config: c, sockets: sockets, metrics: telemetry.NewMetrics(), access: access, log: log}
+	if err := r.open(); err != nil {
+		closeSockets(sockets)
+		return err
+	}
+	defer func() { err = errors.Join(err, r.source.Close()) }()
+
+	show := expose.Config{
+		Process: "proxy",
+		Metrics: r.metrics,
+		Status:  r.status,
+		Ready:   r.ready,
+		Listen:  string(c.Telemetry.Listen),
+		Socket:  sockets["telemetry"],
+		Health:  string(c.Telemetry.Health),
+		Log:     log.Named("telemetry"),
+	}
+	if other != "" {
+		show.Other = &expose.Remote{Process: "agent", Socket: other}
+	}
+	figures, err := expose.Listen(show)
+	if err != nil {
+		r.proxy.Close()
+		return err
+	}
+	log.Info("proxy starts", "version", version, "source", c.Proxy.Source, "listeners", len(c.Proxy.Listeners), "rules", r.policy.Rules())
+
+	// Figures are shown until the last connection is gone.
+	serving, served := context.WithCancel(context.WithoutCancel(parent))
+	defer served()
+	g, ctx := errgroup.WithContext(parent)
+	g.Go(func() error {
+		defer served()
+		return r.proxy.Run(ctx)
+	})
+	g.Go(func() error { return figures.Serve(serving) })
+	g.Go(func() error { r.reloadWhenChanged(ctx, hangups); return nil })
+	err = g.Wait()
+	log.Info("proxy has ended")
+	return err
+}
+
+// proxyRunner is a proxy with the files it is made from.
+type proxyRunner struct {
+	path    string
+	sockets map[string]net.Listener // inherited, by listener name
+	metrics *telemetry.Metrics
+	access  *telemetry.AccessLog
+	log     hclog.Logger
+
+	started time.Time
+	proxy   *proxy.Proxy
+	source  identitySource
+
+	mu      sync.Mutex // guards the following
+	config  *config.Config
+	policy  *policy.Policy
+	problem string // why the newest files are not in force
+}
+
+// identitySource is what both sources of package proxy are.
+type identitySource interface {
+	proxy.Identities
+	io.Closer
+}
+
+// open loads the policy, starts the source and binds the listeners.
+func (r *proxyRunner) open() error {
+	r.started = time.Now()
+	rules, err := r.loadPolicy(r.config)
+	if err != nil {
+		return err
+	}
+	r.policy = rules
+	if r.source, err = newSource(r.config.Proxy, r.log.Named("identities")); err != nil {
+		return err
+	}
+	r.proxy, err = proxy.New(r.proxyConfig(r.config, rules))
+	if err != nil {
+		return errors.Join(err, r.source.Close())
+	}
+	return nil
+}
+
+func newSource(c *config.Proxy, log hclog.Logger) (identitySource, error) {
+	if c.Source == "files" {
+		bundles := make(map[spiffeid.TrustDomain]string, len(c.Files.Bundles))
+		for td, file := range c.Files.Bundles {
+			bundles[td] = string(file)
+		}
+		return proxy.NewFiles(proxy.FilesConfig{
+			Cert: string(c.Files.Cert), Key: string(c.Files.Key), Bundle: string(c.Files.Bundle), Bundles: bundles, Log: log,
+		})
+	}
+	return proxy.NewWorkloadAPI(proxy.WorkloadAPIConfig{Socket: string(c.WorkloadAPI.Socket), Log: log})
+}
+
+// loadPolicy reads the rule files and warns of rules that name a listener
+// this node does not have.
+func (r *proxyRunner) loadPolicy(c *config.Config) (*policy.Policy, error) {
+	files, err := c.Proxy.PolicyFiles()
+	if err != nil {
+		return nil, err
+	}
+	rules, err := policy.Load(files...)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range rules.Listeners() {
+		if !hasListener(c, m.Listener) {
+			r.log.Info("a rule names a listener that this node does not have", "listener", m.Listener, "at", fmt.Sprintf("%s:%d:%d", m.File, m.Line, m.Column))
+		}
+	}
+	return rules, nil
+}
+
+// proxyConfig says in the proxy's words what the file says in its own.
+func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.Config {
+	out := proxy.Config{Policy: rules, Identities: r.source, Metrics: r.metrics, Access: r.access, Log: r.log}
+	for i := range c.Proxy.Listeners {
+		l := &c.Proxy.Listeners[i]
+		listener := proxy.Listener{
+			Name:      l.Name,
+			Direction: policy.Inbound,
+			Bind:      string(l.Bind),
+			Target:    string(l.Target),
+			Timeouts: proxy.Timeouts{
+				Handshake: time.Duration(l.Timeouts.Handshake),
+				Connect:   time.Duration(l.Timeouts.Connect),
+				Idle:      orNever(l.Timeouts.Idle),
+				Drain:     time.Duration(l.Timeouts.Drain),
+			},
+			OnPolicyChange: action(l.OnPolicyChange),
+			OnPeerExpiry:   action(l.OnPeerExpiry),
+			MaxAge:         time.Duration(l.MaxAge),
+			MaxConnections: l.MaxConnections,
+			Socket:         r.sockets[l.Name],
+		}
+		if l.Direction == "outbound" {
+			listener.Direction = policy.Outbound
+		}
+		if l.Identity != nil {
+			listener.Identity = proxy.Pick{SPIFFEID: l.Identity.SPIFFEID, Hint: l.Identity.Hint}
+		}
+		for _, id := range l.Expect {
+			pattern, err := policy.ParsePattern(id.String())
+			if err != nil {
+				panic(err) // a SPIFFE ID is a pattern of itself
+			}
+			listener.Expect = append(listener.Expect, pattern)
+		}
+		out.Listeners = append(out.Listeners, listener)
+	}
+	return out
+}
+
+// orNever turns the file's 0s, which means never, into the proxy's.
+func orNever(d config.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return time.Duration(d)
+}
+
+// action reads a word that internal/config has checked.
+func action(word string) proxy.Action {
+	var a proxy.Action
+	if err := a.UnmarshalText([]byte(word)); err != nil {
+		panic(err)
+	}
+	return a
+}
+
+// reloadWhenChanged reloads at each SIGHUP and when a file has changed, until
+// ctx ends.
+func (r *proxyRunner) reloadWhenChanged(ctx context.Context, hangups <-chan os.Signal) {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	changed := make(chan struct{}, 1)
+	watching.Go(func() {
+		watch.Files(ctx, watch.Config{
+			Paths: r.files,
+			Changed: func() {
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+			},
+			Log: r.log.Named("watch"),
+		})
+	})
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+			r.reload(true)
+		case <-changed:
+			r.reload(false)
+		}
+	}
+}
+
+// files are the files whose change means a reload.
+func (r *proxyRunner) files() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	paths := []string{r.path}
+	for _, pattern := range r.config.Proxy.Policies {
+		paths = append(paths, string(pattern)) // its directory is what is watched
+	}
+	return append(paths, r.policy.Files()...)
+}
+
+// reload puts the files as they are now in force, all of them or none. What
+// cannot be changed while the process runs is said.
+func (r *proxyRunner) reload(asked bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := func() error {
+		c, err := config.Load(r.path)
+		if err != nil {
+			return err
+		}
+		if err := c.ForProxy(); err != nil {
+			return err
+		}
+		rules, err := r.loadPolicy(c)
+		if err != nil {
+			return err
+		}
+		same := rules.Equal(r.policy)
+		if same {
+			rules = r.policy // so that nobody is asked again for nothing
+		}
+		if same && !asked && reflect.DeepEqual(r.config.Proxy, c.Proxy) && r.problem == "" {
+			return nil
+		}
+		if needs := needsRestart(r.config, c); len(needs) > 0 {
+			r.log.Warn("these settings take effect at the next start only", "keys", needs)
+		}
+		if _, err := r.proxy.Apply(r.proxyConfig(c, rules)); err != nil {
+			return err
+		}
+		r.config, r.policy = c, rules
+		return nil
+	}()
+	reloads := r.metrics.Counter("narthex_policy_reloads_total", "Reloads of configuration and policy.", "result")
+	if err == nil {
+		reloads.With("ok").Inc()
+		r.problem = ""
+		return
+	}
+	reloads.With("error").Inc()
+	if r.problem != err.Error() || asked {
+		r.log.Error("cannot reload: what was in force stays in force", "error", err)
+	}
+	r.problem = err.Error()
+}
+
+// needsRestart names the settings in which two files differ and that are taken
+// at start only.
+func needsRestart(was, is *config.Config) []string {
+	var keys []string
+	for _, k := range []struct {
+		key     string
+		was, is any
+	}{
+		{"proxy.source", was.Proxy.Source, is.Proxy.Source},
+		{"proxy.workload_api", was.Proxy.WorkloadAPI, is.Proxy.WorkloadAPI},
+		{"proxy.files", was.Proxy.Files, is.Proxy.Files},
+		{"proxy.user", was.Proxy.User, is.Proxy.User},
+		{"telemetry", was.Telemetry, is.Telemetry},
+		{"access_log", was.AccessLog, is.AccessLog},
+		{"log", was.Log, is.Log},
+	} {
+		if !reflect.DeepEqual(k.was, k.is) {
+			keys = append(keys, k.key)
+		}
+	}
+	return keys
+}
+
+func (r *proxyRunner) status() telemetry.Status {
+	p := r.proxy.Status()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.Policy.Problem = r.problem
+	return telemetry.Status{Version: version, Started: r.started, TrustDomain: r.config.TrustDomain.Name(), Proxy: p}
+}
+
+// ready is nil when every listener can serve.
+func (r *proxyRunner) ready() error {
+	var problems []error
+	for _, l := range r.proxy.Status().Listeners {
+		if l.Problem != "" {
+			problems = append(problems, fmt.Errorf("listener %s: %s", l.Name, l.Problem))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// openAccessLog opens where records go. Closing standard output is left to
+// the end of the process.
+func openAccessLog(path string) (io.WriteCloser, error) {
+	switch path {
+	case "stdout":
+		return nopCloser{os.Stdout}, nil
+	case "stderr":
+		return nopCloser{os.Stderr}, nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("access_log.path: %w", err)
+	}
+	return f, nil
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+// defaultTelemetry is where status and health ask when nobody says otherwise.
+const defaultTelemetry = "127.0.0.1:9901"
+
+func newStatus() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show identities, listeners, connections and decisions of a running Narthex",
+		Example: `  narthex status                          on the address of telemetry.listen, 127.0.0.1:9901
+  narthex status -c narthex.yaml --watch
+  narthex status --format json`,
+	}
+	ask := askFlags(cmd)
+	format := cmd.Flags().String("format", "text", "text or json")
+	watch := cmd.Flags().Bool("watch", false, "show it again every two seconds")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *format != "text" && *format != "json" {
+			return usageError{fmt.Errorf("--format %q: want text or json", *format)}
+		}
+		ctx, _, stop := untilSignal(cmd.Context())
+		defer stop()
+		for {
+			data, err := ask.get(ctx, "/api/v1/status")
+			if err != nil {
+				return err
+			}
+			if err := printStatus(cmd.OutOrStdout(), data, *format); err != nil || !*watch {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(2 * time.Second):
+			}
+		}
+	}
+	return cmd
+}
+
+func newHealth() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "health",
+		Short: "Exit 0 when a running Narthex is live, or ready",
+		Example: `  narthex health --ready && echo takes connections
+  narthex health --address unix:/run/narthex/telemetry.sock`,
+	}
+	ask := askFlags(cmd)
+	ready := cmd.Flags().Bool("ready", false, "ask whether it is ready, not only live")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		path := "/livez"
+		if *ready {
+			path = "/readyz"
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
+		defer cancel()
+		data, err := ask.get(ctx, path)
+		if err != nil {
+			return err
+		}
+		_, err = cmd.OutOrStdout().Write(data)
+		return err
+	}
+	return cmd
+}
+
+// asker finds a running Narthex.
+type asker struct{ address, config *string }
+
+func askFlags(cmd *cobra.Command) asker {
+	return asker{
+		address: cmd.Flags().String("address", "", "host:port or unix:/path of telemetry.listen (default "+defaultTelemetry+")"),
+		config:  cmd.Flags().StringP("config", "c", "", "read telemetry.listen from this narthex.yaml"),
+	}
+}
+
+func (a asker) where() (string, error) {
+	if *a.address != "" || *a.config == "" {
+		return cmp.Or(*a.address, defaultTelemetry), nil
+	}
+	c, err := config.Load(*a.config)
+	if err != nil {
+		return "", err
+	}
+	if c.Telemetry.Listen == "" {
+		return "", fmt.Errorf("%s: telemetry.listen is not set, so there is nobody to ask", *a.config)
+	}
+	return string(c.Telemetry.Listen), nil
+}
+
+// get asks for a page. The body of an answer other than 200 is the error.
+func (a asker) get(ctx context.Context, path string) ([]byte, error) {
+	address, err := a.where()
+	if err != nil {
+		return nil, err
+	}
+	network, addr, host := "tcp", address, address
+	if socket, ok := strings.CutPrefix(address, "unix:"); ok {
+		network, addr, host = "unix", socket, "localhost"
+	} else if h, port, err := net.SplitHostPort(address); err == nil && (h == "" || h == "0.0.0.0" || h == "::") {
+		addr = net.JoinHostPort("127.0.0.1", port) // listening on all interfaces, asked on this one
+		host = addr
+	}
+	var dialer net.Dialer
+	client := &http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dialer.DialContext(ctx, network, addr)
+			},
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("address %q: %w", address, err)}
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			return nil, fmt.Errorf("nobody answers at %s: %w; is it running, and is telemetry.listen set? (--address says where to ask)", address, op.Err)
+		}
+		return nil, fmt.Errorf("ask %s: %w", address, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", address, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s%s: %s: %s", address, path, resp.Status, strings.TrimSpace(string(body)))
+	}
+	return body, nil
+}
+
+func printStatus(w io.Writer, data []byte, format string) error {
+	if format == "json" {
+		_, err := w.Write(data)
+		return err
+	}
+	var s telemetry.Status
+	if err := json.Unmarshal(data, &s); err != nil {
+		return fmt.Errorf("read the status: %w", err)
+	}
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(t, "narthex %s\ttrust domain %s\tup %s\n", s.Version, s.TrustDomain, time.Since(s.Started).Round(time.Second))
+	if a := s.Agent; a != nil {
+		fmt.Fprintf(t, "\nagent\t%s\texpires in %s\n", cmp.Or(a.ID, "(not attested)"), until(a.ExpiresAt))
+		fmt.Fprintf(t, "server\t%s\treachable: %t since %s\n", a.Server, a.Reachable, a.Since.Format(time.TimeOnly))
+		fmt.Fprintf(t, "entries\t%d\tstreams: %d\n", a.Entries, a.Streams)
+		if a.Problem != "" {
+			fmt.Fprintf(t, "problem\t%s\n", a.Problem)
+		}
+		for _, id := range a.Identities {
+			fmt.Fprintf(t, "  %s\t%s\texpires in %s\n", id.SPIFFEID, id.Hint, until(id.NotAfter))
+		}
+	}
+	if p := s.Proxy; p != nil {
+		fmt.Fprintf(t, "\npolicy\tgeneration %d\t%d rules\n", p.Policy.Generation, p.Policy.Rules)
+		for _, problem := range []string{p.Problem, p.Policy.Problem} {
+			if problem != "" {
+				fmt.Fprintf(t, "problem\t%s\n", problem)
+			}
+		}
+		for _, l := range p.Listeners {
+			fmt.Fprintf(t, "\n%s\t%s %s -> %s\tas %s\t%d live, %d accepted, %d refused\n",
+				l.Name, l.Direction, l.Bind, l.Target, cmp.Or(l.SPIFFEID, "(no identity)"), l.Active, l.Accepted, l.Refused)
+			if l.Problem != "" {
+				fmt.Fprintf(t, "  problem\t%s\n", l.Problem)
+			}
+			for _, c := range l.Connections {
+				fmt.Fprintf(t, "  %s -> %s\trule %s\tfor %s\n", c.From, c.To, cmp.Or(c.Rule, "-"), time.Since(c.Since).Round(time.Second))
+			}
+		}
+		for _, d := range p.Policy.Decisions {
+			fmt.Fprintf(t, "decided\t%s\t%s\t%s\t%d\n", d.Listener, d.Decision, cmp.Or(d.Rule, "(no rule)"), d.Count)
+		}
+	}
+	return t.Flush()
+}
+
+func until(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return time.Until(t).Round(time.Second).String()
+}
