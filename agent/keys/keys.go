@@ -71,7 +71,7 @@ func (k *key) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 
 // Format writes the key's ID, whatever the verb, so that a key in a log line
 // gives nothing away.
-func (k *key) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "key %s", k.id) }
+func (k *key) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "key %s", k.id) }
 
 // idLength is that of an ID in bytes: 16 random bytes in hexadecimal.
 const idLength = 32

@@ -161,9 +161,9 @@ func (r *Registry) rotateAt(s *SVID) time.Time {
 
 // dueAt tells when the entry of an active record is to be signed and how
 // urgent that is then. ok is false if no time will make it due.
-func (rec *record) dueAt(now time.Time) (at time.Time, u urgency, ok bool) {
-	l := rec.live
-	if l.awaitSync || rec.entry.expired(now) {
+func (r *record) dueAt(now time.Time) (at time.Time, u urgency, ok bool) {
+	l := r.live
+	if l.awaitSync || r.entry.expired(now) {
 		return time.Time{}, 0, false
 	}
 	switch {

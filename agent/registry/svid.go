@@ -64,7 +64,7 @@ func NewSVID(chain [][]byte, key crypto.Signer) (*SVID, error) {
 // Format writes what may be seen of the SVID: its ID and serial number,
 // whatever the verb. It keeps the private key out of logs.
 func (s SVID) Format(f fmt.State, _ rune) {
-	fmt.Fprintf(f, "SVID(%s, serial %s)", s.ID, s.Serial)
+	_, _ = fmt.Fprintf(f, "SVID(%s, serial %s)", s.ID, s.Serial)
 }
 
 // signedByAny tells whether one of the authorities, by hexadecimal subject key

@@ -65,8 +65,12 @@ func (i Identity) sameAs(o Identity) bool {
 		slices.Equal(i.Entry.FederatesWith, o.Entry.FederatesWith))
 }
 
+// sameReason compares what callers are told.
 func sameReason(a, b error) bool {
-	return a == b || a != nil && b != nil && a.Error() == b.Error()
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return a.Error() == b.Error()
 }
 
 // identical tells whether one may stand for the other in memory.
