@@ -36,6 +36,7 @@ import (
 // Config says what to show and where. Zero fields show less.
 type Config struct {
 	Listen  string                  // everything, at host:port or unix:/path; empty: none
+	Socket  net.Listener            // inherited, for Listen, which then only names it; nil: Listen is opened
 	Health  string                  // /livez and /readyz alone, likewise
 	Process string                  // "agent", "proxy" or another word: the label of the process's own metrics
 	Metrics *telemetry.Metrics      // may be nil
@@ -88,18 +89,22 @@ func Listen(cfg Config) (*Server, error) {
 	}
 	for _, want := range []struct {
 		key, address string
+		socket       net.Listener
 		routes       func() http.Handler
 		addr         *net.Addr
 	}{
-		{"telemetry.listen", cfg.Listen, s.publicRoutes, &s.addr},
-		{"telemetry.health", cfg.Health, s.healthRoutes, &s.health},
+		{"telemetry.listen", cfg.Listen, cfg.Socket, s.publicRoutes, &s.addr},
+		{"telemetry.health", cfg.Health, nil, s.healthRoutes, &s.health},
 	} {
 		if want.address == "" {
 			continue
 		}
-		l, err := listen(want.key, want.address)
-		if err != nil {
-			return nil, errors.Join(err, s.Close())
+		l := want.socket
+		if l == nil {
+			var err error
+			if l, err = listen(want.key, want.address); err != nil {
+				return nil, errors.Join(err, s.Close())
+			}
 		}
 		*want.addr = l.Addr()
 		s.faces = append(s.faces, face{l, guard(want.address, want.routes())})

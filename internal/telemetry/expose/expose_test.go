@@ -445,10 +445,16 @@ func TestListenErrors(t *testing.T) {
 		is   error
 		want string
 	}{
-		{Config{Listen: busy.Addr().String()}, syscall.EADDRINUSE,
-			fmt.Sprintf("listen on telemetry.listen %s: another program listens there; stop it, or give telemetry.listen another address (port 0 takes a free one)", busy.Addr())},
-		{Config{Listen: "127.0.0.1:0", Health: busy.Addr().String()}, syscall.EADDRINUSE,
-			fmt.Sprintf("listen on telemetry.health %s: another program listens there", busy.Addr())},
+		{
+			Config{Listen: busy.Addr().String()},
+			syscall.EADDRINUSE,
+			fmt.Sprintf("listen on telemetry.listen %s: another program listens there; stop it, or give telemetry.listen another address (port 0 takes a free one)", busy.Addr()),
+		},
+		{
+			Config{Listen: "127.0.0.1:0", Health: busy.Addr().String()},
+			syscall.EADDRINUSE,
+			fmt.Sprintf("listen on telemetry.health %s: another program listens there", busy.Addr()),
+		},
 		{Config{Listen: "unix:" + live.Addr().String()}, syscall.EADDRINUSE, "another program listens there"},
 		{Config{Listen: "192.0.2.1:0"}, syscall.EADDRNOTAVAIL, "listen on telemetry.listen 192.0.2.1:0: this host has no such address; change telemetry.listen"},
 		{Config{Listen: "unix:" + filepath.Join(dir, "none", "s.sock")}, os.ErrNotExist, "listen on telemetry.listen unix:"},
@@ -540,5 +546,21 @@ func TestHeadersAreBounded(t *testing.T) {
 	head := make([]byte, 12)
 	if _, err := io.ReadFull(c, head); err == nil && string(head) != "HTTP/1.1 431" {
 		t.Errorf("got %q", head)
+	}
+}
+
+func TestInheritedSocket(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, Config{Listen: "narthex.test:80", Socket: l})
+	if s.Addr().String() != l.Addr().String() {
+		t.Errorf("listens on %s, want %s", s.Addr(), l.Addr())
+	}
+	for host, code := range map[string]int{"narthex.test": 200, "localhost": 200, "evil.example": 421} {
+		if got := ask(t, s.Addr(), http.MethodGet, "/readyz", host); got.code != code {
+			t.Errorf("host %s: %d, want %d", host, got.code, code)
+		}
 	}
 }

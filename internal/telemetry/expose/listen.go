@@ -1,6 +1,7 @@
 package expose
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,7 +21,7 @@ func listen(key, address string) (net.Listener, error) {
 	if isUnix {
 		l, err = listenUnix(path)
 	} else {
-		l, err = net.Listen("tcp", address)
+		l, err = new(net.ListenConfig).Listen(context.Background(), "tcp", address)
 	}
 	switch {
 	case err == nil:
@@ -39,7 +40,7 @@ func listen(key, address string) (net.Listener, error) {
 // group may connect.
 func listenUnix(path string) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
-		c, err := net.DialTimeout("unix", path, time.Second)
+		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(context.Background(), "unix", path)
 		if err == nil {
 			_ = c.Close()
 			return nil, syscall.EADDRINUSE
@@ -50,11 +51,11 @@ func listenUnix(path string) (net.Listener, error) {
 			}
 		}
 	}
-	l, err := net.Listen("unix", path)
+	l, err := new(net.ListenConfig).Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
+	if err := os.Chmod(path, 0o660); err != nil { //nolint:gosec // G302: the group is whom one gives it to
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil

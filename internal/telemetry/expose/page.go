@@ -68,7 +68,7 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request) {
 }
 
 func newView(st telemetry.Status, now time.Time) *view {
-	v := &view{Status: st, Style: template.CSS(pageCSS), Now: now}
+	v := &view{Status: st, Style: template.CSS(pageCSS), Now: now} //nolint:gosec // G203: our own constant
 	note := func(where, what string) {
 		if what != "" {
 			v.Problems = append(v.Problems, problem{where, what})

@@ -3,7 +3,7 @@ package expose
 import (
 	"context"
 	"encoding/json"
-	"fmt"
+	"io"
 	"net/http"
 	"strings"
 
@@ -88,10 +88,10 @@ func writeHealth(w http.ResponseWriter, reasons []string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if len(reasons) > 0 {
 		w.WriteHeader(http.StatusServiceUnavailable)
-		fmt.Fprintln(w, strings.Join(reasons, "\n"))
+		_, _ = io.WriteString(w, strings.Join(reasons, "\n")+"\n") // as below
 		return
 	}
-	fmt.Fprintln(w, "ok")
+	_, _ = io.WriteString(w, "ok\n") // a client that went away needs no answer
 }
 
 // status returns what this process knows of itself.
