@@ -147,10 +147,14 @@ func TestAliases(t *testing.T) {
 func TestHalves(t *testing.T) {
 	tests := []struct{ name, yaml, agent, proxy, run string }{
 		{"both", smallAgent + smallProxy, "", "", ""},
-		{"agent", smallAgent, "", "n.yaml:1:1: proxy: the proxy block is missing; it needs at least policies and listeners",
-			"n.yaml:1:1: proxy: the proxy block is missing; it needs at least policies and listeners"},
-		{"proxy", smallProxy, "n.yaml:1:1: agent: the agent block is missing; it needs at least server and node_attestor", "",
-			"n.yaml:1:1: agent: the agent block is missing; it needs at least server and node_attestor"},
+		{
+			"agent", smallAgent, "", "n.yaml:1:1: proxy: the proxy block is missing; it needs at least policies and listeners",
+			"n.yaml:1:1: proxy: the proxy block is missing; it needs at least policies and listeners",
+		},
+		{
+			"proxy", smallProxy, "n.yaml:1:1: agent: the agent block is missing; it needs at least server and node_attestor", "",
+			"n.yaml:1:1: agent: the agent block is missing; it needs at least server and node_attestor",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

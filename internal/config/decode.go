@@ -66,6 +66,9 @@ func at(n ast.Node) position {
 // value decodes n, which stands at path, into v. The tag is that of the field
 // that v is, or is an element of.
 func (d *decoder) value(n ast.Node, v reflect.Value, path string, tag reflect.StructTag) {
+	if len(d.findings.list) >= maxFindings {
+		return // nobody reads on; a file can be wrong a hundred thousand times
+	}
 	d.nodes++
 	d.depth++
 	defer func() { d.depth-- }()

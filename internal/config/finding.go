@@ -9,7 +9,7 @@ import (
 
 // Finding is one thing that is wrong, or worth a look, at one place of a
 // file.
-type Finding struct {
+type Finding struct { //nolint:errname // a warning is one too, and no error
 	File    string `json:"file"`
 	Line    int    `json:"line"`          // from 1
 	Column  int    `json:"column"`        // from 1

@@ -145,7 +145,7 @@ type Socket string
 func (s *Socket) UnmarshalText(text []byte) error {
 	path := string(text)
 	if strings.HasPrefix(path, "unix:") {
-		return fmt.Errorf("%q is an address; write the path alone, without unix:", path)
+		return fmt.Errorf("%q is an address; leave out unix: and write the path alone", path)
 	}
 	if err := checkSocket(path); err != nil {
 		return err

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // HasAgent reports whether the file configures an agent.
@@ -18,30 +20,35 @@ func (c *Config) HasProxy() bool { return c.Proxy != nil }
 // ForAgent reports, as an *Error, what `narthex agent` lacks in the file.
 func (c *Config) ForAgent() error {
 	f := c.again()
+	c.lackForAgent(f)
+	return f.err()
+}
+
+func (c *Config) lackForAgent(f *findings) {
 	if c.Agent == nil {
 		f.addf("agent", "the agent block is missing; it needs at least server and node_attestor")
 	}
-	return f.err()
 }
 
 // ForProxy reports, as an *Error, what `narthex proxy` lacks in the file.
 func (c *Config) ForProxy() error {
 	f := c.again()
+	c.lackForProxy(f)
+	return f.err()
+}
+
+func (c *Config) lackForProxy(f *findings) {
 	if c.Proxy == nil {
 		f.addf("proxy", "the proxy block is missing; it needs at least policies and listeners")
 	}
-	return f.err()
 }
 
 // ForRun reports, as an *Error, what `narthex run` lacks in the file: it
 // needs both halves.
 func (c *Config) ForRun() error {
 	f := c.again()
-	for _, half := range []error{c.ForAgent(), c.ForProxy()} {
-		if e, ok := half.(*Error); ok {
-			f.list = append(f.list, e.Findings...)
-		}
-	}
+	c.lackForAgent(f)
+	c.lackForProxy(f)
 	return f.err()
 }
 
@@ -183,10 +190,12 @@ func (l *Listener) validate(f *findings, key, source string) {
 	case l.Direction == "inbound" && len(l.Expect) > 0:
 		f.addf(key+".expect", "has no use on an inbound listener; who may call is said by rules (from)")
 	}
+	seen := map[spiffeid.ID]bool{}
 	for i, id := range l.Expect {
-		if slices.Contains(l.Expect[:i], id) {
+		if seen[id] && !id.IsZero() {
 			f.addf(fmt.Sprintf("%s.expect[%d]", key, i), "%s is in the list already", id)
 		}
+		seen[id] = true
 	}
 	if l.Identity != nil && l.Identity.Hint != "" && source == "files" {
 		f.addf(key+".identity.hint", "has no use with proxy.source: files, where SVIDs have no hints; use spiffe_id or leave it out")
@@ -211,12 +220,15 @@ func (c *Config) checkPlaces(f *findings) {
 		}
 	}
 	places = append(places, place{"telemetry.listen", c.Telemetry.Listen}, place{"telemetry.health", c.Telemetry.Health})
-	for i, p := range places {
-		for _, q := range places[:i] {
-			if p.at.collides(q.at) {
-				f.addf(p.key, "%s is taken by %s already", p.at, q.key)
-				break
-			}
+	taken := map[uint16][]place{} // by port, sockets under 0: only these can collide
+	for _, p := range places {
+		near := taken[p.at.Port()]
+		if i := slices.IndexFunc(near, func(q place) bool { return p.at.collides(q.at) }); i >= 0 {
+			f.addf(p.key, "%s is taken by %s already", p.at, near[i].key)
+			continue
+		}
+		if p.at.Port() != 0 || p.at.Network() == "unix" {
+			taken[p.at.Port()] = append(near, p)
 		}
 	}
 }

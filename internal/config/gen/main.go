@@ -33,7 +33,7 @@ func main() {
 	files, err := generate()
 	if err == nil {
 		for name, data := range files {
-			if err = os.WriteFile(filepath.Join(docsDir, name), data, 0o644); err != nil {
+			if err = os.WriteFile(filepath.Join(docsDir, name), data, 0o644); err != nil { //nolint:gosec // G306: pages for everybody
 				break
 			}
 		}

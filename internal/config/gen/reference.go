@@ -210,10 +210,10 @@ func boundsOf(tag reflect.StructTag) string {
 // anchor is the fragment that GitHub gives to a heading.
 func anchor(heading string) string {
 	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '.' || r == '[' || r == ']':
+		switch r {
+		case '.', '[', ']':
 			return -1
-		case r == ' ':
+		case ' ':
 			return '-'
 		}
 		return r
