@@ -105,6 +105,7 @@ type Server struct {
 	limits   *limiter
 	meter    *meter
 	frames   frames
+	held     held
 
 	// stop ends every call when the server shuts down. The calls of a gRPC
 	// server have no parent context of ours, so they are tied to this one.
@@ -125,7 +126,7 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Agent == nil {
 		return nil, errors.New("listen: no agent given")
 	}
-	s := &Server{agent: cfg.Agent, log: log, limits: newLimiter(cfg.Limits), frames: newFrames()}
+	s := &Server{agent: cfg.Agent, log: log, limits: newLimiter(cfg.Limits), frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
 	s.stop, s.halt = context.WithCancel(context.Background())
 	s.listener = &listener{Listener: cfg.Listener, server: s}
 	if cfg.Listener == nil {
@@ -164,6 +165,7 @@ func (s *Server) newGRPC() *grpc.Server {
 		grpc.MaxConcurrentStreams(uint32(s.limits.StreamsPerConnection)),
 		grpc.MaxRecvMsgSize(64<<10),
 		grpc.MaxHeaderListSize(8<<10),
+		grpc.HeaderTableSize(0), // calls are few: a table of headers would be kept for nothing
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		// Both buffers come from pools and are held only while bytes move:
@@ -228,6 +230,7 @@ func (s *Server) Close() error {
 			close(drained)
 		}()
 		s.halt()
+		s.held.close()
 		s.health.Shutdown()
 		grace := time.NewTimer(drainTimeout)
 		defer grace.Stop()

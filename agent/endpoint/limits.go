@@ -12,8 +12,9 @@ import (
 
 // Limits bound what one local user, and all of them, can make the agent hold
 // and do before it knows who calls. A field that is 0 has its default. They
-// are counted by uid, and on a Kubernetes node many pods run as uid 0: the
-// defaults let 4,000 workloads of one uid start at the same moment.
+// are counted by uid, and on a Kubernetes node many pods run as uid 0: where
+// the process may open 32,768 files, the defaults let 4,000 workloads of one
+// uid start at the same moment.
 type Limits struct {
 	// Connections bounds those open at a time: 8192, or a quarter of the
 	// files the process may open where that is less, as each takes two.
@@ -24,8 +25,8 @@ type Limits struct {
 	// Clients hold back what is over it, or open another connection.
 	StreamsPerConnection int
 	// Attestations bounds how many callers are looked at, at a time: 1024;
-	// AttestationsPerUID those of one uid: 256. A caller over it waits for a
-	// second before it is refused.
+	// AttestationsPerUID those of one uid: 256. A caller over it waits for
+	// two seconds before it is refused.
 	Attestations, AttestationsPerUID int
 	// RequestsPerSecond bounds the calls and connections one uid begins:
 	// 4000, after Burst, 8000, at once.
@@ -40,7 +41,7 @@ const (
 	refusedTime = 5 * time.Second
 	// attestationWait is how long a caller waits for others of its user to
 	// be attested.
-	attestationWait = time.Second
+	attestationWait = 2 * time.Second
 	// A user causes at most logBurst lines in the log at once, and logRate a
 	// second.
 	logBurst, logRate = 20, 1
@@ -199,8 +200,8 @@ func (l *limiter) tooFast(uid uint32) error {
 	return status.Errorf(codes.ResourceExhausted, "uid %d calls the agent more than %d times a second: call again later, and hold a stream rather than fetching again", uid, l.RequestsPerSecond)
 }
 
-// beginAttestation takes a slot, for which it waits a second at most. Each
-// one that succeeds is followed by endAttestation.
+// beginAttestation takes a slot, for which it waits attestationWait at most.
+// Each one that succeeds is followed by endAttestation.
 func (l *limiter) beginAttestation(ctx context.Context, u *user) error {
 	select {
 	case u.attestations <- struct{}{}:

@@ -3,6 +3,7 @@ package endpoint
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -64,15 +65,25 @@ func standingOf(v *registry.View) standing {
 func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 	ctx := stream.Context()
 	c := connOf(ctx)
-	selectors, err := s.attest(ctx, c)
-	if err != nil {
+	var selectors []attestor.Selector
+	var w *registry.Watch
+	var view *registry.View
+	err := elsewhere(func() (err error) {
+		ctx, free := s.tie(ctx)
+		defer free()
+		if selectors, err = s.attest(ctx, c); err == nil {
+			w, view, err = s.first(ctx, c, selectors, e)
+		}
 		return err
-	}
-	w, view, err := s.first(ctx, c, selectors, e)
+	})
 	if err != nil {
 		return err
 	}
 	defer w.Close()
+	if !s.held.add(w) {
+		return errStopping
+	}
+	defer s.held.remove(w)
 	var sent *frame
 	defer func() { s.frames.release(sent) }()
 	for {
@@ -102,10 +113,43 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 	}
 }
 
+// held are the watches of open streams. At shutdown they are closed, which
+// ends the Next their streams wait in.
+type held struct {
+	mu      sync.Mutex // guards the following
+	watches map[*registry.Watch]struct{}
+	closed  bool
+}
+
+// add returns false where the server has been told to stop.
+func (h *held) add(w *registry.Watch) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.closed {
+		h.watches[w] = struct{}{}
+	}
+	return !h.closed
+}
+
+func (h *held) remove(w *registry.Watch) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.watches, w)
+}
+
+func (h *held) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for w := range h.watches {
+		w.Close()
+	}
+}
+
 // send sends one answer, to the process that called and to no other: a child
 // that got hold of its socket is not entitled to what comes after its end.
 func (s *Server) send(stream grpc.ServerStream, c *conn, f *frame) error {
-	if err := c.process.Alive(); err != nil {
+	if err := elsewhere(c.process.Alive); err != nil {
 		return gone(err)
 	}
 	return stream.SendMsg(f)

@@ -1,0 +1,275 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc/codes"
+
+	"github.com/narthex-id/narthex/attestor"
+)
+
+func TestDefaultLimits(t *testing.T) {
+	l := Limits{}.withDefaults()
+	if l.Connections < 1 || l.Connections > 8192 || l.ConnectionsPerUID < 1 || l.ConnectionsPerUID > l.Connections ||
+		l.StreamsPerConnection < 1 || l.AttestationsPerUID < 1 || l.AttestationsPerUID > l.Attestations || l.RequestsPerSecond < 1 || l.Burst < l.RequestsPerSecond {
+		t.Errorf("unusable defaults %+v", l)
+	}
+	if l := (Limits{Connections: 1}).withDefaults(); l.ConnectionsPerUID != 1 {
+		t.Errorf("one connection in all leaves %d to a user", l.ConnectionsPerUID)
+	}
+}
+
+func TestConnectionLimits(t *testing.T) {
+	l := newLimiter(Limits{Connections: 3, ConnectionsPerUID: 2})
+	now := time.Unix(1e9, 0)
+	connect := func(uid uint32, wantUser bool, say string) *user {
+		t.Helper()
+		u, refusal, ok := l.connect(uid, now)
+		if !ok || (u != nil) != wantUser {
+			t.Fatalf("uid %d: got %v, %v, %t", uid, u, refusal, ok)
+		}
+		if !wantUser {
+			wantCode(t, refusal, codes.ResourceExhausted, say)
+		}
+		return u
+	}
+	a := connect(1, true, "")
+	connect(1, true, "")
+	connect(1, false, "uid 1 holds 2 connections")
+	connect(2, true, "")
+	connect(3, false, "the agent holds 3 connections")
+	l.disconnect(a)
+	connect(3, true, "")
+	for l.refused < maxRefused {
+		connect(4, false, "the agent holds 3 connections")
+	}
+	if _, _, ok := l.connect(4, now); ok {
+		t.Error("more refused connections than there may be")
+	}
+	l.disconnect(nil)
+	connect(4, false, "the agent holds")
+}
+
+func TestRequestRate(t *testing.T) {
+	l := newLimiter(Limits{RequestsPerSecond: 10, Burst: 20})
+	now := time.Unix(1e9, 0)
+	u, _, _ := l.connect(1, now) // the first of the burst
+	for i := range 19 {
+		if err := l.request(u, now); err != nil {
+			t.Fatalf("request %d: %v", i, err)
+		}
+	}
+	wantCode(t, l.request(u, now), codes.ResourceExhausted, "uid 1", "more than 10 times a second")
+	// Hanging up and connecting again does not help.
+	l.disconnect(u)
+	if _, refusal, _ := l.connect(1, now); refusal == nil {
+		t.Error("a new connection began with a new burst")
+	}
+	now = now.Add(100 * time.Millisecond)
+	must(t, l.request(u, now))
+	wantCode(t, l.request(u, now), codes.ResourceExhausted)
+	now = now.Add(time.Hour)
+	for range 20 {
+		must(t, l.request(u, now))
+	}
+	wantCode(t, l.request(u, now), codes.ResourceExhausted)
+}
+
+// A user with many uids at hand (a range of subordinate ones) does not fill
+// the memory.
+func TestUsersAreForgotten(t *testing.T) {
+	l := newLimiter(Limits{Connections: 100})
+	now := time.Unix(1e9, 0)
+	most := 0
+	for uid := range uint32(100_000) {
+		if u, _, ok := l.connect(uid, now); ok {
+			l.disconnect(u)
+		}
+		most = max(most, len(l.users))
+		now = now.Add(time.Millisecond)
+	}
+	if most > 2*100 {
+		t.Errorf("knew %d users at a time", most)
+	}
+	if len(l.users) == 0 || l.refused != 0 {
+		t.Errorf("%d users, %d refused connections after all have gone", len(l.users), l.refused)
+	}
+}
+
+func TestAttestationSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(Limits{Attestations: 3, AttestationsPerUID: 2})
+		a, _, _ := l.connect(1, time.Now())
+		b, _, _ := l.connect(2, time.Now())
+		must(t, l.beginAttestation(t.Context(), a))
+		must(t, l.beginAttestation(t.Context(), a))
+		start := time.Now()
+		wantCode(t, l.beginAttestation(t.Context(), a), codes.ResourceExhausted, "2 callers of uid 1")
+		if waited := time.Since(start); waited != attestationWait {
+			t.Errorf("waited %s for a slot", waited)
+		}
+		must(t, l.beginAttestation(t.Context(), b))
+		wantCode(t, l.beginAttestation(t.Context(), b), codes.ResourceExhausted, "3 callers are being attested")
+		waiting := make(chan error)
+		go func() { waiting <- l.beginAttestation(context.Background(), a) }()
+		synctest.Wait()
+		l.endAttestation(a)
+		must(t, <-waiting)
+		l.endAttestation(a)
+		l.endAttestation(a)
+		l.endAttestation(b)
+		if len(l.attestations)+len(a.attestations)+len(b.attestations) != 0 {
+			t.Error("slots are left taken")
+		}
+	})
+}
+
+func TestLogIsBounded(t *testing.T) {
+	l := newLimiter(Limits{})
+	now := time.Unix(1e9, 0)
+	u, _, _ := l.connect(1, now)
+	lines := 0
+	for range 1000 {
+		if _, ok := l.mayLog(u, now); ok {
+			lines++
+		}
+	}
+	if lines != logBurst {
+		t.Errorf("%d lines at once", lines)
+	}
+	if muted, ok := l.mayLog(u, now.Add(time.Second)); !ok || muted != 1000-logBurst {
+		t.Errorf("a second later: %d muted, %t", muted, ok)
+	}
+}
+
+// The caller reads why it is refused, and those that were there are served on.
+func TestTooManyConnections(t *testing.T) {
+	f := serve(t, func(c *Config) { c.Limits = Limits{Connections: 2, ConnectionsPerUID: 1} })
+	f.register(f.entry("a", "/a"))
+	first := f.fetch(testContext(t))
+	_, err := first.Recv()
+	must(t, err)
+	_, err = f.fetch(testContext(t)).Recv()
+	wantCode(t, err, codes.ResourceExhausted, "holds 1 connections to the agent")
+	f.sign(time.Hour)
+	if _, err := first.Recv(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFloodOfConnections(t *testing.T) {
+	f := serve(t, func(c *Config) { c.Limits = Limits{Connections: 8} })
+	const surplus = 20
+	var held []net.Conn
+	var readers sync.WaitGroup
+	hungUp := make(chan struct{}, 8+maxRefused+surplus)
+	for range cap(hungUp) {
+		c, err := net.Dial("unix", f.socket)
+		must(t, err)
+		held = append(held, c)
+		readers.Go(func() {
+			_, _ = io.Copy(io.Discard, c)
+			hungUp <- struct{}{}
+		})
+	}
+	// The limits leave room for 72 at most; the rest is hung up on.
+	for range surplus {
+		must(t, waitFor(testContext(t), hungUp))
+	}
+	for _, c := range held {
+		must(t, c.Close())
+	}
+	readers.Wait()
+	eventually(t, "all connections are forgotten", func() bool {
+		f.server.limits.mu.Lock()
+		defer f.server.limits.mu.Unlock()
+		return f.server.limits.connections == 0 && f.server.limits.refused == 0
+	})
+	f.register(f.entry("a", "/a"))
+	if _, err := f.fetch(testContext(t)).Recv(); err != nil {
+		t.Errorf("after the flood: %v", err)
+	}
+}
+
+func TestTooManyRequests(t *testing.T) {
+	f := serve(t, func(c *Config) { c.Limits = Limits{RequestsPerSecond: 1, Burst: 5} })
+	f.register(f.entry("a", "/a"))
+	client := workload.NewSpiffeWorkloadAPIClient(f.dial())
+	for {
+		stream, err := client.FetchX509SVID(withHeader(testContext(t)), &workload.X509SVIDRequest{})
+		must(t, err)
+		if _, err = stream.Recv(); err != nil {
+			wantCode(t, err, codes.ResourceExhausted, "more than 1 times a second")
+			break
+		}
+	}
+	if n := f.counter("narthex_workload_api_requests_total", "FetchX509SVID", "ResourceExhausted"); n < 1 {
+		t.Errorf("counted %v refused calls", n)
+	}
+}
+
+// stuck is an attestor that takes its time.
+type stuck struct{ entered chan struct{} }
+
+func (stuck) Type() string { return "stuck" }
+func (s stuck) Attest(ctx context.Context, _ *attestor.Process) ([]attestor.Selector, error) {
+	s.entered <- struct{}{}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestTooManyAttestations(t *testing.T) {
+	attestations := stuck{make(chan struct{}, 1)}
+	f := serve(t, func(c *Config) {
+		c.Attestors = []attestor.Workload{attestations}
+		c.Limits = Limits{AttestationsPerUID: 1}
+	})
+	first := f.fetch(testContext(t))
+	<-attestations.entered
+	_, err := f.fetch(testContext(t)).Recv()
+	wantCode(t, err, codes.ResourceExhausted, "are being attested")
+	// An attestation in progress does not hold the end up.
+	must(t, f.stop())
+	_, err = first.Recv()
+	wantCode(t, err, codes.Unavailable)
+}
+
+// A client may send what it likes: the connection ends, the server does not.
+func TestStrangers(t *testing.T) {
+	f := serve(t)
+	f.register(f.entry("a", "/a"))
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	for _, send := range []string{
+		"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+		preface + "\xff\xff\xff\x00\x00\x00\x00\x00\x00",
+		preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" + "\x00\xff\xff\x01\x04\x00\x00\x00\x01garbage",
+	} {
+		c, err := net.Dial("unix", f.socket)
+		must(t, err)
+		_, err = io.WriteString(c, send)
+		must(t, err)
+		must(t, c.(*net.UnixConn).CloseWrite())
+		must(t, c.SetReadDeadline(time.Now().Add(patience)))
+		if _, err := io.Copy(io.Discard, c); err != nil && !errors.Is(err, net.ErrClosed) && !isReset(err) {
+			t.Errorf("%q: the server did not hang up: %v", send, err)
+		}
+		must(t, c.Close())
+	}
+	if _, err := f.fetch(testContext(t)).Recv(); err != nil {
+		t.Errorf("after the strangers: %v", err)
+	}
+}
+
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
