@@ -25,6 +25,9 @@ func (f *Finding) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s: %s", f.File, f.Line, f.Column, f.Key, f.Problem)
 }
 
+// String returns the same, so that a Finding prints well by value too.
+func (f Finding) String() string { return f.Error() }
+
 // Error is all that is wrong with a file, in the order of its lines. Parse,
 // Load and the For methods return it; errors.As finds it and each Finding.
 type Error struct{ Findings []Finding }
