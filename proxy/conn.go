@@ -117,7 +117,7 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	if err != nil {
 		return refuse("failed", "cannot present an identity: %v", err)
 	}
-	down := tls.Server(c.down, session.config)
+	down := secure(c.down, tls.Server, session.config)
 	if err := c.handshake(down, s, record); err != nil {
 		c.notePeer(session, err)
 		return err
@@ -149,7 +149,7 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 	if err != nil {
 		return err
 	}
-	up := tls.Client(raw, session.config)
+	up := secure(raw, tls.Client, session.config)
 	if err := c.handshake(up, s, record); err != nil {
 		c.notePeer(session, err)
 		return err
@@ -167,7 +167,7 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 
 // handshake runs the TLS handshake. The table ends it when it takes too
 // long; how many run at once is bounded for each listener.
-func (c *conn) handshake(t *tls.Conn, s *settings, record *telemetry.Access) error {
+func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) error {
 	c.endBy(endHandshake, time.Now().Add(s.Timeouts.Handshake), closing{"error", fmt.Sprintf("the handshake took longer than %s", s.Timeouts.Handshake)})
 	if !s.takeHandshake() {
 		c.l.handshaked("timeout")
@@ -186,21 +186,21 @@ func (c *conn) handshake(t *tls.Conn, s *settings, record *telemetry.Access) err
 		}
 		result, why := explainHandshake(err)
 		c.l.handshaked(result)
-		return &refused{refusal{"refused", why}, err}
+		return &handshakeError{refusal{"refused", why}, err}
 	}
 	c.l.meters.handshake.Since(begin)
 	c.l.handshaked("ok")
 	return nil
 }
 
-// refused is a refusal that keeps the handshake's error for who the peer
+// handshakeError is a refusal that keeps the handshake's error for who the peer
 // was.
-type refused struct {
+type handshakeError struct {
 	refusal
 	err error
 }
 
-func (r *refused) Unwrap() error { return r.err }
+func (r *handshakeError) Unwrap() error { return r.err }
 
 // dial connects to the target.
 func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
@@ -311,7 +311,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	c.mu.Unlock()
 
 	var r *refusal
-	var hr *refused
+	var hr *handshakeError
 	result := resultAllowed
 	switch {
 	case errors.As(err, &hr):

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -34,7 +33,7 @@ func (c *conn) peer() *policy.Peer {
 
 // identify notes who the two ends are. From here on changes ask the
 // connection.
-func (c *conn) identify(s *session, t *tls.Conn, serverName string) error {
+func (c *conn) identify(s *session, t *secured, serverName string) error {
 	cs := t.ConnectionState()
 	peer, err := peerOf(&cs)
 	if err != nil { // cannot happen: the handshake read it before

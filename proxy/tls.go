@@ -74,6 +74,43 @@ func newSession(id *Identity, s *settings) *session {
 	return &session{id, s, c}
 }
 
+// wire is the connection below TLS. It notes that the far end closed it.
+type wire struct {
+	end
+	eof bool // belongs to the reader
+}
+
+func (w *wire) Read(b []byte) (int, error) {
+	n, err := w.end.Read(b)
+	if err == io.EOF {
+		w.eof = true
+	}
+	return n, err
+}
+
+// secured is a TLS connection that tells a stream that was finished from one
+// that was cut off. crypto/tls reports both as io.EOF when the cut falls
+// between two records; only the first came with the peer's close_notify, and
+// anybody on the network can make the second (RFC 8446 §6.1).
+type secured struct {
+	*tls.Conn
+	wire *wire
+}
+
+// secure runs TLS on c: as the server, or as the client.
+func secure(c end, side func(net.Conn, *tls.Config) *tls.Conn, config *tls.Config) *secured {
+	w := &wire{end: c}
+	return &secured{side(w, config), w}
+}
+
+func (s *secured) Read(b []byte) (int, error) {
+	n, err := s.Conn.Read(b)
+	if err == io.EOF && s.wire.eof {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
 // serverNameOf returns the SNI to send to target: its host when that is a
 // DNS name. RFC 6066 §3 allows no IP address there.
 func serverNameOf(target string) string {
@@ -102,15 +139,15 @@ func peerOf(cs *tls.ConnectionState) (policy.Peer, error) {
 // the metrics and a reason for a person.
 func explainHandshake(err error) (result, reason string) {
 	var peer *PeerError
-	var alert tls.AlertError
+	var alert *net.OpError
 	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &peer):
 		return peer.Result, peer.Error()
 	case errors.As(err, &record):
 		return "not_tls", "not a TLS client: " + firstBytes(record.RecordHeader)
-	case errors.As(err, &alert):
-		return "peer_alert", "the peer ended the handshake: " + strings.TrimPrefix(alert.Error(), "tls: ") + ": it does not accept our certificate or our TLS versions"
+	case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls keeps the alert's type to itself
+		return "peer_alert", "the peer ended the handshake: " + strings.TrimPrefix(alert.Err.Error(), "tls: ")
 	case strings.Contains(err.Error(), "didn't provide a certificate"): // crypto/tls has no type for it
 		return "no_certificate", "the client sent no certificate"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):

@@ -1,0 +1,411 @@
+package proxy
+
+import (
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestBadClients(t *testing.T) {
+	ca, stranger := newAuthority(t, "example.org"), newAuthority(t, "evil.example")
+	imposter := newAuthority(t, "example.org") // the right name, another key
+	var reached atomic.Int64
+	target := serve(t, func(net.Conn) { reached.Add(1) })
+	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	past := func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }
+	future := func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }
+	twoURIs := func(c *x509.Certificate) {
+		c.URIs = append(c.URIs, &url.URL{Scheme: "spiffe", Host: "example.org", Path: "/admin"})
+	}
+	noURI := func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"web.example.org"} }
+	noPath := func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org"}} }
+	isCA := func(c *x509.Certificate) { c.IsCA = true }
+	signs := func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCRLSign }
+	mail := func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageEmailProtection} }
+
+	for _, test := range []struct {
+		name   string
+		certs  []tls.Certificate
+		result string
+		reason string
+		from   string
+	}{
+		{"no certificate", nil, "no_certificate", "the client sent no certificate", ""},
+		{"other trust domain", []tls.Certificate{stranger.svid("/web")}, "untrusted", "no bundle for trust domain evil.example: it is neither ours nor federated with us", "spiffe://evil.example/web"},
+		{"other authority of that name", []tls.Certificate{imposter.svid("/web")}, "untrusted", "not signed by an authority in the bundle of example.org", "spiffe://example.org/web"},
+		{"expired", []tls.Certificate{ca.svid("/web", past)}, "expired", "expired at ", "spiffe://example.org/web"},
+		{"not yet valid", []tls.Certificate{ca.svid("/web", future)}, "expired", "are the clocks right?", "spiffe://example.org/web"},
+		{"two URI SANs", []tls.Certificate{ca.svid("/web", twoURIs)}, "not_svid", "more than one URI SAN", ""},
+		{"no URI SAN", []tls.Certificate{ca.svid("/web", noURI)}, "not_svid", "no URI SAN", ""},
+		{"no path", []tls.Certificate{ca.svid("/web", noPath)}, "not_svid", "must have a path", "spiffe://example.org"},
+		{"a CA", []tls.Certificate{ca.svid("/web", isCA)}, "not_svid", "must not be a CA", "spiffe://example.org/web"},
+		{"may sign CRLs", []tls.Certificate{ca.svid("/web", signs)}, "not_svid", "must not be allowed to sign", "spiffe://example.org/web"},
+		{"other key usage", []tls.Certificate{ca.svid("/web", mail)}, "untrusted", "incompatible key usage", "spiffe://example.org/web"},
+	} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			t.Run(test.name+"/"+tls.VersionName(version), func(t *testing.T) {
+				before := p.metric("narthex_tls_handshakes_total", "orders", test.result)
+				cc := clientConfig(test.certs...)
+				cc.MaxVersion = version
+				c, err := tls.Dial("tcp", p.addr("orders"), cc)
+				if err == nil { // TLS 1.3: the client learns it with its first read
+					_ = c.SetDeadline(time.Now().Add(patience))
+					_, _ = io.WriteString(c, "must not arrive")
+					_, err = c.Read(make([]byte, 1))
+					_ = c.Close()
+				}
+				var alert *net.OpError
+				if !errors.As(err, &alert) || alert.Op != "remote error" {
+					t.Errorf("client got no alert but %v", err)
+				}
+				a := p.next()
+				if !strings.Contains(a.Reason, test.reason) || a.Outcome != "failure" || a.From != test.from || a.Decision != "" || a.Listener != "orders" {
+					t.Errorf("access record %+v\nwant reason %q", a, test.reason)
+				}
+				if got := p.metric("narthex_tls_handshakes_total", "orders", test.result) - before; got != 1 {
+					t.Errorf("handshakes with result %s: %v", test.result, got)
+				}
+			})
+		}
+	}
+	for _, test := range []struct{ name, bytes, reason string }{
+		{"plain HTTP", "GET / HTTP/1.1\r\nHost: orders\r\n\r\n", "not a TLS client: it speaks plain HTTP; this port speaks TLS"},
+		{"noise", "\x00\x01\x02\x03\x04\x05\x06\x07", "not a TLS client: its first bytes are 0001020304"},
+		{"nothing", "", "the peer closed the connection during the handshake"},
+		{"half a hello", "\x16\x03\x01\x02\x00\x01\x00", "the peer closed the connection during the handshake"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, err := net.Dial("tcp", p.addr("orders"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(c, test.bytes); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.(*net.TCPConn).CloseWrite()
+			_, _ = io.ReadAll(c)
+			_ = c.Close()
+			if a := p.next(); a.Reason != test.reason || a.Outcome != "failure" {
+				t.Errorf("access record %+v\nwant reason %q", a, test.reason)
+			}
+		})
+	}
+	t.Run("denied by policy", func(t *testing.T) {
+		p.apply(denyAll)
+		wantRefused(t, p, clientConfig(ca.svid("/web")), "policy: denied by a rule (nobody)")
+	})
+	t.Run("no policy", func(t *testing.T) {
+		c := p.config
+		c.Policy = nil
+		if _, err := p.Apply(c); err != nil {
+			t.Fatal(err)
+		}
+		wantRefused(t, p, clientConfig(ca.svid("/web")), "policy: no policy is loaded")
+	})
+	if n := reached.Load(); n != 0 {
+		t.Errorf("the target was dialled for %d refused clients", n)
+	}
+}
+
+func TestTargetDown(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := l.Addr().String()
+	_ = l.Close()
+	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	wantRefused(t, p, clientConfig(ca.svid("/web")), "target: dial tcp "+target+": connect: connection refused")
+	if got := p.metric("narthex_connections_total", "orders", "failed"); got != 1 {
+		t.Errorf("failed connections: %v", got)
+	}
+}
+
+// tlsPeer is a server that an outbound listener dials; got receives what
+// arrives on each connection and how many certificates the proxy showed.
+func tlsPeer(t *testing.T, cert tls.Certificate, version uint16) (addr string, got chan string, shown *atomic.Int64) {
+	t.Helper()
+	got, shown = make(chan string, 8), new(atomic.Int64)
+	config := &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAnyClientCert, MaxVersion: version}
+	config.VerifyConnection = func(cs tls.ConnectionState) error {
+		shown.Add(int64(len(cs.PeerCertificates)))
+		return nil
+	}
+	addr = serve(t, func(c net.Conn) {
+		s := tls.Server(c, config)
+		b, _ := io.ReadAll(s)
+		got <- string(b)
+	})
+	return addr, got, shown
+}
+
+func TestOutboundPeerMustBeExpected(t *testing.T) {
+	ca, stranger := newAuthority(t, "example.org"), newAuthority(t, "evil.example")
+	const inventory = "spiffe://example.org/inventory"
+	for _, test := range []struct {
+		name, rules string
+		peer        tls.Certificate
+		reason, to  string
+		early       bool // refused before the proxy shows its certificate in TLS 1.3
+	}{
+		{"not expected", allowAll, ca.svid("/orders"), "valid, but not who `expect` names", "spiffe://example.org/orders", true},
+		{"other trust domain", allowAll, stranger.svid("/inventory"), "no bundle for trust domain evil.example", "spiffe://evil.example/inventory", true},
+		{"denied", denyAll, ca.svid("/inventory"), "policy: denied by a rule (nobody)", inventory, false},
+		{"not SPIFFE", allowAll, ca.svid("/x", func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"localhost"} }), "no URI SAN", "", true},
+	} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			t.Run(test.name+"/"+tls.VersionName(version), func(t *testing.T) {
+				addr, got, shown := tlsPeer(t, test.peer, version)
+				p := run(t, Config{Listeners: []Listener{outbound(t, "out", addr, inventory)}, Policy: rulesOf(t, test.rules), Identities: source(t, ca.svid("/web"), ca)})
+				c, err := net.Dial("tcp", p.addr("out"))
+				if err == nil { // else the reset came sooner than this test
+					_, _ = io.WriteString(c, "secret")
+					_, err = c.Read(make([]byte, 1))
+					_ = c.Close()
+				}
+				if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+					t.Errorf("the caller got %v, want a reset", err)
+				}
+				if s := <-got; s != "" {
+					t.Errorf("%q left for a peer that was not proven", s)
+				}
+				if n := shown.Load(); test.early && version == tls.VersionTLS13 && n != 0 {
+					t.Errorf("%d of our certificates shown to a peer that was not proven", n)
+				}
+				if a := p.next(); !strings.Contains(a.Reason, test.reason) || a.To != test.to || a.From != "spiffe://example.org/web" || a.BytesIn != 0 {
+					t.Errorf("access record %+v\nwant reason %q", a, test.reason)
+				}
+			})
+		}
+	}
+}
+
+func TestOutboundServerName(t *testing.T) {
+	for target, want := range map[string]string{
+		"inventory.shop.svc:8443": "inventory.shop.svc", "inventory.shop.svc.:8443": "inventory.shop.svc",
+		"10.0.0.1:8443": "", "[::1]:8443": "", "[fe80::1%eth0]:8443": "", "unix:/run/x": "",
+	} {
+		if got := serverNameOf(target); got != want {
+			t.Errorf("server name of %s: %q, want %q", target, got, want)
+		}
+	}
+}
+
+func TestHalfCloseBothWays(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	// This target speaks only once the client has finished.
+	late := serve(t, func(c net.Conn) {
+		b, _ := io.ReadAll(c)
+		_, _ = io.WriteString(c, "got "+string(b))
+	})
+	// This one finishes first and still listens.
+	heard := make(chan string, 1)
+	early := serve(t, func(c net.Conn) {
+		_, _ = io.WriteString(c, "hello")
+		_ = c.(*net.TCPConn).CloseWrite()
+		b, _ := io.ReadAll(c)
+		heard <- string(b)
+	})
+	p := run(t, Config{Listeners: []Listener{inbound("late", late), inbound("early", early)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	cc := clientConfig(ca.svid("/web"))
+	c := dialTLS(t, p.addr("late"), cc)
+	if _, err := io.WriteString(c, "all"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil || string(b) != "got all" {
+		t.Errorf("after our half-close: %q, %v", b, err)
+	}
+	p.next()
+
+	c = dialTLS(t, p.addr("early"), cc)
+	if b, err := io.ReadAll(c); err != nil || string(b) != "hello" {
+		t.Errorf("until its half-close: %q, %v", b, err)
+	}
+	if _, err := io.WriteString(c, "and on"); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	if got := <-heard; got != "and on" {
+		t.Errorf("after its half-close the target heard %q", got)
+	}
+	if a := p.next(); a.Reason != "ended by the target" || a.Outcome != "success" {
+		t.Errorf("access record %+v", a)
+	}
+}
+
+// TestBreakOffIsPassedOn: a stream that was not finished must not look
+// finished at the other end, whichever end broke it off and however.
+func TestBreakOffIsPassedOn(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	ended := make(chan error, 1)
+	target := serve(t, func(c net.Conn) {
+		buf := make([]byte, 5)
+		if _, err := io.ReadFull(c, buf); err != nil {
+			ended <- err
+			return
+		}
+		if string(buf) == "break" {
+			_ = c.(*net.TCPConn).SetLinger(0)
+			return
+		}
+		_, _ = c.Write(buf)
+		_, err := c.Read(buf)
+		ended <- err
+	})
+	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	cc := clientConfig(ca.svid("/web"))
+
+	t.Run("client resets", func(t *testing.T) {
+		c := dialTLS(t, p.addr("orders"), cc)
+		say(t, c, "hello")
+		abort(c.NetConn())
+		if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the target got %v, want a reset", err)
+		}
+		if a := p.next(); a.Reason != "client: connection reset" || a.Closed != "peer" {
+			t.Errorf("access record %+v", a)
+		}
+	})
+	t.Run("client ends without close_notify", func(t *testing.T) {
+		c := dialTLS(t, p.addr("orders"), cc)
+		say(t, c, "hello")
+		_ = c.NetConn().Close()
+		if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the target got %v, want a reset", err)
+		}
+		if a := p.next(); a.Reason != "client: ended without TLS close_notify" {
+			t.Errorf("access record %+v", a)
+		}
+	})
+	t.Run("target resets", func(t *testing.T) {
+		c := dialTLS(t, p.addr("orders"), cc)
+		if _, err := io.WriteString(c, "break"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+			t.Errorf("the client got %v, want anything but an orderly end", err)
+		}
+		if a := p.next(); a.Reason != "target: connection reset" || a.Closed != "peer" {
+			t.Errorf("access record %+v", a)
+		}
+	})
+}
+
+func TestTargetAnswersEarlyAndCloses(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	target := serve(t, func(c net.Conn) {
+		_, _ = io.ReadFull(c, make([]byte, 10))
+		_, _ = io.WriteString(c, "too large")
+	})
+	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	if _, err := io.WriteString(c, "0123456789"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil || string(b) != "too large" {
+		t.Errorf("the early answer: %q, %v", b, err)
+	}
+	_ = c.Close()
+	p.next()
+}
+
+func TestMaxConnections(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.MaxConnections = 1
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	cc := clientConfig(ca.svid("/web"))
+	first := dialTLS(t, p.addr("orders"), cc)
+	say(t, first, "hello")
+	second, err := net.Dial("tcp", p.addr("orders"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = second.Close() }()
+	waiting := tls.Client(second, cc)
+	done := make(chan error, 1)
+	go func() { done <- waiting.Handshake() }()
+	say(t, first, "the second waits")
+	if n := p.Status().Listeners[0].Active; n != 1 {
+		t.Errorf("%d connections active, limit 1", n)
+	}
+	_ = first.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	say(t, waiting, "its turn")
+}
+
+func TestLogLimit(t *testing.T) {
+	var limit logLimit
+	now := time.Now()
+	passed := 0
+	for range 100 {
+		if ok, _ := limit.allow(now); ok {
+			passed++
+		}
+	}
+	if passed != logBurst {
+		t.Errorf("%d lines in a burst, want %d", passed, logBurst)
+	}
+	if ok, missed := limit.allow(now.Add(time.Second)); !ok || missed != 100-logBurst {
+		t.Errorf("a second later: %v, %d left out", ok, missed)
+	}
+}
+
+func TestBuffersGrowAndShrink(t *testing.T) {
+	sizes := make(chan int, 64)
+	src := &chunks{sizes: sizes, left: []int{4 << 10, 16 << 10, 64 << 10, 10, 10, 10}}
+	ours, theirs := net.Pipe()
+	go func() { _, _ = io.Copy(io.Discard, theirs) }()
+	var n atomic.Uint64
+	p := newInstruments(nil).of("x")
+	if how, err := pump(halfPipe{ours}, src, 2, flow{&n, p.bytesIn}); how != copyEnded || err != nil {
+		t.Errorf("%v, %v", how, err)
+	}
+	_ = ours.Close()
+	_ = theirs.Close()
+	close(sizes)
+	var got []int
+	for s := range sizes {
+		got = append(got, s>>10)
+	}
+	want := []int{4, 16, 64, 64, 16, 4, 4}
+	for i := range want {
+		if i >= len(got) || got[i] != want[i] {
+			t.Fatalf("buffers in KiB: %v, want %v", got, want)
+		}
+	}
+}
+
+// chunks is an end that yields reads of given lengths and notes the buffers
+// it was given.
+type chunks struct {
+	end
+	sizes chan int
+	left  []int
+}
+
+func (c *chunks) Read(b []byte) (int, error) {
+	c.sizes <- len(b)
+	if len(c.left) == 0 {
+		return 0, io.EOF
+	}
+	n := c.left[0]
+	c.left = c.left[1:]
+	_, _ = rand.Read(b[:n])
+	return n, nil
+}

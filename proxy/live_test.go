@@ -1,0 +1,344 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+func TestPolicyChangeClosesOnlyViolators(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.Timeouts.Drain = time.Hour
+	keep, drain := in, in
+	keep.Name, keep.OnPolicyChange = "keeps", ActionKeep
+	drain.Name, drain.OnPolicyChange = "drains", ActionDrain
+	p := run(t, Config{Listeners: []Listener{in, keep, drain}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	open := func(listener, who string) net.Conn {
+		c := dialTLS(t, p.addr(listener), clientConfig(ca.svid(who)))
+		say(t, c, "hello")
+		return c
+	}
+	web, batch := open("orders", "/web"), open("orders", "/batch")
+	kept, drained := open("keeps", "/batch"), open("drains", "/batch")
+
+	applied := p.apply(allowWeb)
+	if applied.Asked != 4 || applied.Closed != 1 || applied.Generation != 2 {
+		t.Errorf("applied %+v", applied)
+	}
+	gone(t, batch)
+	if a := p.next(); a.Closed != "policy" || a.Decision != "deny" || a.Generation != 2 || a.Outcome != "failure" || a.From != "spiffe://example.org/batch" || a.Reason != "policy: no rule allows it" {
+		t.Errorf("access record %+v", a)
+	}
+	for _, c := range []net.Conn{web, kept, drained} {
+		say(t, c, "still there")
+	}
+	if got := p.metric("narthex_connections_closed_total", "orders", "policy"); got != 1 {
+		t.Errorf("closed by policy: %v", got)
+	}
+
+	// Revoked closes whatever the listener does about other refusals.
+	p.apply(allowWeb + `revoked: ["spiffe://example.org/batch"]` + "\n")
+	gone(t, kept)
+	gone(t, drained)
+	for range 2 {
+		if a := p.next(); a.Closed != "revoked" || a.Reason != "policy: the identity it comes from is revoked" {
+			t.Errorf("access record %+v", a)
+		}
+	}
+	say(t, web, "and still")
+}
+
+func TestDrainAfterPolicyChange(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.OnPolicyChange, in.Timeouts.Drain = ActionDrain, 50*time.Millisecond
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/batch")))
+	say(t, c, "hello")
+	p.apply(allowWeb)
+	gone(t, c)
+	if a := p.next(); a.Closed != "policy" {
+		t.Errorf("access record %+v", a)
+	}
+}
+
+// TestRegistrationRace opens connections while the policy flips between
+// allowing and denying, and ends on denying: none may be left that was
+// decided by a policy that is no longer in force.
+func TestRegistrationRace(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	cc := clientConfig(ca.svid("/web"))
+	addr := p.addr("orders")
+	var clients sync.WaitGroup
+	var served atomic.Int64
+	flipping := make(chan struct{})
+	for range 4 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-flipping:
+					return
+				default:
+				}
+				c, err := tls.Dial("tcp", addr, cc)
+				if err != nil {
+					continue // denied before the handshake was through at this end
+				}
+				_ = c.SetDeadline(time.Now().Add(patience))
+				if trySay(c, "hello") == nil {
+					served.Add(1)
+					_, _ = c.Read(make([]byte, 1)) // until a denying policy ends it
+				}
+				_ = c.Close()
+			}
+		})
+	}
+	yes, no := rulesOf(t, allowAll), rulesOf(t, denyAll)
+	c := p.config
+	// Every client must be served by the allowing policy and then ended by
+	// the denying one, again and again: one that slipped through would read
+	// until its deadline.
+	for round := 0; round < 50 || served.Load() < 20; round++ {
+		for _, c.Policy = range []*policy.Policy{yes, no} {
+			if _, err := p.Apply(c); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	begin := time.Now()
+	close(flipping)
+	clients.Wait()
+	if wait := time.Since(begin); wait > patience/2 {
+		t.Errorf("a connection outlived the policy that allowed it: it took %s to end", wait)
+	}
+	for _, c := range p.table.of(nil) {
+		c.mu.Lock()
+		if c.closing == nil && c.phase == copying {
+			t.Errorf("connection of generation %d lives under %d", c.decision.Generation, p.world.Load().generation)
+		}
+		c.mu.Unlock()
+	}
+}
+
+// TestNoWindowBeforeDecision holds a connection exactly between registering
+// and deciding while the policy changes.
+func TestNoWindowBeforeDecision(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	held := p.listeners["orders"]
+	session, err := held.session()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := net.Pipe()
+	defer func() { _ = theirs.Close() }()
+	c := &conn{l: held, down: halfPipe{ours}, start: time.Now()}
+	c.request.Listener = "orders"
+	p.table.add(c, time.Time{})
+	defer p.table.remove(c)
+	web := ca.svid("/web")
+	c.chain, c.trusted = []*x509.Certificate{web.Leaf}, session.identity.Trust.domains[ca.td]
+	id, err := checkLeaf(web.Leaf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.setEnds(session.identity, policy.PeerOf(id, web.Leaf))
+	if applied := p.apply(denyAll); applied.Asked != 0 {
+		t.Errorf("an undecided connection was asked: %+v", applied)
+	}
+	if err := c.decide(); err == nil || !strings.Contains(err.Error(), "policy: denied by a rule (nobody)") {
+		t.Errorf("decided by the policy that was in force when it registered: %v", err)
+	}
+}
+
+type halfPipe struct{ net.Conn }
+
+func (halfPipe) CloseWrite() error { return nil }
+
+func TestResumptionDoesNotSkipThePolicy(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		t.Run(tls.VersionName(version), func(t *testing.T) {
+			ca := newAuthority(t, "example.org")
+			ids := source(t, ca.svid("/orders"), ca)
+			p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: ids})
+			cc := clientConfig(ca.svid("/web"))
+			cc.MaxVersion, cc.ServerName, cc.ClientSessionCache = version, "orders", tls.NewLRUClientSessionCache(8)
+			for range 2 {
+				c := dialTLS(t, p.addr("orders"), cc)
+				say(t, c, "hello")
+				if c.ConnectionState().DidResume {
+					t.Fatal("a session was resumed: there should be no tickets")
+				}
+				_ = c.Close()
+				p.next()
+			}
+			p.apply(denyAll)
+			wantRefused(t, p, cc, "policy: denied by a rule (nobody)")
+			p.apply(allowAll)
+			other := newAuthority(t, "example.org")
+			give(t, ids, other.svid("/orders"), other)
+			wantRefused(t, p, cc, "not signed by an authority in the bundle of example.org")
+		})
+	}
+}
+
+// wantRefused dials the listener orders and expects the refusal in the access
+// log.
+func wantRefused(t *testing.T, p *running, cc *tls.Config, reason string) {
+	t.Helper()
+	c, err := tls.Dial("tcp", p.addr("orders"), cc)
+	if err == nil {
+		_ = c.SetDeadline(time.Now().Add(patience))
+		gone(t, c)
+		_ = c.Close()
+	}
+	if a := p.next(); a.Outcome != "failure" || !strings.Contains(a.Reason, reason) {
+		t.Errorf("access record %+v, want reason %q", a, reason)
+	}
+}
+
+func TestRotationKeepsConnections(t *testing.T) {
+	ca, next := newAuthority(t, "example.org"), newAuthority(t, "example.org")
+	ids := source(t, ca.svid("/orders"), ca)
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: ids})
+	old := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	say(t, old, "hello")
+
+	fresh := next.svid("/orders")
+	give(t, ids, fresh, ca, next) // a new authority is prepared and used
+	c := dialTLS(t, p.addr("orders"), clientConfig(next.svid("/web")))
+	say(t, c, "hello")
+	if got := c.ConnectionState().PeerCertificates[0]; !got.Equal(fresh.Leaf) {
+		t.Error("a new connection was not shown the new SVID")
+	}
+	say(t, old, "still there")
+
+	give(t, ids, next.svid("/orders"), next) // the old authority is withdrawn before its time
+	gone(t, old)
+	a := p.next()
+	if a.Closed != "revoked" || !strings.Contains(a.Reason, "does not stand under the new bundle") {
+		t.Errorf("access record %+v", a)
+	}
+	say(t, c, "still there")
+	give(t, ids, next.svid("/orders")) // the whole domain is
+	gone(t, c)
+	if a := p.next(); a.Closed != "revoked" || !strings.Contains(a.Reason, "trust domain example.org is no longer trusted") {
+		t.Errorf("access record %+v", a)
+	}
+}
+
+// TestExpiredAuthorityLeavesTheBundle: that the authority of an expired SVID
+// is pruned is no reason to end a connection that was to be kept.
+func TestExpiredAuthorityLeavesTheBundle(t *testing.T) {
+	ca, next := newAuthority(t, "example.org"), newAuthority(t, "example.org")
+	trust := newTrust(bundles(ca))
+	web := ca.svid("/web")
+	chain := []*x509.Certificate{web.Leaf}
+	d := trust.domains[ca.td]
+	if d.prunedAfterExpiry(chain, web.Leaf.NotAfter, time.Now()) {
+		t.Error("an authority that is still valid counts as pruned after expiry")
+	}
+	if !d.prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.cert.NotAfter.Add(time.Second)) {
+		t.Error("an authority that has expired does not count as pruned after expiry")
+	}
+	if trust.next(bundles(next)).domains[ca.td].prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.cert.NotAfter.Add(time.Second)) {
+		t.Error("a bundle that never verified the chain counts")
+	}
+}
+
+func TestOwnIdentityLost(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	end := time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
+	ids := source(t, ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = end }), ca)
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: ids})
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	say(t, c, "hello")
+	ids.withdraw(fmt.Errorf("the entry was deleted"))
+	wantRefused(t, p, clientConfig(ca.svid("/web")), "cannot present an identity: no identity: the entry was deleted")
+	say(t, c, "what was presented is good until it expires")
+	gone(t, c)
+	if time.Now().Before(end) {
+		t.Error("closed before our SVID expired")
+	}
+	if a := p.next(); a.Closed != "expiry" || !strings.Contains(a.Reason, "our own SVID spiffe://example.org/orders expired") {
+		t.Errorf("access record %+v", a)
+	}
+}
+
+func TestPeerExpiry(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.Timeouts.Drain = time.Millisecond
+	closes, drains, aged := in, in, in
+	closes.Name, closes.OnPeerExpiry = "closes", ActionClose
+	drains.Name, drains.OnPeerExpiry = "drains", ActionDrain
+	aged.Name, aged.MaxAge = "aged", 300*time.Millisecond
+	p := run(t, Config{Listeners: []Listener{in, closes, drains, aged}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	end := time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
+	cc := clientConfig(ca.svid("/web", func(c *x509.Certificate) { c.NotAfter = end }))
+	old := dialTLS(t, p.addr("aged"), cc)
+	gone(t, old)
+	if a := p.next(); a.Closed != "expiry" || a.Reason != "older than max_age 300ms" {
+		t.Errorf("access record %+v", a)
+	}
+	kept := dialTLS(t, p.addr("orders"), cc)
+	say(t, kept, "hello")
+	for _, name := range []string{"closes", "drains"} {
+		c := dialTLS(t, p.addr(name), cc)
+		say(t, c, "hello")
+		gone(t, c)
+		if a := p.next(); a.Closed != "expiry" || !strings.Contains(a.Reason, "the peer's SVID expired") || a.Outcome != "success" {
+			t.Errorf("access record %+v", a)
+		}
+		end = time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
+		cc = clientConfig(ca.svid("/web", func(c *x509.Certificate) { c.NotAfter = end }))
+	}
+	say(t, kept, "tcp keeps a connection past its peer's expiry")
+}
+
+func TestTimeouts(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.Timeouts.Handshake, in.Timeouts.Idle = 50*time.Millisecond, 50*time.Millisecond
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+
+	silent, err := net.Dial("tcp", p.addr("orders"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	if _, err := io.ReadAll(silent); err == nil {
+		t.Log("closed in good order")
+	}
+	if a := p.next(); a.Reason != "the handshake took longer than 50ms" || a.Outcome != "failure" {
+		t.Errorf("access record %+v", a)
+	}
+	if got := p.metric("narthex_tls_handshakes_total", "orders", "timeout"); got != 1 {
+		t.Errorf("handshakes timed out: %v", got)
+	}
+
+	slow := in
+	slow.Timeouts.Handshake = 0
+	c := p.config
+	c.Listeners = []Listener{slow}
+	if _, err := p.Apply(c); err != nil {
+		t.Fatal(err)
+	}
+	idle := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	say(t, idle, "hello")
+	gone(t, idle)
+	if a := p.next(); a.Reason != "idle for 50ms" || a.Closed != "peer" {
+		t.Errorf("access record %+v", a)
+	}
+}
