@@ -1,0 +1,370 @@
+//go:build integration
+
+package spire_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+// node is one host as far as narthex is concerned: a configuration, a data
+// directory and sockets of its own. The zero fields below are left out of the
+// configuration.
+type node struct {
+	*process
+	t    *testing.T
+	name string
+	dir  string
+	user user // whom the proxy becomes
+
+	// The agent's half, unless server is empty.
+	server   string // host:port
+	td       string
+	bundle   string // file
+	attestor string // YAML of node_attestor
+	cacheMax int
+	syncs    time.Duration
+
+	// The proxy's half, unless there are no listeners.
+	api       string // Workload API socket; the agent's own, or another agent's
+	listeners []listener
+}
+
+// listener is one listener as the tests write it.
+type listener struct {
+	name     string
+	bind     string // a free address where empty
+	target   string
+	identity string // SPIFFE ID to present; the default one where empty
+	expect   string // SPIFFE ID of the peer; makes the listener an outbound one
+	more     string // further YAML, "key: value" of one line
+}
+
+// newNode prepares a host whose proxy runs as u. Nothing runs yet.
+func newNode(t *testing.T, name string, u user) *node {
+	t.Helper()
+	n := &node{t: t, name: name, user: u, dir: folder(t, name)}
+	n.api = filepath.Join(n.dir, "public", "api.sock")
+	// The proxy makes its sockets and its access log here.
+	if err := os.Mkdir(n.own(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(n.own(), u.uid, u.uid); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// joins makes the node an agent of s that attests with a join token, and
+// returns the agent's SPIFFE ID.
+func (n *node) joins(s *server) (agentID string) {
+	n.t.Helper()
+	n.pairs(s)
+	token, id := s.token()
+	n.useToken(token)
+	return id
+}
+
+// useToken makes the node attest with this token.
+func (n *node) useToken(token string) {
+	n.t.Helper()
+	file := filepath.Join(n.dir, "token")
+	writeFile(n.t, file, token+"\n", 0o600)
+	n.attestor = "join_token: {token_file: " + file + "}"
+}
+
+// proves makes the node an agent of s that attests with a certificate, and
+// returns the agent's SPIFFE ID.
+func (n *node) proves(s *server) (agentID string) {
+	n.t.Helper()
+	n.pairs(s)
+	cert, key, parsed := s.nodes.issue(n.name, "")
+	n.attestor = "x509pop: {certificate: " + cert + ", key: " + key + "}"
+	return s.id("/spire/agent/x509pop/" + fingerprint(parsed))
+}
+
+func (n *node) pairs(s *server) {
+	n.t.Helper()
+	n.server, n.td, n.syncs = s.address, s.td.Name(), time.Second
+	n.bundle = filepath.Join(n.dir, "bundle.pem")
+	writeFile(n.t, n.bundle, s.bundlePEM(), 0o644)
+}
+
+func (n *node) own() string        { return filepath.Join(n.dir, "own") }
+func (n *node) dataDir() string    { return filepath.Join(n.dir, "data") }
+func (n *node) accessFile() string { return filepath.Join(n.own(), "access.log") }
+func (n *node) policyFile() string { return filepath.Join(n.dir, "policy.yaml") }
+func (n *node) configFile() string { return filepath.Join(n.dir, "narthex.yaml") }
+
+// figures is where the node's status is shown.
+func (n *node) figures() string { return filepath.Join(n.own(), "figures.sock") }
+
+// configure writes narthex.yaml.
+func (n *node) configure() {
+	n.t.Helper()
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	if n.server != "" {
+		line("trust_domain: %s", n.td)
+		line("data_dir: %s", n.dataDir())
+		line("agent:")
+		line("  server: {address: %q, bundle: {file: %s}}", n.server, n.bundle)
+		line("  node_attestor: {%s}", n.attestor)
+		line("  workload_api: {socket: %s}", n.api)
+		line("  sync: {interval: %s}", n.syncs)
+		if n.cacheMax > 0 {
+			line("  svid: {x509_cache: %d}", n.cacheMax)
+		}
+	}
+	if len(n.listeners) > 0 {
+		line("proxy:")
+		line("  user: %s", n.user.name)
+		line("  workload_api: {socket: %s}", n.api)
+		line("  policies: [%s]", n.policyFile())
+		line("  listeners:")
+		for i := range n.listeners {
+			n.configureListener(&n.listeners[i], line)
+		}
+	}
+	line("telemetry: {listen: %q}", "unix:"+n.figures())
+	line("access_log: {path: %s}", n.accessFile())
+	line("log: {level: debug}")
+	writeFile(n.t, n.configFile(), b.String(), 0o644)
+}
+
+func (n *node) configureListener(l *listener, line func(string, ...any)) {
+	if l.bind == "" {
+		l.bind = freeAddress(n.t)
+	}
+	line("    - name: %s", l.name)
+	line("      bind: %q", l.bind)
+	line("      target: %q", l.target)
+	if l.identity != "" {
+		line("      identity: {spiffe_id: %q}", l.identity)
+	}
+	if l.expect == "" {
+		line("      direction: inbound")
+	} else {
+		line("      direction: outbound")
+		line("      expect: [%q]", l.expect)
+	}
+	if l.more != "" {
+		line("      %s", l.more)
+	}
+}
+
+// allow is a rule.
+type rule struct {
+	id, effect, at, from, to string
+}
+
+// rules writes the node's policy: every SPIFFE ID of revoked, and the rules.
+func (n *node) rules(revoked []string, rules ...rule) {
+	n.t.Helper()
+	var b strings.Builder
+	b.WriteString("version: 1\n")
+	if len(revoked) > 0 {
+		b.WriteString("revoked:\n")
+		for _, id := range revoked {
+			fmt.Fprintf(&b, "  - %q\n", id)
+		}
+	}
+	b.WriteString("rules:\n")
+	for _, r := range rules {
+		if r.effect == "" {
+			r.effect = "allow"
+		}
+		fmt.Fprintf(&b, "  - {id: %s, effect: %s, from: [%q]", r.id, r.effect, r.from)
+		if r.to != "" {
+			fmt.Fprintf(&b, ", to: [%q]", r.to)
+		}
+		if r.at != "" {
+			fmt.Fprintf(&b, ", at: %s", r.at)
+		}
+		b.WriteString("}\n")
+	}
+	writeFile(n.t, n.policyFile(), b.String(), 0o644)
+}
+
+// start starts `narthex run`, `agent` or `proxy` on the node.
+func (n *node) start(command string, how ...func(*exec.Cmd)) {
+	n.t.Helper()
+	n.configure()
+	n.process = start(n.t, n.name+": narthex "+command, narthex, []string{command, "-c", n.configFile()}, how...)
+}
+
+// bind returns the address of a listener.
+func (n *node) bind(name string) string {
+	n.t.Helper()
+	for _, l := range n.listeners {
+		if l.name == name {
+			return l.bind
+		}
+	}
+	n.t.Fatalf("%s has no listener %s", n.name, name)
+	return ""
+}
+
+// get asks for a page of the node's figures.
+func (n *node) get(page string) (code int, body string, err error) {
+	var dialer net.Dialer
+	client := &http.Client{
+		Timeout: 5 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dialer.DialContext(ctx, "unix", n.figures())
+			},
+		},
+	}
+	resp, err := client.Get("http://localhost" + page)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(data), err
+}
+
+// ready waits until the node can do its work.
+func (n *node) ready() {
+	n.t.Helper()
+	n.readyWithin(soon)
+}
+
+func (n *node) readyWithin(d time.Duration) {
+	n.t.Helper()
+	eventually(n.t, d, n.name+" is ready", func() error {
+		if !n.running() {
+			return fmt.Errorf("narthex has ended: %v", n.err)
+		}
+		code, body, err := n.get("/readyz")
+		if err == nil && code != http.StatusOK {
+			err = fmt.Errorf("%d %s", code, body)
+		}
+		return err
+	})
+}
+
+// status returns the node's status document.
+func (n *node) status() (telemetry.Status, error) {
+	var s telemetry.Status
+	code, body, err := n.get("/api/v1/status")
+	if err == nil && code != http.StatusOK {
+		err = fmt.Errorf("status: %d %s", code, body)
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &s)
+	}
+	return s, err
+}
+
+// becomes waits until the status document is as ok wants it.
+func (n *node) becomes(within time.Duration, what string, ok func(telemetry.Status) bool) {
+	n.t.Helper()
+	eventually(n.t, within, n.name+": "+what, func() error {
+		s, err := n.status()
+		if err == nil && !ok(s) {
+			text, _ := json.Marshal(s)
+			err = fmt.Errorf("status is %s", text)
+		}
+		return err
+	})
+}
+
+// metric returns the value of one line of the node's metrics, 0 where it is
+// not there.
+func (n *node) metric(series string) float64 {
+	n.t.Helper()
+	_, body, err := n.get("/metrics")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(body, "\n") {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			f, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				n.t.Fatalf("metric %q: %v", line, err)
+			}
+			return f
+		}
+	}
+	return 0
+}
+
+// records returns the node's access log.
+func (n *node) records() []telemetry.Access {
+	n.t.Helper()
+	f, err := os.Open(n.accessFile())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer f.Close()
+	var all []telemetry.Access
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var a telemetry.Access
+		if err := json.Unmarshal(lines.Bytes(), &a); err != nil {
+			break // the last line, half written
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
+// records waits for an access record that is as ok wants it. It looks at
+// those after the first skip ones.
+func (n *node) record(skip int, what string, ok func(telemetry.Access) bool) telemetry.Access {
+	n.t.Helper()
+	var found telemetry.Access
+	eventually(n.t, soon, n.name+" has an access record: "+what, func() error {
+		all := n.records()
+		all = all[min(skip, len(all)):]
+		at := slices.IndexFunc(all, ok)
+		if at < 0 {
+			return fmt.Errorf("there are %d others: %+v", len(all), all[max(0, len(all)-3):])
+		}
+		found = all[at]
+		return nil
+	})
+	return found
+}
+
+// half returns the pid of a half of `narthex run`.
+func (n *node) half(command string) (int, error) {
+	list := fmt.Sprintf("/proc/%d/task/*/children", n.cmd.Process.Pid)
+	files, err := filepath.Glob(list)
+	if err != nil {
+		return 0, err
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for _, child := range strings.Fields(string(data)) {
+			line, err := os.ReadFile("/proc/" + child + "/cmdline")
+			if err != nil {
+				continue
+			}
+			if args := strings.Split(string(line), "\x00"); len(args) > 1 && args[1] == command {
+				return strconv.Atoi(child)
+			}
+		}
+	}
+	return 0, fmt.Errorf("%s runs no %s", n.name, command)
+}

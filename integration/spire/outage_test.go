@@ -1,0 +1,150 @@
+//go:build integration
+
+package spire_test
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+// fetch asks a node's Workload API as this process, which is root's, for at
+// most as long as given.
+func (n *node) fetch(within time.Duration) (*x509svid.SVID, error) {
+	ctx, cancel := context.WithTimeout(n.t.Context(), within)
+	defer cancel()
+	return workloadapi.FetchX509SVID(ctx, workloadapi.WithAddr("unix://"+n.api))
+}
+
+// fetches waits until the Workload API gives this process an SVID.
+func (n *node) fetches(within time.Duration) *x509svid.SVID {
+	n.t.Helper()
+	var svid *x509svid.SVID
+	eventually(n.t, within, n.name+" gives root its SVID", func() (err error) {
+		svid, err = n.fetch(within)
+		return err
+	})
+	return svid
+}
+
+// TestServerAway stops the server under traffic and starts it again.
+func TestServerAway(t *testing.T) {
+	t.Parallel()
+	const away = 15 * time.Second
+	s := newShop(t, shopOptions{})
+	s.open()
+	traffic := newTraffic(t, s.orders.bind(toInventory), "inventory")
+	s.server.stop()
+	stopped := time.Now()
+	for _, n := range []*node{s.orders, s.inventory} {
+		n.becomes(away, "says that the server is away", func(st telemetry.Status) bool {
+			return !st.Agent.Reachable && strings.Contains(st.Agent.Problem, s.server.address) && strings.Contains(st.Agent.Problem, "unreachable since")
+		})
+	}
+	if gauge := s.orders.metric("narthex_server_reachable"); gauge != 0 {
+		t.Errorf("narthex_server_reachable is %g, want 0", gauge)
+	}
+
+	// An agent that starts meanwhile says why it cannot answer.
+	late := newNode(t, "late", proxyUser)
+	late.server, late.td, late.bundle, late.syncs = s.server.address, s.orders.td, s.orders.bundle, time.Second
+	cert, key, parsed := s.server.nodes.issue("late", "")
+	late.attestor = "x509pop: {certificate: " + cert + ", key: " + key + "}"
+	late.start("agent")
+	eventually(t, away, "the late agent says that the server is away", func() error {
+		_, err := late.fetch(callTime)
+		if err == nil {
+			return fmt.Errorf("it gave an SVID")
+		}
+		for _, want := range []string{"Unavailable", "unreachable", s.server.address} {
+			if !strings.Contains(err.Error(), want) {
+				return fmt.Errorf("%q is not in: %w", want, err)
+			}
+		}
+		return nil
+	})
+
+	time.Sleep(time.Until(stopped.Add(away)))
+	s.server.start()
+	s.server.add(
+		entry{path: "/late", parent: s.server.id("/spire/agent/x509pop/" + fingerprint(parsed)), selector: "unix:uid:0"},
+		entry{path: "/after", parent: s.ordersAgent, selector: "unix:uid:0"},
+	)
+	// Back-off between two attempts is 30 s and a half at most.
+	const backoff = 45 * time.Second
+	for _, n := range []*node{s.orders, s.inventory} {
+		n.becomes(backoff, "finds the server again", func(st telemetry.Status) bool { return st.Agent.Reachable && st.Agent.Problem == "" })
+	}
+	t.Logf("found again %s after it was stopped", time.Since(stopped).Round(time.Millisecond))
+	if got := s.orders.fetches(soon).ID.Path(); got != "/after" {
+		t.Errorf("the entry made afterwards arrives as %s", got)
+	}
+	if got := late.fetches(backoff).ID.Path(); got != "/late" {
+		t.Errorf("the late agent serves %s", got)
+	}
+	traffic.finish()
+}
+
+// TestKilledAgent kills the agent under `narthex run` while there is traffic,
+// then all of it.
+func TestKilledAgent(t *testing.T) {
+	t.Parallel()
+	s := newShop(t, shopOptions{})
+	s.open()
+	traffic := newTraffic(t, s.orders.bind(toInventory), "inventory")
+	// A half that ends within seconds of its first start is a mistake of the
+	// configuration and ends `narthex run`, so let it be a while.
+	s.orders.becomes(soon, "has been up for a while", func(st telemetry.Status) bool { return time.Since(st.Started) > 5*time.Second })
+
+	first, err := s.orders.half("agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, soon, "another agent is started", func() error {
+		pid, err := s.orders.half("agent")
+		if err == nil && pid == first {
+			err = fmt.Errorf("pid %d is still there", pid)
+		}
+		return err
+	})
+	s.orders.becomes(soon, "the new agent serves", func(st telemetry.Status) bool {
+		return st.Agent != nil && st.Agent.ID == s.ordersAgent && st.Agent.Problem == "" && st.Agent.Streams > 0
+	})
+	s.orders.says(soon, "a half has ended and is started again", "took up the saved SVID")
+	if n := s.orders.count("attested: "); n != 1 {
+		t.Errorf("the agent attested %d times; its token is good once, so it has to go on with what data_dir holds", n)
+	}
+	// Identities reach the proxy by the new agent: an entry made now arrives.
+	s.server.add(entry{path: "/news", parent: s.ordersAgent, selector: proxyUser.selector()})
+	s.orders.becomes(soon, "the proxy hears of a new identity", func(st telemetry.Status) bool { return len(st.Proxy.Identities) == 3 })
+	traffic.finish()
+
+	s.orders.kill()
+	restartRun(t, s.orders)
+	eventually(t, soon, "orders calls inventory after all of `narthex run` was killed", func() error {
+		return call(s.orders.bind(toInventory), "inventory")
+	})
+	if n := s.orders.count("attested: "); n != 0 {
+		t.Errorf("the agent attested %d times after the restart; its token was used before", n)
+	}
+	s.orders.says(soon, "took up the saved SVID")
+}
+
+// restartRun starts `narthex run` again at once.
+func restartRun(t *testing.T, n *node, how ...func(*exec.Cmd)) {
+	t.Helper()
+	n.start("run", how...)
+	n.readyWithin(soon)
+}
