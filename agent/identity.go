@@ -88,11 +88,23 @@ func (l *looper) adopt(s state, key keys.Key) error {
 		return errors.New("svid: its key is another than the stored one")
 	}
 	l.client.SetIdentity(&spire.Identity{Chain: s.SVID, Key: key})
-	lifetime := leaf.NotAfter.Sub(leaf.NotBefore)
-	l.self = self{state: s, key: key, leaf: leaf, renewAt: leaf.NotBefore.Add(lifetime/2 + time.Duration(jitter()*float64(lifetime)/10))}
+	l.self = self{state: s, key: key, leaf: leaf, renewAt: renewAt(leaf, time.Now())}
 	l.metrics.svidExpiry.SetTime(leaf.NotAfter)
 	l.update(func(v *view) { v.id, v.expires = id, leaf.NotAfter })
 	return nil
+}
+
+// renewAt is when an SVID is renewed: with half of its life left ±10 %. One
+// that is past that when it is taken up (the server dates them back, clocks
+// disagree, the agent was away) is used for a tenth of what is left, so that
+// the server is not asked without end.
+func renewAt(leaf *x509.Certificate, now time.Time) time.Time {
+	life := leaf.NotAfter.Sub(leaf.NotBefore)
+	at := leaf.NotAfter.Add(-time.Duration(float64(life) / 2 * (1 + jitter()/10)))
+	if soonest := now.Add(leaf.NotAfter.Sub(now) / 10); at.Before(soonest) {
+		return soonest
+	}
+	return at
 }
 
 // attest proves the node to the server and adopts the SVID it answers with.

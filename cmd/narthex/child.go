@@ -93,7 +93,7 @@ func (c *child) command() (*exec.Cmd, func(), error) {
 	}
 	cmd := &exec.Cmd{
 		Path:   fmt.Sprintf("/proc/self/fd/%d", image.Fd()),
-		Args:   append([]string{binary}, c.args...),
+		Args:   append([]string{"narthex"}, c.args...),
 		Env:    os.Environ(),
 		Stdout: c.stdout,
 		Stderr: c.stderr,

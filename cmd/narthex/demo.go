@@ -134,9 +134,9 @@ func (d *demo) prepare() error {
 			}
 		}
 		d.sockets = map[string]*net.TCPListener{}
-		for _, name := range []string{"inventory", "orders-to-inventory", "reports-to-inventory", "telemetry"} {
+		for _, name := range []string{"inventory", "orders-to-inventory", "reports-to-inventory", telemetrySocketName} {
 			addr := "127.0.0.1:0"
-			if name == "telemetry" {
+			if name == telemetrySocketName {
 				addr = d.page
 			}
 			l, err := listenLoopback(addr)
@@ -145,7 +145,7 @@ func (d *demo) prepare() error {
 			}
 			d.sockets[name] = l
 		}
-		d.page = d.sockets["telemetry"].Addr().String()
+		d.page = d.sockets[telemetrySocketName].Addr().String()
 		if d.status, err = listenPrivate(d.path("agent-status.sock")); err != nil {
 			return err
 		}
@@ -344,7 +344,7 @@ func (d *demo) children() []*child {
 		}
 		if service == "inventory" {
 			c.args = append(c.args, "--other", d.path("agent-status.sock"))
-			c.sockets["telemetry"] = d.file("telemetry")
+			c.sockets[telemetrySocketName] = d.file(telemetrySocketName)
 		}
 		list = append(list, c)
 	}

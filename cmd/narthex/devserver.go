@@ -17,9 +17,9 @@ func newDevServer() *cobra.Command {
 		Use:   "dev-server -f entries.yaml",
 		Short: "Run the embedded development server (not for production)",
 		Long: `Speaks the SPIRE Server API to agents on loopback, over a CA and a list of
-entries in a file. It is there to try things out and to test against: its keys
-are in memory or in a plain directory, and nobody can administer it. In
-production, run SPIRE Server.
+entries in a file. It is not for production: it is there to try things out and to
+test against, its keys are in memory or in a plain directory, and nobody can
+administer it. In production, run SPIRE Server.
 
 On start it writes the trust bundle and a join token to the directory that --out
 names; with them an agent can attest. SIGHUP reads the entries again.`,

@@ -84,7 +84,7 @@ func runProxy(parent context.Context, c *config.Config, path, other string, hang
 		Status:  r.status,
 		Ready:   r.ready,
 		Listen:  string(c.Telemetry.Listen),
-		Socket:  sockets["telemetry"],
+		Socket:  sockets[telemetrySocketName],
 		Health:  string(c.Telemetry.Health),
 		Log:     log.Named("telemetry"),
 	}
@@ -285,50 +285,52 @@ func (r *proxyRunner) files() []string {
 	return append(paths, r.policy.Files()...)
 }
 
-// reload puts the files as they are now in force, all of them or none. What
-// cannot be changed while the process runs is said.
+// reload puts the files as they are now in force, all of them or none. Unless
+// a person asked for it, files that say what they said before are no reload.
 func (r *proxyRunner) reload(asked bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	err := func() error {
-		c, err := config.Load(r.path)
-		if err != nil {
-			return err
-		}
-		if err := c.ForProxy(); err != nil {
-			return err
-		}
-		rules, err := r.loadPolicy(c)
-		if err != nil {
-			return err
-		}
-		same := rules.Equal(r.policy)
-		if same {
-			rules = r.policy // so that nobody is asked again for nothing
-		}
-		if same && !asked && reflect.DeepEqual(r.config.Proxy, c.Proxy) && r.problem == "" {
-			return nil
-		}
-		if needs := needsRestart(r.config, c); len(needs) > 0 {
-			r.log.Warn("these settings take effect at the next start only", "keys", needs)
-		}
-		if _, err := r.proxy.Apply(r.proxyConfig(c, rules)); err != nil {
-			return err
-		}
-		r.config, r.policy = c, rules
-		return nil
-	}()
-	reloads := r.metrics.Counter("narthex_policy_reloads_total", "Reloads of configuration and policy.", "result")
-	if err == nil {
-		reloads.With("ok").Inc()
-		r.problem = ""
+	c, rules, err := r.readAgain()
+	if err == nil && !asked && r.problem == "" && rules == r.policy && reflect.DeepEqual(r.config.Proxy, c.Proxy) {
 		return
 	}
-	reloads.With("error").Inc()
-	if r.problem != err.Error() || asked {
-		r.log.Error("cannot reload: what was in force stays in force", "error", err)
+	if err == nil {
+		_, err = r.proxy.Apply(r.proxyConfig(c, rules))
 	}
-	r.problem = err.Error()
+	reloads := r.metrics.Counter("narthex_policy_reloads_total", "Reloads of configuration and policy.", "result")
+	if err != nil {
+		reloads.With("error").Inc()
+		if r.problem != err.Error() || asked {
+			r.log.Error("cannot reload: what was in force stays in force", "error", err)
+		}
+		r.problem = err.Error()
+		return
+	}
+	reloads.With("ok").Inc()
+	if needs := needsRestart(r.config, c); len(needs) > 0 {
+		r.log.Warn("these settings take effect at the next start only", "keys", needs)
+	}
+	r.config, r.policy, r.problem = c, rules, ""
+}
+
+// readAgain reads the files. Rules that mean what those in force mean are
+// those in force, so that nobody is asked again for nothing.
+func (r *proxyRunner) readAgain() (*config.Config, *policy.Policy, error) {
+	c, err := config.Load(r.path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := c.ForProxy(); err != nil {
+		return nil, nil, err
+	}
+	rules, err := r.loadPolicy(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	if rules.Equal(r.policy) {
+		rules = r.policy
+	}
+	return c, rules, nil
 }
 
 // needsRestart names the settings in which two files differ and that are taken

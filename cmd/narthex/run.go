@@ -125,9 +125,13 @@ func proxyAccount(c *config.Config) (*account, error) {
 	return u, nil
 }
 
-// statusSocketName is the name under which the agent inherits the private
-// socket where it shows its figures to the proxy, which shows both.
-const statusSocketName = "status"
+// Names of inherited sockets that are no listener's: no listener can have
+// them. On the status socket the agent shows its figures to the proxy, which
+// shows both.
+const (
+	statusSocketName    = "@status"
+	telemetrySocketName = "@telemetry"
+)
 
 // statusSocket makes that socket, in a directory that only the proxy's user
 // can enter. It returns the socket's path and its listening descriptor.
