@@ -225,11 +225,11 @@ func (s *Server) first(ctx context.Context, c *conn, selectors []attestor.Select
 	}
 }
 
-// firstWait is how long first may take: a tenth of the caller's time is left
-// to tell it the reason.
+// firstWait is how long first may take: a fifth of the caller's time is left to
+// tell it the reason.
 func firstWait(ctx context.Context) time.Duration {
 	if deadline, ok := ctx.Deadline(); ok {
-		return min(readyWait, time.Until(deadline)*9/10)
+		return min(readyWait, time.Until(deadline)*4/5)
 	}
 	return readyWait
 }
