@@ -155,7 +155,8 @@ func (t *plan) undo(err error) error {
 func (p *Proxy) open(source Identities, s *settings, removed []*listener) (*listener, error) {
 	l := newListener(p, s)
 	at := slices.IndexFunc(removed, func(r *listener) bool {
-		return r.settings.Load().Bind == s.Bind && r.settings.Load().Socket == s.Socket
+		was := r.settings.Load()
+		return was.Bind == s.Bind && was.Socket == s.Socket && !anyPort(s.Bind)
 	})
 	if at >= 0 {
 		l.from = removed[at]
@@ -231,13 +232,17 @@ func check(c Config) error {
 		if err := checkListener(l); err != nil {
 			return fmt.Errorf("listener %s: %w", l.Name, err)
 		}
-		if other := binds[l.Bind]; other != "" && l.Socket == nil && !strings.HasSuffix(l.Bind, ":0") {
+		if other := binds[l.Bind]; other != "" && l.Socket == nil && !anyPort(l.Bind) {
 			return fmt.Errorf("listener %s: bind %s is taken by listener %s", l.Name, l.Bind, other)
 		}
 		binds[l.Bind] = l.Name
 	}
 	return nil
 }
+
+// anyPort reports whether a bind leaves the choice of the port to the kernel:
+// two of them are two addresses.
+func anyPort(bind string) bool { return strings.HasSuffix(bind, ":0") }
 
 func checkListener(l Listener) error {
 	if l.Socket == nil {

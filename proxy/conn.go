@@ -186,7 +186,7 @@ func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) erro
 		}
 		result, why := explainHandshake(err)
 		c.l.handshaked(result)
-		return &handshakeError{refusal{"refused", why}, err}
+		return &handshakeError{refusal{"refused", why}, err, result == "closed"}
 	}
 	c.l.meters.handshake.Since(begin)
 	c.l.handshaked("ok")
@@ -197,7 +197,8 @@ func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) erro
 // was.
 type handshakeError struct {
 	refusal
-	err error
+	err  error
+	left bool // the peer just went away, as health probes of a TCP port do
 }
 
 func (r *handshakeError) Unwrap() error { return r.err }
@@ -324,7 +325,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	if err != nil || ended.reason == "policy" || ended.reason == "revoked" || ended.reason == "error" {
 		record.Outcome = "failure"
 	}
-	c.l.ended(record, result)
+	c.l.ended(record, result, hr != nil && hr.left)
 }
 
 // fill copies what is known into the access record, with c.mu held.

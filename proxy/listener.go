@@ -249,8 +249,9 @@ func (l *listener) handshaked(result string) {
 	l.proxy.instruments.handshakes.With(l.name, result).Inc()
 }
 
-// ended counts and records a connection that is over.
-func (l *listener) ended(record *telemetry.Access, result string) {
+// ended counts and records a connection that is over. What is quiet leaves no
+// line in the log.
+func (l *listener) ended(record *telemetry.Access, result string, quiet bool) {
 	l.meters.active.Set(float64(l.active.Add(-1)))
 	if result == resultAllowed {
 		l.meters.closed[record.Closed].Inc()
@@ -259,7 +260,7 @@ func (l *listener) ended(record *telemetry.Access, result string) {
 		l.refused.Add(1)
 	}
 	l.proxy.access.Write(record)
-	if record.Outcome == "failure" {
+	if record.Outcome == "failure" && !quiet {
 		what := "connection refused"
 		if result == resultAllowed {
 			what = "connection closed"

@@ -29,10 +29,17 @@ const patience = 10 * time.Second
 type recorder struct {
 	t       testing.TB
 	records chan telemetry.Access
+	begun   []byte // of a line whose end is still to come
 }
 
 func (r *recorder) Write(b []byte) (int, error) {
 	for line := range bytes.Lines(b) {
+		line = append(r.begun, line...)
+		r.begun = nil
+		if !bytes.HasSuffix(line, []byte("\n")) {
+			r.begun = line
+			break
+		}
 		var a telemetry.Access
 		if err := a.UnmarshalJSON(line); err != nil {
 			r.t.Errorf("access log line %q: %v", line, err)
@@ -80,7 +87,7 @@ type running struct {
 // run starts a proxy that is stopped when the test ends.
 func run(t testing.TB, c Config) *running {
 	t.Helper()
-	r := &running{recorder: &recorder{t, make(chan telemetry.Access, 20_000)}, t: t, metrics: telemetry.NewMetrics()}
+	r := &running{recorder: &recorder{t: t, records: make(chan telemetry.Access, 20_000)}, t: t, metrics: telemetry.NewMetrics()}
 	access, err := telemetry.NewAccessLog(r.recorder, "json")
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,94 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"io"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// benchProxy starts a proxy for a benchmark and returns its address and a
+// client's configuration.
+func benchProxy(b *testing.B) (addr string, p *running, cc *tls.Config) {
+	b.Helper()
+	ca := newAuthority(b, "example.org")
+	p = run(b, Config{
+		Listeners: []Listener{inbound("orders", serve(b, echo))}, Policy: rulesOf(b, allowAll),
+		Identities: source(b, ca.svid("/orders"), ca), Log: hclog.NewNullLogger(),
+	})
+	go func() { // nobody else takes the records
+		for range p.records {
+		}
+	}()
+	b.Cleanup(func() { p.stop(); close(p.records) })
+	return p.addr("orders"), p, clientConfig(ca.svid("/web"))
+}
+
+// BenchmarkHandshake is one connection with both ends' work: handshake,
+// decision, dial, one byte each way, close.
+func BenchmarkHandshake(b *testing.B) {
+	addr, _, cc := benchProxy(b)
+	buf := make([]byte, 1)
+	for b.Loop() {
+		c, err := tls.Dial("tcp", addr, cc)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := c.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, buf); err != nil {
+			b.Fatal(err)
+		}
+		_ = c.Close()
+	}
+}
+
+// BenchmarkEcho is 128 bytes there and back on a live connection.
+func BenchmarkEcho(b *testing.B) {
+	addr, _, cc := benchProxy(b)
+	c := dialTLS(b, addr, cc)
+	_ = c.SetDeadline(time.Time{})
+	buf := make([]byte, 128)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkAskAgain asks 1,000 live connections of one proxy once.
+func BenchmarkAskAgain(b *testing.B) {
+	addr, p, cc := benchProxy(b)
+	const live = 1000
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range live / 8 {
+				c, err := tls.Dial("tcp", addr, cc)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				b.Cleanup(func() { _ = c.Close() })
+				if err := trySay(c, "x"); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for b.Loop() {
+		if asked, closed := p.ask(p.table.of(nil)); asked != live || closed != 0 {
+			b.Fatalf("asked %d, closed %d", asked, closed)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/live, "ns/connection")
+}

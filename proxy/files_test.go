@@ -1,0 +1,253 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// lines collects log lines.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lines) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), what)
+}
+
+// fileSource is a source of files in a directory of the test.
+type fileSource struct {
+	*Files
+	t   *testing.T
+	dir string
+	log *lines
+}
+
+func openFiles(t *testing.T, dir string, poll time.Duration, others map[spiffeid.TrustDomain]string) *fileSource {
+	t.Helper()
+	s := &fileSource{t: t, dir: dir, log: &lines{}}
+	f, err := NewFiles(FilesConfig{
+		Cert: dir + "/svid.pem", Key: dir + "/svid.key", Bundle: dir + "/bundle.pem", Bundles: others, Poll: poll,
+		Log: hclog.New(&hclog.LoggerOptions{Output: s.log}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Files = f
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func write(t *testing.T, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// current returns the identity, or nil with the reason.
+func (s *fileSource) current() (*Identity, error) {
+	lease, err := s.Own(context.Background(), Pick{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return lease.Current()
+}
+
+// await waits until the source presents the given certificate.
+func (s *fileSource) await(want *x509.Certificate) {
+	s.t.Helper()
+	lease, err := s.Own(context.Background(), Pick{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	late := time.After(patience)
+	for {
+		changed := lease.Changed()
+		if id, err := lease.Current(); err == nil && id.Certificate.Leaf.Equal(want) {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			s.t.Fatalf("the new certificate is not in force: %+v", s.Report())
+		}
+	}
+}
+
+func TestFilesAreReadAgain(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	dir := t.TempDir()
+	first, second := ca.svid("/orders"), ca.svid("/orders")
+	write(t, dir+"/svid.pem", certPEM(first.Certificate[0]))
+	write(t, dir+"/svid.key", keyPEM(t, first))
+	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	s := openFiles(t, dir, time.Hour, nil) // what comes is announced
+	s.await(first.Leaf)
+
+	// A new certificate without its key yet: the last good pair serves on.
+	write(t, dir+"/svid.pem", certPEM(second.Certificate[0]))
+	s.load()
+	s.load()
+	if id, err := s.current(); err != nil || !id.Certificate.Leaf.Equal(first.Leaf) {
+		t.Errorf("a mismatched pair was used: %v, %v", id, err)
+	}
+	if got := s.Report().Problem; !strings.Contains(got, "private key does not match public key") {
+		t.Errorf("problem %q", got)
+	}
+	if n := s.log.count("files are not good"); n != 1 {
+		t.Errorf("%d log lines, want one", n)
+	}
+	write(t, dir+"/svid.key", keyPEM(t, second))
+	s.await(second.Leaf)
+	if got := s.Report(); got.Problem != "" || got.Source != "files" || len(got.Identities) != 1 {
+		t.Errorf("report %+v", got)
+	}
+
+	// Replaced by rename, as a careful writer does.
+	third := ca.svid("/orders")
+	write(t, dir+"/new.key", keyPEM(t, third))
+	write(t, dir+"/new.pem", certPEM(third.Certificate[0]))
+	for from, to := range map[string]string{"new.key": "svid.key", "new.pem": "svid.pem"} {
+		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.await(third.Leaf)
+}
+
+// TestFilesKubernetesSwap writes as the kubelet does: files are links into
+// ..data, which is a link that is renamed over.
+func TestFilesKubernetesSwap(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	dir := t.TempDir()
+	publish := func(version string) *x509.Certificate {
+		cert := ca.svid("/orders")
+		real := filepath.Join(dir, "..2026_"+version)
+		if err := os.Mkdir(real, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, real+"/svid.pem", certPEM(cert.Certificate[0]))
+		write(t, real+"/svid.key", keyPEM(t, cert))
+		write(t, real+"/bundle.pem", certPEM(ca.cert.Raw))
+		if err := os.Symlink(filepath.Base(real), dir+"/..data_tmp"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(dir+"/..data_tmp", dir+"/..data"); err != nil {
+			t.Fatal(err)
+		}
+		return cert.Leaf
+	}
+	first := publish("1")
+	for _, name := range []string{"svid.pem", "svid.key", "bundle.pem"} {
+		if err := os.Symlink("..data/"+name, dir+"/"+name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openFiles(t, dir, time.Hour, nil)
+	s.await(first)
+	for _, version := range []string{"2", "3"} {
+		s.await(publish(version))
+	}
+}
+
+func TestFilesThatComeLater(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	dir := filepath.Join(t.TempDir(), "not", "yet")
+	s := openFiles(t, dir, 10*time.Millisecond, nil) // no directory to watch: the poll finds it
+	if id, err := s.current(); err == nil || !strings.Contains(err.Error(), "no such file or directory") {
+		t.Errorf("without files: %v, %v", id, err)
+	}
+	cert := ca.svid("/orders")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
+	write(t, dir+"/svid.key", keyPEM(t, cert))
+	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	s.await(cert.Leaf)
+}
+
+func TestFilesThatAreNotGood(t *testing.T) {
+	ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
+	good := ca.svid("/orders")
+	whole := append(certPEM(ca.cert.Raw), certPEM(newAuthority(t, "example.org").cert.Raw)...)
+	noID := ca.svid("/x", func(c *x509.Certificate) { c.URIs = nil })
+	expired := ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	for _, test := range []struct {
+		name             string
+		cert, key, other []byte
+		bundle           []byte
+		want             string
+	}{
+		{"good", certPEM(good.Certificate[0]), keyPEM(t, good), certPEM(partner.cert.Raw), whole, ""},
+		{"bundle cut short", certPEM(good.Certificate[0]), keyPEM(t, good), nil, whole[:len(whole)-40], "1 of 2 PEM blocks are whole: is it still being written?"},
+		{"chain cut short", append(certPEM(good.Certificate[0]), whole[:100]...), keyPEM(t, good), nil, whole, "1 of 2 PEM blocks are whole"},
+		{"empty key", certPEM(good.Certificate[0]), nil, nil, whole, "0 of 0 PEM blocks are whole"},
+		{"bundle of keys", certPEM(good.Certificate[0]), keyPEM(t, good), nil, keyPEM(t, good), "a bundle holds certificates, not \"PRIVATE KEY\""},
+		{"no SPIFFE ID", certPEM(noID.Certificate[0]), keyPEM(t, noID), nil, whole, "not an X.509-SVID"},
+		{"expired", certPEM(expired.Certificate[0]), keyPEM(t, expired), nil, whole, "own SVID expired at"},
+		{"federated bundle missing", certPEM(good.Certificate[0]), keyPEM(t, good), []byte("x"), whole, "0 of 0 PEM blocks are whole"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir+"/svid.pem", test.cert)
+			write(t, dir+"/svid.key", test.key)
+			write(t, dir+"/bundle.pem", test.bundle)
+			var others map[spiffeid.TrustDomain]string
+			if test.other != nil {
+				write(t, dir+"/partner.pem", test.other)
+				others = map[spiffeid.TrustDomain]string{partner.td: dir + "/partner.pem"}
+			}
+			s := openFiles(t, dir, time.Hour, others)
+			id, err := s.current()
+			switch {
+			case test.want == "" && err != nil:
+				t.Error(err)
+			case test.want == "" && (len(id.Trust.domains) != 2 || len(id.Trust.domains[ca.td].authorities) != 2):
+				t.Errorf("trust %+v", id.Trust)
+			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("got %v\nwant %s", err, test.want)
+			}
+		})
+	}
+	if _, err := NewFiles(FilesConfig{Cert: "a"}); err == nil {
+		t.Error("a source without key and bundle was taken")
+	}
+}
+
+func TestFilesWarnOfExpiry(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	dir := t.TempDir()
+	cert := ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(5 * time.Minute) }) // of an hour and five
+	write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
+	write(t, dir+"/svid.key", keyPEM(t, cert))
+	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	s := openFiles(t, dir, time.Hour, nil)
+	s.load()
+	if n := s.log.count("about to expire and was not renewed"); n != 1 {
+		t.Errorf("warned %d times, want once", n)
+	}
+}

@@ -1,0 +1,212 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// fakeAPI is a Workload API whose answers a test sends: an update, or an
+// error that ends the stream.
+type fakeAPI struct {
+	workload.UnimplementedSpiffeWorkloadAPIServer
+	answers chan any
+}
+
+func (f *fakeAPI) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
+	if md, _ := metadata.FromIncomingContext(stream.Context()); strings.Join(md.Get("workload.spiffe.io"), "") != "true" {
+		return status.Error(codes.InvalidArgument, "security header missing")
+	}
+	for {
+		select {
+		case a := <-f.answers:
+			if err, ok := a.(error); ok {
+				return err
+			}
+			if err := stream.Send(a.(*workload.X509SVIDResponse)); err != nil {
+				return err
+			}
+		case <-stream.Context().Done():
+			return status.FromContextError(stream.Context().Err()).Err()
+		}
+	}
+}
+
+// startAPI serves a fake Workload API on socket.
+func startAPI(t *testing.T, socket string) (*fakeAPI, func()) {
+	t.Helper()
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fakeAPI{answers: make(chan any)}
+	s := grpc.NewServer()
+	workload.RegisterSpiffeWorkloadAPIServer(s, f)
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Serve(l) }()
+	stop := func() { s.Stop(); <-done }
+	t.Cleanup(stop)
+	return f, stop
+}
+
+func (f *fakeAPI) answer(t *testing.T, a any) {
+	t.Helper()
+	select {
+	case f.answers <- a:
+	case <-time.After(patience):
+		t.Fatal("nobody asks the Workload API")
+	}
+}
+
+func update(t *testing.T, federated map[string][]byte, bundle *authority, certs ...tls.Certificate) *workload.X509SVIDResponse {
+	t.Helper()
+	r := &workload.X509SVIDResponse{FederatedBundles: federated}
+	for _, c := range certs {
+		key, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Svids = append(r.Svids, &workload.X509SVID{
+			SpiffeId: c.Leaf.URIs[0].String(), X509Svid: c.Certificate[0], X509SvidKey: key, Bundle: bundle.cert.Raw,
+		})
+	}
+	return r
+}
+
+// until waits until the lease's answer is as wanted.
+func until(t *testing.T, l Lease, what string, ok func(*Identity, error) bool) {
+	t.Helper()
+	late := time.After(patience)
+	for {
+		changed := l.Changed()
+		id, err := l.Current()
+		if ok(id, err) {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			t.Fatalf("%s: still %v, %v", what, id, err)
+		}
+	}
+}
+
+func presents(c tls.Certificate) func(*Identity, error) bool {
+	return func(id *Identity, err error) bool { return err == nil && id.Certificate.Leaf.Equal(c.Leaf) }
+}
+
+func refusesWith(reason string) func(*Identity, error) bool {
+	return func(_ *Identity, err error) bool { return err != nil && strings.Contains(err.Error(), reason) }
+}
+
+func TestWorkloadAPI(t *testing.T) {
+	ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
+	socket := t.TempDir() + "/api.sock"
+	w, err := NewWorkloadAPI(WorkloadAPIConfig{Socket: socket, Log: testLog(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	lease, err := w.Own(context.Background(), Pick{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lease.Current(); err == nil || !strings.Contains(err.Error(), "no identity") {
+		t.Errorf("before the API is there: %v", err)
+	}
+
+	api, stop := startAPI(t, socket)
+	first := ca.svid("/orders")
+	api.answer(t, update(t, map[string][]byte{"spiffe://partner.example": partner.cert.Raw}, ca, first))
+	until(t, lease, "first update", presents(first))
+	id, err := lease.Current()
+	if err != nil || len(id.Trust.domains) != 2 {
+		t.Fatalf("trust %+v, %v", id, err)
+	}
+	if again, _ := lease.Current(); again != id {
+		t.Error("an identity that did not change has another pointer")
+	}
+
+	// The same again wakes nobody.
+	changed := lease.Changed()
+	api.answer(t, update(t, map[string][]byte{"spiffe://partner.example": partner.cert.Raw}, ca, first))
+	second := ca.svid("/orders")
+	api.answer(t, update(t, nil, ca, second)) // taken after the repeat was
+	until(t, lease, "rotation", presents(second))
+	<-changed
+
+	// Taken back by a refusal, given again, taken back by an empty update.
+	api.answer(t, status.Error(codes.PermissionDenied, "no identity issued"))
+	until(t, lease, "refusal", refusesWith("is there an entry whose selectors match it?"))
+	api.answer(t, update(t, nil, ca, second))
+	until(t, lease, "given again", presents(second))
+	api.answer(t, update(t, nil, ca))
+	until(t, lease, "empty update", refusesWith("no SVIDs in response"))
+	api.answer(t, update(t, nil, ca, first, second))
+	until(t, lease, "given again", presents(first))
+
+	// One of two is left out; a lease on that one ends, the other goes on.
+	other := ca.svid("/billing")
+	api.answer(t, update(t, nil, ca, first, other))
+	named, err := w.Own(context.Background(), Pick{SPIFFEID: mustID(t, other)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, named, "by SPIFFE ID", presents(other))
+	api.answer(t, update(t, nil, ca, first))
+	until(t, named, "left out", refusesWith("none of them is spiffe://example.org/billing"))
+	until(t, lease, "the other", presents(first))
+
+	// An API that is away, also one that answers what the library gives up
+	// on, takes nothing back.
+	api.answer(t, status.Error(codes.Canceled, "shutting down"))
+	stop()
+	until(t, lease, "API away", presents(first))
+	api, _ = startAPI(t, socket)
+	api.answer(t, update(t, nil, ca, second))
+	until(t, lease, "API back", presents(second))
+	if r := w.Report(); r.Problem != "" || r.Source != "workload_api" || len(r.Identities) != 1 || r.Identities[0].SPIFFEID != "spiffe://example.org/orders" {
+		t.Errorf("report %+v", r)
+	}
+}
+
+func mustID(t *testing.T, c tls.Certificate) spiffeid.ID {
+	t.Helper()
+	id, err := checkLeaf(c.Leaf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func TestWorkloadAPIAddress(t *testing.T) {
+	for _, bad := range []string{"api.sock", "http://x", "unix:api.sock"} {
+		if w, err := NewWorkloadAPI(WorkloadAPIConfig{Socket: bad}); err == nil {
+			_ = w.Close()
+			t.Errorf("%q was taken", bad)
+		}
+	}
+	for _, good := range []string{"/run/x.sock", "unix:/run/x.sock", "unix:///run/x.sock"} {
+		w, err := NewWorkloadAPI(WorkloadAPIConfig{Socket: good})
+		if err != nil {
+			t.Errorf("%q: %v", good, err)
+			continue
+		}
+		_ = w.Close()
+	}
+}
