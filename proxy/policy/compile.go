@@ -23,10 +23,12 @@ const (
 // compiler builds an index.
 type compiler struct {
 	x        index
+	pairs    map[pairKey]outcome
 	atoms    []atom             // by number
 	patterns map[Pattern]uint32 // their atoms
 	groups   map[*group]uint32
 	lists    [2]map[string]uint32 // of rules too large to store by pairs, by their sorted members
+	scratch  [2][]ref
 }
 
 // atom is an atom under construction.
@@ -41,12 +43,10 @@ type atom struct {
 func compile(p *Policy) index {
 	c := compiler{
 		x: index{
-			known:     map[string]*bag{},
-			domains:   map[string]*trie{},
-			pairs:     make(map[pairKey]outcome, len(p.rules)),
 			listeners: map[string]uint32{},
 			serials:   serials{},
 		},
+		pairs:    make(map[pairKey]outcome, len(p.rules)),
 		atoms:    make([]atom, firstAtom, firstAtom+2*uint32(len(p.rules))),
 		patterns: map[Pattern]uint32{},
 		groups:   map[*group]uint32{},
@@ -60,7 +60,7 @@ func compile(p *Policy) index {
 		}
 	}
 	for _, ceiling := range p.ceilings {
-		c.domain(ceiling.domain).ceiling = true
+		c.x.domains.grow(ceiling.domain).ceiling = true
 		for _, pattern := range ceiling.patterns {
 			c.atoms[c.pattern(pattern)].inside = true
 		}
@@ -68,7 +68,9 @@ func compile(p *Policy) index {
 	for i, m := range p.listeners {
 		c.x.listeners[m.Listener] = uint32(i) + 1
 	}
+	c.x.ids = make([]string, len(p.rules))
 	for i := range p.rules {
+		c.x.ids[i] = p.rules[i].id
 		c.rule(uint32(i), &p.rules[i])
 	}
 	c.finish()
@@ -90,15 +92,6 @@ func (c *compiler) pattern(p Pattern) uint32 {
 	return a
 }
 
-func (c *compiler) domain(name string) *trie {
-	t := c.x.domains[name]
-	if t == nil {
-		t = new(trie)
-		c.x.domains[name] = t
-	}
-	return t
-}
-
 // rule stores one rule under all its pairs.
 func (c *compiler) rule(number uint32, r *rule) {
 	from, to := c.side(&r.from, sideFrom), c.side(&r.to, sideTo)
@@ -114,14 +107,15 @@ func (c *compiler) rule(number uint32, r *rule) {
 	for _, name := range r.on {
 		listeners = append(listeners, c.x.listeners[name])
 	}
+	mark := named
 	if len(listeners) == 0 {
-		listeners = append(listeners, 0)
+		listeners, mark = append(listeners, 0), 0
 	}
 	for _, f := range from {
 		for _, t := range to {
 			for _, listener := range listeners {
-				c.atoms[f].mask[sideFrom] |= bit(t, listener)
-				c.atoms[t].mask[sideTo] |= bit(f, listener)
+				c.atoms[f].mask[sideFrom] |= bit(t, listener) | mark
+				c.atoms[t].mask[sideTo] |= bit(f, listener) | mark
 				c.pair(pairKey{f, t, listener}, number, r)
 			}
 		}
@@ -129,7 +123,7 @@ func (c *compiler) rule(number uint32, r *rule) {
 }
 
 func (c *compiler) pair(key pairKey, number uint32, r *rule) {
-	o, ok := c.x.pairs[key]
+	o, ok := c.pairs[key]
 	if !ok {
 		o = outcome{deny: [2]uint32{none, none}, allow: [2]uint32{none, none}}
 	}
@@ -142,7 +136,7 @@ func (c *compiler) pair(key pairKey, number uint32, r *rule) {
 			smallest[d] = min(smallest[d], number)
 		}
 	}
-	c.x.pairs[key] = o
+	c.pairs[key] = o
 }
 
 // side returns the atoms of one side of a rule, each once.
@@ -207,62 +201,70 @@ func (c *compiler) list(members []uint32, where side) []uint32 {
 	return []uint32{a}
 }
 
-// finish fills the bags, when all masks are known.
+// finish stores what each pattern stands for, when all masks are known.
 func (c *compiler) finish() {
-	c.fill(&c.x.anyone, atomAnyone)
-	c.fill(&c.x.plain, atomAnyone)
-	c.fill(&c.x.plain, atomUnauthenticated)
+	c.x.pairs = newPairs(c.pairs)
+	for s := range 2 {
+		c.x.anyone[s] = c.refs(nil, atomAnyone, side(s))
+		c.x.plain[s] = c.refs(slices.Clip(c.x.anyone[s]), atomUnauthenticated, side(s))
+	}
 	var exact []uint32
-	for p, a := range c.patterns {
-		if !p.wild {
-			exact = append(exact, a)
-			continue
+	for number := firstAtom; number < uint32(len(c.atoms)); number++ {
+		a := &c.atoms[number]
+		switch p := a.pattern; {
+		case p.text == "":
+		case !p.wild:
+			exact = append(exact, number)
+		default:
+			b := c.x.domains.grow(p.TrustDomain()).root.add(p.text[p.path:])
+			b.revoked, b.inside = a.revoked, a.inside
+			for s := range b.refs {
+				b.refs[s] = c.refs(nil, number, side(s))
+			}
 		}
-		c.fill(c.domain(p.TrustDomain()).root.add(p.text[p.path:]), a)
 	}
-	for _, a := range exact {
-		c.identity(a)
-	}
-}
-
-// fill adds what an atom stands for to a bag.
-func (c *compiler) fill(b *bag, number uint32) {
-	a := &c.atoms[number]
-	b.revoked = b.revoked || a.revoked
-	b.inside = b.inside || a.inside
-	for s := range b.refs {
-		c.fillRefs(b, number, side(s))
+	c.x.known = newNames(len(exact))
+	for _, number := range exact {
+		c.identity(number)
 	}
 }
 
-// fillRefs adds an atom and the sets it is in, and those these are in: a list
-// may hold groups.
-func (c *compiler) fillRefs(b *bag, number uint32, s side) {
-	if mask := c.atoms[number].mask[s]; mask != 0 {
-		b.refs[s] = append(b.refs[s], ref{mask, number})
+// refs appends an atom that stands on that side, and the sets it is in, and
+// those that these are in: a list may hold groups.
+func (c *compiler) refs(to []ref, number uint32, where side) []ref {
+	if mask := c.atoms[number].mask[where]; mask != 0 {
+		to = append(to, ref{mask, number})
 	}
-	for _, set := range c.atoms[number].sets[s] {
-		c.fillRefs(b, set, s)
+	for _, set := range c.atoms[number].sets[where] {
+		to = c.refs(to, set, where)
 	}
+	return to
 }
 
 // identity stores all that is known of an identity that the policy names.
 func (c *compiler) identity(number uint32) {
-	p := c.atoms[number].pattern
-	known := new(bag)
-	var others identity
-	domain := c.x.domains[p.TrustDomain()]
+	a := &c.atoms[number]
+	var matched identity
+	domain := c.x.domains.find(a.pattern.TrustDomain())
 	if domain != nil {
-		domain.find(p.text[p.path:], &others)
+		domain.find(a.pattern.text[a.pattern.path:], &matched)
 	}
-	known.revoked, known.inside, known.overflow = others.revoked, others.inside, others.overflow
-	for s := range known.refs {
-		known.refs[s] = append(known.refs[s], c.x.anyone.refs[s]...)
-		for _, b := range others.bags[:others.n] {
-			known.refs[s] = append(known.refs[s], b.refs[s]...)
+	for s := range c.scratch {
+		refs := append(c.scratch[s][:0], c.x.anyone[s]...)
+		for _, b := range matched.bags[:matched.n] {
+			refs = append(refs, b.refs[s]...)
 		}
+		c.scratch[s] = c.refs(refs, number, side(s))
 	}
-	c.fill(known, number)
-	known.outside = domain != nil && domain.ceiling && !known.inside
-	c.x.known[p.text] = known
+	var flags uint32
+	if a.revoked || matched.revoked {
+		flags |= flagRevoked
+	}
+	if domain != nil && domain.ceiling && !a.inside && !matched.inside {
+		flags |= flagOutside
+	}
+	if matched.overflow {
+		flags |= flagOverflow
+	}
+	c.x.known.add(a.pattern.text, flags, c.scratch)
 }

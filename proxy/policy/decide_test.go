@@ -184,8 +184,8 @@ func TestLargeLists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if most := maxPairs * len(p.rules); len(p.index.pairs) > most {
-		t.Errorf("%d pairs for %d rules, want at most %d", len(p.index.pairs), len(p.rules), most)
+	if most := tableSize(maxPairs * len(p.rules)); len(p.index.pairs.slots) > most {
+		t.Errorf("%d slots of pairs for %d rules, want at most %d", len(p.index.pairs.slots), len(p.rules), most)
 	}
 	for i := range 20000 {
 		q := request(id(), id())
@@ -207,8 +207,8 @@ func TestDecideAllocatesNothing(t *testing.T) {
 	i := 0
 	var d Decision
 	if n := testing.AllocsPerRun(5000, func() {
-		p.Decide(&requests[i&4095], &d)
-		p.Admit(&requests[i&4095])
+		p.Decide(&requests[i&1023], &d)
+		p.Admit(&requests[i&1023])
 		i++
 	}); n != 0 {
 		t.Errorf("%v allocations per decision, want none", n)

@@ -80,7 +80,7 @@ func readNode(file string, base int, data []byte) (n node, problem *Error) {
 	if problem = r.checkTokens(tokens); problem != nil {
 		return node{}, problem
 	}
-	tree, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
+	tree, err := parser.Parse(joinColons(tokens), 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		return node{}, r.syntax(err)
 	}
@@ -187,6 +187,48 @@ func (r *reader) checkTokens(tokens token.Tokens) *Error {
 	return nil
 }
 
+// joinColons mends what the lexer breaks: between braces it takes any colon
+// for the end of a key, also that of [group:web]. YAML 1.2, section 7.3.3, wants
+// white space after the colon of a plain key.
+func joinColons(tokens token.Tokens) token.Tokens {
+	var out token.Tokens
+	flow := 0
+	for i := 0; i < len(tokens); i++ {
+		t := tokens[i]
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			flow++
+		case token.SequenceEndType, token.MappingEndType:
+			flow--
+		case token.MappingValueType:
+			if flow > 0 && i+1 < len(tokens) && len(out) > 0 && touch(out[len(out)-1], t) && touch(t, tokens[i+1]) {
+				before, after := out[len(out)-1], tokens[i+1]
+				*before = *token.String(before.Value+":"+after.Value, before.Origin+":"+after.Origin, before.Position)
+				i++
+				continue
+			}
+		}
+		out = append(out, t)
+	}
+	for i, t := range out {
+		t.Prev, t.Next = nil, nil
+		if i > 0 {
+			t.Prev, out[i-1].Next = out[i-1], t
+		}
+	}
+	return out
+}
+
+// touch reports whether two tokens stand in one line with nothing between
+// them, and each is a colon or plain text.
+func touch(a, b *token.Token) bool {
+	plain := func(t *token.Token) bool {
+		return t.Type == token.MappingValueType || t.Indicator == token.NotIndicator && t.Type != token.CommentType
+	}
+	return plain(a) && plain(b) && a.Position.Line == b.Position.Line &&
+		a.Position.Column+utf8.RuneCountInString(a.Value) == b.Position.Column
+}
+
 // nest pushes a column after it has popped those that end there.
 func nest(columns []int, column int) []int {
 	for len(columns) > 0 && columns[len(columns)-1] >= column {
@@ -241,6 +283,9 @@ func (r *reader) block(out node, values []*ast.MappingValueNode) (node, *Error) 
 		}
 		if key.kind == list || key.kind == block {
 			return node{}, r.problem(v.Key.GetToken(), "a key is plain text before a colon")
+		}
+		if key.kind == nothing {
+			key.text = v.Key.GetToken().Value
 		}
 		value, problem := r.node(v.Value)
 		if problem != nil {

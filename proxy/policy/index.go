@@ -1,7 +1,5 @@
 package policy
 
-import "github.com/spiffe/go-spiffe/v2/spiffeid"
-
 // The index answers in a time that does not depend on the number of rules.
 //
 // Each side of a rule is a list of atoms: a pattern, a group, "anyone", or
@@ -31,26 +29,22 @@ const (
 
 // index is never changed after compile.
 type index struct {
-	known     map[string]*bag // whole identities, by SPIFFE ID
-	domains   map[string]*trie
-	anyone    bag // of an identity that no pattern names
-	plain     bag // of an unauthenticated peer
-	pairs     map[pairKey]outcome
+	known     names // whole identities
+	domains   domains
+	anyone    [2][]ref // of an identity that no pattern names, by side
+	plain     [2][]ref // of an unauthenticated peer
+	pairs     pairs
 	listeners map[string]uint32 // from 1; 0 stands for any
 	serials   serials
+	ids       []string // of the rules
 }
 
-// pairKey is a pair of atoms at a listener.
-type pairKey struct{ from, to, listener uint32 }
-
-// outcome is the smallest deny and allow of a pair, by Direction.
-type outcome struct{ deny, allow [2]uint32 }
-
-// identity is what the index knows of one peer.
+// identity is what the index knows of one peer, on its side of a request.
 type identity struct {
-	bags     [16]*bag
-	n        int
-	overflow bool // more bags than there is room for
+	refs     []ref    // that do not come from patterns with wildcards
+	bags     [16]*bag // of patterns with wildcards that match
+	n        int      // bags used
+	overflow bool     // more match than there is room for
 
 	revoked, inside, outside bool
 }
@@ -66,36 +60,44 @@ func (id *identity) add(b *bag) {
 	id.n++
 }
 
+// list returns the i-th list of refs; there are n+1.
+func (id *identity) list(i int, where side) []ref {
+	if i == 0 {
+		return id.refs
+	}
+	return id.bags[i-1].refs[where]
+}
+
 // identify finds what matches a peer on its side of the request.
-func (x *index) identify(p *Peer, s side, out *identity) {
+func (x *index) identify(p *Peer, where side, out *identity) {
 	if p.ID.IsZero() {
-		out.add(&x.plain)
+		out.refs = x.plain[where]
 		return
 	}
-	if b, ok := x.known[p.ID.String()]; ok {
-		out.add(b)
-		out.outside, out.overflow = b.outside, b.overflow
+	if s := x.known.find(p.ID.String()); s != nil {
+		out.refs = x.known.of(s, where)
+		out.revoked = s.tag&flagRevoked != 0
+		out.outside = s.tag&flagOutside != 0
+		out.overflow = s.tag&flagOverflow != 0
 	} else {
-		x.identifyByPattern(p.ID, out)
+		out.refs = x.anyone[where]
+		if t := x.domains.find(p.ID.TrustDomain().Name()); t != nil {
+			t.find(p.ID.Path(), out)
+			out.outside = t.ceiling && !out.inside
+		}
 	}
 	if len(x.serials) > 0 && !out.revoked {
 		out.revoked = x.serials.find(p) != nil
 	}
 }
 
-func (x *index) identifyByPattern(id spiffeid.ID, out *identity) {
-	if len(x.anyone.refs[sideFrom])+len(x.anyone.refs[sideTo]) > 0 {
-		out.add(&x.anyone)
-	}
-	if t := x.domains[id.TrustDomain().Name()]; t != nil {
-		t.find(id.Path(), out)
-		out.outside = t.ceiling && !out.inside
-	}
-}
+// named marks the mask of an atom that stands in pairs at named listeners. The
+// other bits are a summary of the atoms it is paired with.
+const named uint64 = 1 << 63
 
 // bit is the place of an atom at a listener in a mask.
 func bit(atom, listener uint32) uint64 {
-	return 1 << ((atom*0x9e3779b1 + listener*0x85ebca6b) >> 26)
+	return 1 << min((atom*0x9e3779b1+listener*0x85ebca6b)>>26, 62)
 }
 
 // search looks the pairs of two identities up.
@@ -104,17 +106,22 @@ func (x *index) search(r *Request, from, to *identity) hit {
 	if r.Direction > Outbound {
 		return found
 	}
-	listener := x.listeners[r.Listener]
-	for _, fromBag := range from.bags[:from.n] {
-		for i := range fromBag.refs[sideFrom] {
-			f := &fromBag.refs[sideFrom][i]
-			for _, toBag := range to.bags[:to.n] {
-				for j := range toBag.refs[sideTo] {
-					t := &toBag.refs[sideTo][j]
-					if f.mask&bit(t.atom, 0) != 0 && t.mask&bit(f.atom, 0) != 0 {
+	listener := none // looked up when it is needed
+	for i := range from.n + 1 {
+		for _, f := range from.list(i, sideFrom) {
+			back := bit(f.atom, 0)
+			for j := range to.n + 1 {
+				for _, t := range to.list(j, sideTo) {
+					if t.mask&back != 0 && f.mask&bit(t.atom, 0) != 0 {
 						x.take(&found, pairKey{f.atom, t.atom, 0}, r.Direction)
 					}
-					if listener != 0 && f.mask&bit(t.atom, listener) != 0 && t.mask&bit(f.atom, listener) != 0 {
+					if f.mask&t.mask&named == 0 {
+						continue
+					}
+					if listener == none {
+						listener = x.listeners[r.Listener]
+					}
+					if listener != 0 && t.mask&bit(f.atom, listener) != 0 && f.mask&bit(t.atom, listener) != 0 {
 						x.take(&found, pairKey{f.atom, t.atom, listener}, r.Direction)
 					}
 				}
@@ -126,7 +133,7 @@ func (x *index) search(r *Request, from, to *identity) hit {
 
 // take looks one pair up.
 func (x *index) take(found *hit, key pairKey, d Direction) {
-	if o, ok := x.pairs[key]; ok {
+	if o := x.pairs.find(key); o != nil {
 		found.deny = min(found.deny, o.deny[d])
 		found.allow = min(found.allow, o.allow[d])
 	}

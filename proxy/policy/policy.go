@@ -253,9 +253,9 @@ func (p *Policy) Decide(r *Request, d *Decision) {
 	}
 	switch {
 	case found.deny != none:
-		d.Reason, d.Rule = DenyRule, p.rules[found.deny].id
+		d.Reason, d.Rule = DenyRule, p.index.ids[found.deny]
 	case found.allow != none:
-		d.Reason, d.Rule, d.Allow = AllowRule, p.rules[found.allow].id, true
+		d.Reason, d.Rule, d.Allow = AllowRule, p.index.ids[found.allow], true
 	default:
 		d.Reason = NoRule
 	}

@@ -2,15 +2,11 @@ package policy
 
 import "strings"
 
-// bag is what one pattern, or one identity that rules name, stands for.
+// bag is what a pattern with wildcards stands for.
 type bag struct {
 	refs    [2][]ref // by side
 	revoked bool
 	inside  bool // of its trust domain's ceiling
-
-	// Of whole identities only:
-	outside  bool // of its trust domain's ceiling
-	overflow bool // more patterns match than an identity keeps
 }
 
 // ref is an atom of the index, with a summary of the atoms of the other side
@@ -20,9 +16,43 @@ type ref struct {
 	atom uint32
 }
 
+// domains are the tries of all trust domains.
+type domains struct {
+	few  []*trie          // compared one by one
+	more map[string]*trie // the others
+}
+
+func (d *domains) find(name string) *trie {
+	for _, t := range d.few {
+		if t.name == name {
+			return t
+		}
+	}
+	return d.more[name]
+}
+
+// grow returns the trie of a trust domain, a new one if need be.
+func (d *domains) grow(name string) *trie {
+	t := d.find(name)
+	if t != nil {
+		return t
+	}
+	t = &trie{name: name}
+	if len(d.few) < fewNames {
+		d.few = append(d.few, t)
+		return t
+	}
+	if d.more == nil {
+		d.more = map[string]*trie{}
+	}
+	d.more[name] = t
+	return t
+}
+
 // trie finds the patterns with wildcards that match an ID, for one trust
 // domain. A level is a segment.
 type trie struct {
+	name    string
 	root    trieNode
 	ceiling bool
 }
