@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// yamlBlocks returns the fenced YAML examples of a page, in their order.
+func yamlBlocks(t *testing.T, page string) []string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "..", page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var blocks []string
+	for _, m := range regexp.MustCompile("(?ms)^```yaml\n(.*?)^```").FindAllStringSubmatch(string(text), -1) {
+		blocks = append(blocks, m[1])
+	}
+	if len(blocks) == 0 {
+		t.Fatalf("%s has no YAML example", page)
+	}
+	return blocks
+}
+
+// TestExamplesAreGood reads every YAML example of the docs as the product
+// does.
+func TestExamplesAreGood(t *testing.T) {
+	for _, page := range []string{"README.md", "docs/proxy.md", "docs/rules.md"} {
+		for _, block := range yamlBlocks(t, page) {
+			var err error
+			switch {
+			case strings.Contains(block, "\nentries:"):
+				continue // read by TestWalkthrough
+			case strings.HasPrefix(block, "version:") || strings.Contains(block, "\nversion:"):
+				_, err = policy.Parse(page, []byte(block))
+			default:
+				_, err = config.Parse(page, []byte(block))
+			}
+			if err != nil {
+				t.Errorf("%s:\n%s\n%v", page, block, err)
+			}
+		}
+	}
+}
+
+// TestWalkthrough does what docs/proxy.md tells a reader to do.
+func TestWalkthrough(t *testing.T) {
+	dir, err := os.MkdirTemp("", "walk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	ports := map[string]string{}
+	service := httpService(t)
+	for _, documented := range []string{"18081", "18443", "15001"} {
+		ports[documented] = freePort(t)
+	}
+	ports["18080"] = service
+	for _, block := range yamlBlocks(t, "docs/proxy.md") {
+		name := regexp.MustCompile(`^# ([a-z]+\.yaml)`).FindStringSubmatch(block)
+		if name == nil {
+			t.Fatalf("an example without its file's name:\n%s", block)
+		}
+		block = strings.NewReplacer("UID", fmt.Sprint(os.Getuid()), "/tmp/narthex-walk", dir).Replace(block)
+		for documented, port := range ports {
+			block = strings.ReplaceAll(block, ":"+documented, ":"+port)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name[1]), []byte(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start(t, dir, "dev-server", "-f", "entries.yaml", "--out", "dev")
+	waitFor(t, "dev/join-token", func() bool { _, err := os.Stat(filepath.Join(dir, "dev", "join-token")); return err == nil })
+	start(t, dir, "agent", "-c", "narthex.yaml")
+	start(t, dir, "proxy", "-c", "narthex.yaml")
+	waitFor(t, "an allowed call", func() bool { return get(ports["15001"]) == "hello" })
+
+	rules := filepath.Join(dir, "rules.yaml")
+	text, err := os.ReadFile(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(rules, []byte(strings.Replace(string(text), "effect: allow", "effect: deny", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "a refused call", func() bool { return get(ports["15001"]) == "" })
+}
+
+func httpService(t *testing.T) (port string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello") })}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Close() })
+	_, port, _ = net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+func freePort(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+func get(port string) string {
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://127.0.0.1:" + port + "/")
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return ""
+	}
+	return string(body)
+}
+
+// start runs this program with a command, until the test ends.
+func start(t *testing.T, dir string, args ...string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, self)
+	cmd.Args = append([]string{"narthex"}, args...) // what the test binary goes by
+	cmd.Dir = dir
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("narthex %s:\n%s", args[0], out.String())
+		}
+	})
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatal("not in time: " + what)
+		}
+		<-tick.C
+	}
+}
