@@ -45,21 +45,38 @@ func newSerial(t testing.TB) *big.Int {
 func newAuthority(t testing.TB, td string) *authority {
 	t.Helper()
 	a := &authority{t: t, td: spiffeid.RequireTrustDomainFromString(td), key: newKey(t)}
-	now := time.Now()
+	a.signedBy(a)
+	return a
+}
+
+// intermediate returns an authority that a has signed.
+func (a *authority) intermediate() *authority {
+	a.t.Helper()
+	m := &authority{t: a.t, td: a.td, key: newKey(a.t)}
+	m.signedBy(a)
+	return m
+}
+
+func (a *authority) signedBy(by *authority) {
+	a.t.Helper()
+	t, now := a.t, time.Now()
 	tmpl := &x509.Certificate{
-		SerialNumber: newSerial(t), Subject: pkix.Name{CommonName: td},
+		SerialNumber: newSerial(t), Subject: pkix.Name{CommonName: newSerial(t).Text(16)},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		URIs: []*url.URL{a.td.ID().URL()},
 	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, a.key.Public(), a.key)
+	parent := tmpl
+	if by != a {
+		parent = by.cert
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, a.key.Public(), by.key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if a.cert, err = x509.ParseCertificate(der); err != nil {
 		t.Fatal(err)
 	}
-	return a
 }
 
 // svid issues an SVID that lives an hour, after edit changed its template.

@@ -6,13 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
@@ -48,9 +46,8 @@ type conn struct {
 	ends      [causes]deadline // when it is ended at the latest
 	moved     time.Time        // when bytes were last seen to have moved
 	movedSum  uint64
-	firstDone string // the end that was the first to be done
-	finished  bool   // and it finished in good order
-	unread    bool   // the target took no more of what the client sends
+	firstDone side // the one that was the first to be done
+	unread    bool // the target took no more of what the client sends
 }
 
 // deadline is when and why a connection will be ended. A zero at is never.
@@ -258,42 +255,46 @@ func (c *conn) relay(down, up end, downClass, upClass int) {
 // copyForth and copyBack are named so that goroutine dumps tell them apart.
 func (c *conn) copyForth(down, up end, class int) {
 	how, err := pump(up, down, class, flow{&c.in, c.l.meters.bytesIn})
-	c.copied("client", how, err)
+	c.copied(client, up, how, err)
 }
 
 func (c *conn) copyBack(down, up end, class int, done chan<- struct{}) {
 	defer close(done)
 	how, err := pump(down, up, class, flow{&c.out, c.l.meters.bytesOut})
-	c.copied("target", how, err)
+	c.copied(target, down, how, err)
 }
 
-// copied notes how the direction that reads from side ended. A stream that
-// broke off is broken off at the other end too: it must not look finished.
-func (c *conn) copied(side string, how copied, err error) {
+// side names an end for a person.
+type side string
+
+const (
+	client side = "client"
+	target side = "target"
+)
+
+// copied notes how the direction from one side to dst ended, and tells dst: a
+// stream that was finished is half-closed, and what dst still has to say
+// keeps flowing the other way; one that broke off must not look finished.
+func (c *conn) copied(from side, dst end, how copied, err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	other := map[string]string{"client": "target", "target": "client"}[side]
-	first := side
-	switch {
-	case how == copyEnded:
-		c.finished = c.finished || c.firstDone == ""
-	case how == copyRefused:
-		// The end we wrote to is gone. What it sent before still comes, then
-		// the other direction ends.
-		first = other
-		c.unread = c.unread || side == "client"
-	case c.finished && c.firstDone == other && hungUp(err):
-		// The other end had finished, and this one left without ceremony.
-	default:
-		c.kill(closing{"peer", side + ": " + explainBroken(err)})
+	if how == copyRefused {
+		// dst is gone. What it sent before still comes, then the other
+		// direction ends.
+		c.unread = c.unread || from == client
+		from = map[side]side{client: target, target: client}[from]
 	}
 	if c.firstDone == "" {
-		c.firstDone = first
+		c.firstDone = from
 	}
-}
-
-func hungUp(err error) bool {
-	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+	if how == copyBroken {
+		c.breakOff(from, closing{"peer", string(from) + ": " + explainBroken(err)})
+	}
+	c.mu.Unlock()
+	if how == copyEnded {
+		// An error means that dst is gone too, which the copy that reads
+		// from it finds out and reports.
+		_ = dst.CloseWrite()
+	}
 }
 
 // finish closes what is open, takes the connection out of the table and
@@ -307,7 +308,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	if c.closing != nil {
 		ended = *c.closing
 	} else if c.firstDone != "" {
-		ended.why = "ended by the " + c.firstDone
+		ended.why = "ended by the " + string(c.firstDone)
 	}
 	c.mu.Unlock()
 

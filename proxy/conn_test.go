@@ -265,7 +265,12 @@ func TestBreakOffIsPassedOn(t *testing.T) {
 		_, err := c.Read(buf)
 		ended <- err
 	})
-	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	half := serve(t, func(c net.Conn) {
+		_, _ = io.WriteString(c, "half an ans")
+		_, _ = io.ReadAll(c)
+		_ = c.(*net.TCPConn).SetLinger(0)
+	})
+	p := run(t, Config{Listeners: []Listener{inbound("orders", target), inbound("half", half)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
 	cc := clientConfig(ca.svid("/web"))
 
 	t.Run("client resets", func(t *testing.T) {
@@ -287,6 +292,18 @@ func TestBreakOffIsPassedOn(t *testing.T) {
 			t.Errorf("the target got %v, want a reset", err)
 		}
 		if a := p.next(); a.Reason != "client: ended without TLS close_notify" {
+			t.Errorf("access record %+v", a)
+		}
+	})
+	t.Run("target resets after the client has finished", func(t *testing.T) {
+		c := dialTLS(t, p.addr("half"), cc)
+		if err := c.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the client got %v, want a reset", err)
+		}
+		if a := p.next(); a.Reason != "target: connection reset" {
 			t.Errorf("access record %+v", a)
 		}
 	})
@@ -320,6 +337,47 @@ func TestTargetAnswersEarlyAndCloses(t *testing.T) {
 	}
 	_ = c.Close()
 	p.next()
+}
+
+func TestClientDoesNotTrustUs(t *testing.T) {
+	ca, other := newAuthority(t, "example.org"), newAuthority(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	cc := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "orders", Certificates: []tls.Certificate{ca.svid("/web")}}
+	cc.RootCAs.AddCert(other.cert)
+	if _, err := tls.Dial("tcp", p.addr("orders"), cc); err == nil {
+		t.Fatal("the client trusts us")
+	}
+	if a := p.next(); !strings.HasPrefix(a.Reason, "the peer ended the handshake: ") || a.ServerName != "orders" {
+		t.Errorf("access record %+v", a)
+	}
+	if got := p.metric("narthex_tls_handshakes_total", "orders", "peer_alert"); got != 1 {
+		t.Errorf("handshakes ended by an alert: %v", got)
+	}
+}
+
+func TestIntermediates(t *testing.T) {
+	root := newAuthority(t, "example.org")
+	middle := root.intermediate()
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, middle.svid("/orders"), root)})
+	cert := middle.svid("/web")
+	wantRefused(t, p, clientConfig(cert), "not signed by an authority in the bundle of example.org")
+	cert.Certificate = append(cert.Certificate, middle.cert.Raw)
+	say(t, dialTLS(t, p.addr("orders"), clientConfig(cert)), "hello")
+}
+
+func TestMaxHandshakes(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.MaxHandshakes, in.Timeouts.Handshake = 1, 200*time.Millisecond
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	slow, err := net.Dial("tcp", p.addr("orders"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = slow.Close() }()
+	// Whoever comes while a slow client holds the place waits for it and is
+	// served once that one's time is over, if its own is not.
+	wantRefused(t, p, clientConfig(ca.svid("/web")), "200ms")
 }
 
 func TestMaxConnections(t *testing.T) {

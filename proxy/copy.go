@@ -41,7 +41,7 @@ func takeBuffer(class int) *[]byte {
 type copied int
 
 const (
-	copyEnded   copied = iota // src ended in good order and dst was told
+	copyEnded   copied = iota // src ended in good order
 	copyBroken                // src broke off: reset, cut short, closed by us
 	copyRefused               // dst takes no more
 )
@@ -53,8 +53,7 @@ type flow struct {
 	listener *telemetry.Counter
 }
 
-// pump copies src to dst until one of them ends. When src ends in good order
-// it half-closes dst: what dst still has to say keeps flowing the other way.
+// pump copies src to dst until one of them ends.
 func pump(dst, src end, class int, n flow) (copied, error) {
 	size := 0
 	buf := takeBuffer(size)
@@ -70,9 +69,6 @@ func pump(dst, src end, class int, n flow) (copied, error) {
 		}
 		switch {
 		case err == io.EOF:
-			// An error here means that dst is gone, which the copy that
-			// reads from dst finds out and reports.
-			_ = dst.CloseWrite()
 			return copyEnded, nil
 		case err != nil:
 			return copyBroken, err

@@ -346,6 +346,23 @@ func (c *conn) kill(why closing) {
 	abort(c.down)
 }
 
+// breakOff ends the connection because one side broke off, with c.mu held.
+// The other side is told so; what was already sent to the one that left may
+// still reach it.
+func (c *conn) breakOff(from side, why closing) {
+	if c.closing != nil {
+		return
+	}
+	c.closing = &why
+	if from == client {
+		abort(c.up)
+		_ = c.down.Close()
+	} else {
+		abort(c.down)
+		_ = c.up.Close()
+	}
+}
+
 // ended returns why the connection was ended, or nil while it was not.
 func (c *conn) ended() *closing {
 	c.mu.Lock()

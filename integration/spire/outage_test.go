@@ -5,7 +5,6 @@ package spire_test
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -131,8 +130,17 @@ func TestKilledAgent(t *testing.T) {
 	s.orders.becomes(soon, "the proxy hears of a new identity", func(st telemetry.Status) bool { return len(st.Proxy.Identities) == 3 })
 	traffic.finish()
 
+	// All of it: the new one starts while the old proxy still drains.
+	live, err := dial(s.orders.bind(toInventory))
+	if err == nil {
+		err = live.ask("inventory")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
 	s.orders.kill()
-	restartRun(t, s.orders)
+	restarted(t, s.orders)
 	eventually(t, soon, "orders calls inventory after all of `narthex run` was killed", func() error {
 		return call(s.orders.bind(toInventory), "inventory")
 	})
@@ -140,11 +148,25 @@ func TestKilledAgent(t *testing.T) {
 		t.Errorf("the agent attested %d times after the restart; its token was used before", n)
 	}
 	s.orders.says(soon, "took up the saved SVID")
+	if err := live.ask("inventory"); err != nil {
+		t.Errorf("a connection through the proxy that drains: %v", err)
+	}
 }
 
-// restartRun starts `narthex run` again at once.
-func restartRun(t *testing.T, n *node, how ...func(*exec.Cmd)) {
+// restarted starts `narthex run` again, as a service manager does: at once,
+// and once more where its predecessor has not let go of everything yet.
+func restarted(t *testing.T, n *node) {
 	t.Helper()
-	n.start("run", how...)
-	n.readyWithin(soon)
+	n.start("run")
+	eventually(t, soon, n.name+" is ready again", func() error {
+		if !n.running() {
+			n.start("run")
+			return fmt.Errorf("it ended: %v", n.err)
+		}
+		_, err := n.half("agent")
+		if err == nil {
+			_, _, err = n.get("/readyz")
+		}
+		return err
+	})
 }

@@ -3,8 +3,8 @@
 package spire_test
 
 import (
-	"bytes"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -18,14 +18,12 @@ import (
 // process is a child process of the test. It is ended with the test, and what
 // it said is shown when the test fails.
 type process struct {
-	t    *testing.T
-	name string
-	cmd  *exec.Cmd
-	done chan struct{} // closed once the process has ended
-	err  error         // how it ended, after done
-
-	mu     sync.Mutex // guards the following
-	output bytes.Buffer
+	t      *testing.T
+	name   string
+	cmd    *exec.Cmd
+	output string        // file; a pipe would be held open by children that outlive the process
+	done   chan struct{} // closed once the process has ended
+	err    error         // how it ended, after done
 }
 
 // starts is asked to start processes on the one thread that lives as long as
@@ -54,8 +52,13 @@ func as(u user) func(*exec.Cmd) {
 // start starts a program.
 func start(t *testing.T, name, program string, args []string, how ...func(*exec.Cmd)) *process {
 	t.Helper()
-	p := &process{t: t, name: name, done: make(chan struct{}), cmd: exec.Command(program, args...)}
-	p.cmd.Stdout, p.cmd.Stderr = p, p
+	output, err := os.CreateTemp(scratch, "output-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer output.Close()
+	p := &process{t: t, name: name, output: output.Name(), done: make(chan struct{}), cmd: exec.Command(program, args...)}
+	p.cmd.Stdout, p.cmd.Stderr = output, output
 	p.cmd.Dir = "/"
 	// A group of its own: what the terminal sends is for the test alone.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
@@ -75,18 +78,10 @@ func start(t *testing.T, name, program string, args []string, how ...func(*exec.
 	return p
 }
 
-// Write takes the process's output.
-func (p *process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.output.Write(b)
-}
-
 // said returns what the process has written so far.
 func (p *process) said() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.output.String()
+	p.t.Helper()
+	return readFile(p.t, p.output)
 }
 
 // end stops the process and shows what it said if the test has failed.

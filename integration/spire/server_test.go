@@ -3,7 +3,6 @@
 package spire_test
 
 import (
-	"bytes"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -264,18 +263,7 @@ func (s *server) bundlePEM() string { s.t.Helper(); return s.cli("bundle", "show
 // authorities returns the certificates of bundlePEM.
 func (s *server) authorities() []*x509.Certificate {
 	s.t.Helper()
-	var certs []*x509.Certificate
-	for block, rest := pem.Decode([]byte(s.bundlePEM())); block != nil; block, rest = pem.Decode(rest) {
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		certs = append(certs, cert)
-	}
-	if len(certs) == 0 {
-		s.t.Fatal("`spire-server bundle show` printed no certificate")
-	}
-	return certs
+	return certificatesOf(s.t, "`spire-server bundle show`", s.bundlePEM())
 }
 
 // verify fails the test unless the chain (leaf first) was signed by this
@@ -309,16 +297,24 @@ func (s *server) mint(path string, ttl time.Duration) (cert, key, bundle string)
 	return filepath.Join(dir, "svid.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "bundle.pem")
 }
 
-// firstCertificate reads the first certificate of a PEM file.
-func firstCertificate(t *testing.T, path string) *x509.Certificate {
+// certificatesIn returns the certificates of a PEM file.
+func certificatesIn(t *testing.T, path string) []*x509.Certificate {
 	t.Helper()
-	block, _ := pem.Decode(bytes.TrimSpace([]byte(readFile(t, path))))
-	if block == nil {
-		t.Fatalf("%s: no PEM in it", path)
+	return certificatesOf(t, path, readFile(t, path))
+}
+
+func certificatesOf(t *testing.T, what, text string) []*x509.Certificate {
+	t.Helper()
+	var certs []*x509.Certificate
+	for block, rest := pem.Decode([]byte(text)); block != nil; block, rest = pem.Decode(rest) {
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		certs = append(certs, cert)
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
+	if len(certs) == 0 {
+		t.Fatalf("%s: no certificate in it", what)
 	}
-	return cert
+	return certs
 }

@@ -87,8 +87,10 @@ func dial(address string) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &caller{Conn: c, in: bufio.NewReader(c)}, nil
+	return newCaller(c), nil
 }
+
+func newCaller(c net.Conn) *caller { return &caller{Conn: c, in: bufio.NewReader(c)} }
 
 // ask sends one line and reads the answer.
 func (c *caller) ask(service string) error {
@@ -153,6 +155,7 @@ func refused(t *testing.T, address string, s *service) {
 // all the while.
 type traffic struct {
 	t       *testing.T
+	long    *caller // the connection that lives
 	stopped chan struct{}
 	g       sync.WaitGroup
 
@@ -167,7 +170,6 @@ const pace = 25 * time.Millisecond
 // newTraffic calls service at address until finish.
 func newTraffic(t *testing.T, address, service string) *traffic {
 	t.Helper()
-	tr := &traffic{t: t, stopped: make(chan struct{})}
 	long, err := dial(address)
 	if err == nil {
 		err = long.ask(service)
@@ -175,9 +177,10 @@ func newTraffic(t *testing.T, address, service string) *traffic {
 	if err != nil {
 		t.Fatalf("the first call of %s by %s: %v", service, address, err)
 	}
+	tr := &traffic{t: t, long: long, stopped: make(chan struct{})}
 	tr.repeat("on a new connection", func() error { return call(address, service) })
 	tr.repeat("on the long connection", func() error { return long.ask(service) })
-	t.Cleanup(func() { tr.end(); _ = long.Close() })
+	t.Cleanup(tr.end)
 	return tr
 }
 
@@ -210,6 +213,7 @@ func (tr *traffic) end() {
 		close(tr.stopped)
 	}
 	tr.g.Wait()
+	_ = tr.long.Close()
 }
 
 // finish ends the traffic and fails the test if a call has failed.

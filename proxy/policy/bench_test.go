@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -170,5 +171,66 @@ func BenchmarkCompile(b *testing.B) {
 				compile(p)
 			}
 		})
+	}
+}
+
+// BenchmarkDecideShapes asks policies that an index by one side only would
+// answer in time proportional to their size.
+func BenchmarkDecideShapes(b *testing.B) {
+	shapes := []struct {
+		name string
+		rule func(i, n int) string // without id and effect
+	}{
+		{"one wildcard to all", func(i, n int) string {
+			return fmt.Sprintf("from: ['spiffe://example.org/**'], to: ['%s']", mixID(i, 0))
+		}},
+		{"all to one wildcard", func(i, n int) string {
+			return fmt.Sprintf("from: ['%s'], to: ['spiffe://example.org/**']", mixID(i, 0))
+		}},
+		{"one to all", func(i, n int) string {
+			return fmt.Sprintf("from: ['%s', '%s'], to: ['%s']", mixID(0, 0), mixID(i, 1), mixID(i, 0))
+		}},
+		{"a group to all", func(i, n int) string {
+			return fmt.Sprintf("from: [group:g], to: ['%s']", mixID(i, 0))
+		}},
+		{"a listener each", func(i, n int) string {
+			return fmt.Sprintf("on: [l%d], from: ['spiffe://example.org/ns/**']", i)
+		}},
+		{"square", func(i, n int) string {
+			side := max(int(math.Sqrt(float64(n))), 1)
+			return fmt.Sprintf("from: ['%s'], to: ['%s']", mixID(i/side, 0), mixID(i%side, 0))
+		}},
+	}
+	for _, shape := range shapes {
+		for _, n := range []int{10, 100000} {
+			b.Run(fmt.Sprintf("%s/rules=%d", shape.name, n), func(b *testing.B) {
+				var text strings.Builder
+				text.WriteString("version: 1\ngroups:\n  g:\n")
+				for i := range 10 {
+					fmt.Fprintf(&text, "  - %s\n", mixID(i, 0))
+				}
+				text.WriteString("rules:\n")
+				for i := range n {
+					fmt.Fprintf(&text, "- {id: r%d, effect: allow, %s}\n", i, shape.rule(i, n))
+				}
+				p, err := Parse("shape.yaml", []byte(text.String()))
+				if err != nil {
+					b.Fatal(err)
+				}
+				r := rand.New(rand.NewPCG(1, 1))
+				requests := make([]Request, 1024)
+				for i := range requests {
+					requests[i] = request(mixID(r.IntN(min(n, 10)), 0), mixID(r.IntN(n), 0))
+					requests[i].Listener = fmt.Sprintf("l%d", r.IntN(n))
+				}
+				var d Decision
+				i := 0
+				b.ReportAllocs()
+				for b.Loop() {
+					p.Decide(&requests[i&1023], &d)
+					i++
+				}
+			})
+		}
 	}
 }

@@ -101,7 +101,7 @@ func (l *loader) document(n node) {
 	for i := range n.pairs {
 		p := &n.pairs[i]
 		if first, ok := l.seen[p.key]; ok && first != p.at {
-			l.findings.add(p.at, p.key, "is here twice; first at line %d", first.line)
+			l.findings.add(p.at, clip(p.key), "is here twice; first at line %d", first.line)
 			continue
 		}
 		l.seen[p.key] = p.at
@@ -117,7 +117,7 @@ func (l *loader) document(n node) {
 		case "revoked":
 			l.eachItem(p, l.revocation)
 		default:
-			l.unknown(p, p.key, topKeys, laterTopKeys)
+			l.unknown(p, clip(p.key), topKeys, laterTopKeys)
 		}
 	}
 }
