@@ -76,6 +76,7 @@ func TestDrainAfterPolicyChange(t *testing.T) {
 // allowing and denying, and ends on denying: none may be left that was
 // decided by a policy that is no longer in force.
 func TestRegistrationRace(t *testing.T) {
+	t.Parallel()
 	ca := newAuthority(t, "example.org")
 	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
 	cc := clientConfig(ca.svid("/web"))
@@ -167,6 +168,7 @@ type halfPipe struct{ net.Conn }
 func (halfPipe) CloseWrite() error { return nil }
 
 func TestResumptionDoesNotSkipThePolicy(t *testing.T) {
+	t.Parallel()
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
 			ca := newAuthority(t, "example.org")
@@ -258,6 +260,7 @@ func TestExpiredAuthorityLeavesTheBundle(t *testing.T) {
 }
 
 func TestOwnIdentityLost(t *testing.T) {
+	t.Parallel()
 	ca := newAuthority(t, "example.org")
 	end := time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
 	ids := source(t, ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = end }), ca)
@@ -277,6 +280,7 @@ func TestOwnIdentityLost(t *testing.T) {
 }
 
 func TestPeerExpiry(t *testing.T) {
+	t.Parallel()
 	ca := newAuthority(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Drain = time.Millisecond
@@ -308,6 +312,7 @@ func TestPeerExpiry(t *testing.T) {
 }
 
 func TestTimeouts(t *testing.T) {
+	t.Parallel()
 	ca := newAuthority(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Handshake, in.Timeouts.Idle = 50*time.Millisecond, 50*time.Millisecond
