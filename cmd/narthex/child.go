@@ -98,8 +98,11 @@ func (c *child) command() (*exec.Cmd, func(), error) {
 		Stdout: c.stdout,
 		Stderr: c.stderr,
 		SysProcAttr: &syscall.SysProcAttr{
-			Setpgid:   true, // Ctrl-C reaches the parent, which ends its children in order
-			Pdeathsig: syscall.SIGTERM,
+			Setpgid: true, // Ctrl-C reaches the parent, which ends its children in order
+			// A parent that was killed takes its children with it, so that the
+			// one started in its place finds addresses and data_dir free. A
+			// child that drained would hold them for half a minute.
+			Pdeathsig: syscall.SIGKILL,
 		},
 	}
 	if cmd.Stdout == nil {

@@ -60,7 +60,7 @@ func (d *demo) firstCalls(ctx context.Context, failed <-chan error) error {
 // first calls may fail already at reports' own proxy, which waits for its
 // identity.
 func (d *demo) untilRefused(ctx context.Context) (telemetry.Access, error) {
-	for deadline := time.Now().Add(demoPatient); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(demoPatient); time.Now().Before(deadline) && ctx.Err() == nil; {
 		if body, err := d.call(ctx, "reports-to-inventory"); err == nil {
 			return telemetry.Access{}, fmt.Errorf("the call of reports should have been refused, and was answered: %s", body)
 		}

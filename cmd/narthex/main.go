@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -131,10 +130,6 @@ func newLogger(name string, c config.Log) hclog.Logger {
 	})
 }
 
-// oneSignal is how far apart two signals may be and still be one: a parent
-// that is killed tells its death once for each of its threads (PR_SET_PDEATHSIG).
-const oneSignal = 200 * time.Millisecond
-
 // untilSignal returns a context that ends at the first SIGINT or SIGTERM, and
 // a channel that receives at each SIGHUP. A second SIGINT or SIGTERM ends the
 // process at once.
@@ -153,15 +148,10 @@ func untilSignal(parent context.Context) (ctx context.Context, hangup <-chan os.
 		case <-over:
 			return
 		}
-		for first := time.Now(); ; {
-			select {
-			case <-ends:
-				if time.Since(first) > oneSignal {
-					os.Exit(exitFailure)
-				}
-			case <-over:
-				return
-			}
+		select {
+		case <-ends:
+			os.Exit(exitFailure)
+		case <-over:
 		}
 	}()
 	return ctx, hups, func() {
