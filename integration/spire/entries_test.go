@@ -1,0 +1,112 @@
+//go:build integration
+
+package spire_test
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+// TestManyEntries has more entries than the server sends at once (500), so
+// that they come page by page, then by difference.
+func TestManyEntries(t *testing.T) {
+	t.Parallel()
+	const (
+		many = 1201
+		mine = 100 // each hundredth entry is for this process
+	)
+	server := newServer(t, serverOptions{cacheReload: time.Second})
+	n := newNode(t, "many", proxyUser)
+	agent := n.joins(server)
+	n.cacheMax = 10 // what nobody asks for need not be signed
+	entries := make([]entry, many)
+	want := map[string]bool{}
+	for i := range entries {
+		entries[i] = entry{path: fmt.Sprintf("/many/%d", i), parent: agent, selector: fmt.Sprintf("unix:uid:%d", 100000+i)}
+		if i%mine == 0 {
+			entries[i].selector = "unix:uid:0"
+			want[server.id(entries[i].path)] = true
+		}
+	}
+	for batch := range slices.Chunk(entries, 400) {
+		for i, id := range server.add(batch...) {
+			batch[i].identifier = id
+		}
+	}
+	n.start("agent")
+	n.holds(many, want)
+
+	// Three go, one of them ours; two change, one of them to be ours; one
+	// comes, and is ours.
+	server.remove(entries[1].identifier, entries[700].identifier, entries[1199].identifier)
+	delete(want, server.id(entries[700].path))
+	entries[2].selector = "unix:uid:0"
+	entries[1100].path = "/many/renamed"
+	server.change(entries[2], entries[1100])
+	want[server.id(entries[2].path)] = true
+	delete(want, server.id("/many/1100"))
+	want[server.id(entries[1100].path)] = true
+	server.add(entry{path: "/many/new", parent: agent, selector: "unix:uid:0"})
+	want[server.id("/many/new")] = true
+	n.holds(many-3+1, want)
+
+	// The server's cache may have taken in the changes in several steps; all
+	// together they are these, and nothing was sent that had not changed.
+	var added, changed, removed int
+	for _, m := range regexp.MustCompile(`entries changed: added=(\d+) changed=(\d+) removed=(\d+)`).FindAllStringSubmatch(n.said(), -1) {
+		for i, sum := range []*int{&added, &changed, &removed} {
+			count, err := strconv.Atoi(m[i+1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			*sum += count
+		}
+	}
+	if added != many+1 || changed != 2 || removed != 3 {
+		t.Errorf("the agent saw %d entries added, %d changed, %d removed; want %d, 2, 3", added, changed, removed, many+1)
+	}
+}
+
+// holds waits until the agent knows so many entries and gives this process
+// the wanted identities and no others.
+func (n *node) holds(entries int, want map[string]bool) {
+	n.t.Helper()
+	n.becomes(soon, fmt.Sprintf("%d entries", entries), func(s telemetry.Status) bool { return s.Agent.Entries == entries })
+	eventually(n.t, soon, "root is given its identities", func() error {
+		ctx, cancel := context.WithTimeout(n.t.Context(), soon)
+		defer cancel()
+		svids, err := workloadapi.FetchX509SVIDs(ctx, workloadapi.WithAddr("unix://"+n.api))
+		if err != nil {
+			return err
+		}
+		got := map[string]bool{}
+		for _, svid := range svids {
+			got[svid.ID.String()] = true
+		}
+		var wrong []string
+		for id := range got {
+			if !want[id] {
+				wrong = append(wrong, "extra "+id)
+			}
+		}
+		for id := range want {
+			if !got[id] {
+				wrong = append(wrong, "missing "+id)
+			}
+		}
+		if len(wrong) > 0 {
+			return fmt.Errorf("%s", strings.Join(wrong, ", "))
+		}
+		return nil
+	})
+}
