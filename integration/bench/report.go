@@ -1,0 +1,250 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// report prints what was measured.
+type report struct {
+	options  options
+	results  results
+	machine  machine
+	versions map[string]string
+	took     time.Duration
+}
+
+// tables are the groups of rows that have sides in common.
+var tables = []struct {
+	title string
+	sides []string
+	rows  []*row
+}{
+	{"The proxy", []string{ours, nginx, haproxy, ghostunnel}, []*row{
+		rowHandshake, rowHandshakeLogged, rowHandshakePQ, rowEcho, rowBulkUp, rowBulkDown, rowProxyRest, rowIdle, rowIdleAfterBulk,
+	}},
+	{"The agent", []string{ours, spireAgent}, []*row{
+		rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency,
+	}},
+	{"The demo", []string{ours}, []*row{rowDemo, rowDemoWhole}},
+}
+
+// rowsOf returns those of rows that were measured and asked for.
+func (r *report) rowsOf(rows []*row) []*row {
+	return slices.DeleteFunc(slices.Clone(rows), func(row *row) bool {
+		return r.results[row.id] == nil || !r.options.wants(row)
+	})
+}
+
+// bestPeer returns the peer that did best in a row, or nothing where there is
+// none.
+func (r *report) bestPeer(row *row) string {
+	best := ""
+	for side, values := range r.results[row.id] {
+		if side == ours {
+			continue
+		}
+		better := best == ""
+		if !better {
+			order := cmp.Compare(values.median(), r.results[row.id][best].median())
+			better = order < 0 != row.higher && order != 0
+		}
+		if better {
+			best = side
+		}
+	}
+	return best
+}
+
+// ratio returns ours over a peer, the median of the rounds' ratios.
+func (r *report) ratio(row *row, peer string) float64 {
+	return r.results[row.id][ours].over(r.results[row.id][peer]).median()
+}
+
+// text is the report for a terminal.
+func (r *report) text() string {
+	var b strings.Builder
+	for _, t := range tables {
+		rows := r.rowsOf(t.rows)
+		if len(rows) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "\n%s: median of %d, and ours / theirs\n\n", t.title, r.options.pairs)
+		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(w, "row\tunit\t%s\tbest peer\ttarget\t\n", strings.Join(t.sides, "\t"))
+		for _, row := range rows {
+			fmt.Fprintf(w, "%s\n", strings.Join(append([]string{row.id, row.unit}, r.cells(row, t.sides)...), "\t"))
+		}
+		_ = w.Flush() // a strings.Builder takes all
+	}
+	return b.String()
+}
+
+// cells are a row's values by side, its ratio to the best peer, its target and
+// whether that was met.
+func (r *report) cells(row *row, sides []string) []string {
+	var cells []string
+	for _, side := range sides {
+		values, ok := r.results[row.id][side]
+		switch {
+		case !ok:
+			cells = append(cells, "–")
+		case side == ours:
+			cells = append(cells, number(values.median()))
+		default:
+			cells = append(cells, fmt.Sprintf("%s (%.2f×)", number(values.median()), r.ratio(row, side)))
+		}
+	}
+	best := "–"
+	if peer := r.bestPeer(row); peer != "" {
+		best = fmt.Sprintf("%.2f× %s", r.ratio(row, peer), peer)
+	}
+	goal, met := r.judge(row)
+	return append(cells, best, goal, met)
+}
+
+// Missed by no more than this part, a target counts as nearly met.
+const nearly = 0.2
+
+// judge says what the target is and whether it was met.
+func (r *report) judge(row *row) (goal, met string) {
+	t := row.target
+	if t.bound == 0 {
+		return "–", ""
+	}
+	sign := "≤"
+	if row.higher {
+		sign = "≥"
+	}
+	var got float64
+	if t.absolute {
+		goal = fmt.Sprintf("%s %s %s", sign, number(t.bound), row.unit)
+		got = r.results[row.id][ours].median()
+	} else {
+		peer := t.against
+		if peer == bestPeer {
+			peer = r.bestPeer(row)
+		}
+		goal = fmt.Sprintf("%s %.1f× %s", sign, t.bound, t.against)
+		got = r.ratio(row, peer)
+	}
+	excess := got / t.bound
+	if row.higher {
+		excess = t.bound / got
+	}
+	switch {
+	case math.IsNaN(excess):
+		return goal, "not measured"
+	case excess <= 1:
+		return goal, "met"
+	case excess <= 1+nearly:
+		return goal, "nearly"
+	}
+	return goal, "missed"
+}
+
+// number prints a value with three digits that mean something.
+func number(v float64) string {
+	switch {
+	case math.IsNaN(v):
+		return "–"
+	case math.Abs(v) >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case math.Abs(v) >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+// markdown is the report as a page of the documentation.
+func (r *report) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `# Benchmarks
+
+<!-- Written by integration/bench. Do not edit: run "make bench". -->
+
+What Narthex costs beside what people would use instead. Run it yourself: `+"`make bench`"+` installs the peers (Debian packages,
+Go modules), takes about ten minutes and writes this page; `+"`make bench ARGS='-quick'`"+` shows in one that it works, and
+`+"`make bench ARGS='-only handshake,echo'`"+` measures some rows.
+
+- A figure is the CPU time (user and system) or the memory (PSS) of the measured process and its children. Who makes the load and
+  who answers it are other processes and do not count.
+- Values are medians of %d rounds in which the sides take turns. **A number with × is ours divided by theirs**, the median
+  of the rounds' ratios. Microseconds differ by machine and by day; ratios hold. Smaller is better unless the row says otherwise.
+- "Target" is what we hold ourselves to; "nearly" is a miss by no more than a fifth.
+- All configurations are in `+"[`integration/bench/peers`](../integration/bench/peers)"+`.
+
+`, r.options.pairs)
+	r.writeMachine(&b)
+	for _, t := range tables {
+		if rows := r.rowsOf(t.rows); len(rows) > 0 {
+			r.writeTable(&b, t.title, t.sides, rows)
+		}
+	}
+	return b.String()
+}
+
+// did is what each proxy does on every connection.
+var did = []string{
+	"All proxies: TLS 1.3 alone, client certificate required and its chain verified, ECDSA P-256, the same server certificate and key, " +
+		"TLS_AES_128_GCM_SHA256, X25519 unless the row says otherwise, no session tickets, plaintext TCP to one backend on loopback, a new connection to it for each client's. " +
+		"The harness refuses a peer that negotiates anything else or lets in a client without a certificate.",
+	"narthex: reads the client's SPIFFE ID, decides by a rule, and keeps the connection in the table that every change of policy asks again. GOMAXPROCS is the number of cores.",
+	"nginx: `stream`, one worker a core, buffers of 16 KiB (the default). Verifies the chain, and does not look at who the client is.",
+	"haproxy: `mode tcp`, one thread a core, buffers of 16 KiB (the default). Verifies the chain, and does not look at who the client is.",
+	"ghostunnel: `--allow-uri` with the client's SPIFFE ID. GOMAXPROCS is the number of cores.",
+	"Agents: the same SPIRE Server on loopback, join_token, the unix attestor alone, keys on disk, logs from `warn` on.",
+}
+
+func (r *report) writeMachine(b *strings.Builder) {
+	m := r.machine
+	b.WriteString("## Where and what\n\n")
+	fmt.Fprintf(b, "- Machine: %d cores (%s), %d GiB of memory, %s, %s; the harness was built with %s and took %.0f minutes.\n",
+		m.cores, cmp.Or(m.cpu, "unknown"), m.memory>>30, m.kernel, cmp.Or(m.system, "unknown system"), m.golang, math.Ceil(r.took.Minutes()))
+	var list []string
+	for _, side := range []string{ours, nginx, haproxy, ghostunnel, spireAgent} {
+		if v := r.versions[side]; v != "" {
+			list = append(list, v)
+		}
+	}
+	fmt.Fprintf(b, "- Versions: %s.\n", strings.Join(list, "; "))
+	for _, line := range did {
+		fmt.Fprintf(b, "- %s\n", line)
+	}
+	b.WriteString("\n")
+}
+
+func (r *report) writeTable(b *strings.Builder, title string, sides []string, rows []*row) {
+	fmt.Fprintf(b, "## %s\n\n", title)
+	fmt.Fprintf(b, "| Row | Unit | %s | Best peer | Target | |\n|---|---|%s---|---|---|\n", strings.Join(sides, " | "), strings.Repeat("---:|", len(sides)))
+	for _, row := range rows {
+		unit := row.unit
+		if row.higher {
+			unit += " (more is better)"
+		}
+		fmt.Fprintf(b, "| %s | %s | %s |\n", row.title, unit, strings.Join(r.cells(row, sides), " | "))
+	}
+	fmt.Fprintf(b, "\nSmallest and largest of the rounds:\n\n| Row | %s |\n|---|%s\n", strings.Join(sides, " | "), strings.Repeat("---:|", len(sides)))
+	for _, row := range rows {
+		var cells []string
+		for _, side := range sides {
+			cell := "–"
+			if values, ok := r.results[row.id][side]; ok {
+				low, high := values.spread()
+				cell = number(low) + " – " + number(high)
+			}
+			cells = append(cells, cell)
+		}
+		fmt.Fprintf(b, "| `%s` | %s |\n", row.id, strings.Join(cells, " | "))
+	}
+	b.WriteString("\nWhat was done:\n\n")
+	for _, row := range rows {
+		fmt.Fprintf(b, "- `%s`: %s\n", row.id, row.did)
+	}
+	b.WriteString("\n")
+}

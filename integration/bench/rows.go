@@ -1,0 +1,168 @@
+package main
+
+import "context"
+
+// row is one line of the table.
+type row struct {
+	id, title, unit string
+	higher          bool // is better
+	target          target
+	did             string // what each side did
+}
+
+// target is what a row is to reach. The zero target is none.
+type target struct {
+	bound    float64
+	absolute bool   // bound is in the row's unit, and not a ratio
+	against  string // the side a ratio is taken to; bestPeer for the best of them
+}
+
+// The sides.
+const (
+	ours       = "narthex"
+	nginx      = "nginx"
+	haproxy    = "haproxy"
+	ghostunnel = "ghostunnel"
+	spireAgent = "spire-agent"
+
+	bestPeer = "best"
+)
+
+// results are the values by row and side.
+type results map[string]map[string]series
+
+func (r results) add(row *row, side string, value float64) {
+	if r[row.id] == nil {
+		r[row.id] = map[string]series{}
+	}
+	r[row.id][side] = append(r[row.id][side], value)
+}
+
+// experiment measures some rows together.
+type experiment struct {
+	name string
+	rows []*row
+	run  func(context.Context, *bench) error
+}
+
+// The rows of the proxy. Each is CPU time of the proxy, or its memory.
+var (
+	rowHandshake = &row{
+		id: "handshake", title: "mTLS handshake, dial, 1 byte there and back, close", unit: "µs CPU",
+		target: target{bound: 0.5, against: nginx},
+		did: "8 clients, each connection new: full TLS 1.3 handshake, ECDSA P-256 on both sides, X25519, TLS_AES_128_GCM_SHA256, no tickets. " +
+			"nginx, haproxy and ghostunnel log nothing; narthex cannot but format a record of each connection, which goes to /dev/null.",
+	}
+	rowHandshakeLogged = &row{
+		id: "handshake-logged", title: "the same, connections logged to a file", unit: "µs CPU",
+		target: target{bound: 0.5, against: nginx},
+		did: "As above; each side writes who connected to a file: nginx, haproxy and narthex one record a connection (not buffered by nginx and haproxy, " +
+			"batched off the path by narthex), ghostunnel its two lines.",
+	}
+	rowHandshakePQ = &row{
+		id: "handshake-pq", title: "the same, narthex with X25519MLKEM768", unit: "µs CPU",
+		target: target{bound: 0.9, against: ghostunnel},
+		did:    "As the first row, narthex with the post-quantum key exchange. The peers do not have it (nginx and haproxy for their OpenSSL, ghostunnel by its own choice), so ghostunnel stays with X25519.",
+	}
+	rowEcho = &row{
+		id: "echo", title: "echo of 128 bytes, 16 connections", unit: "µs CPU",
+		target: target{bound: 0.9, against: bestPeer},
+		did:    "Each connection sends 128 bytes and waits for them before the next. Handshakes are not counted.",
+	}
+	rowBulkUp = &row{
+		id: "bulk-up", title: "bulk, client to service, 4 connections", unit: "s CPU per GB",
+		target: target{bound: 0.8, against: bestPeer},
+		did:    "1 GB over 4 connections at once, in writes of 64 KiB. nginx and haproxy have their default buffers of 16 KiB. Handshakes are not counted.",
+	}
+	rowBulkDown = &row{
+		id: "bulk-down", title: "bulk, service to client, 4 connections", unit: "s CPU per GB",
+		target: target{bound: 0.8, against: bestPeer},
+		did:    "The same the other way.",
+	}
+	rowProxyRest = &row{
+		id: "proxy-rest", title: "memory without connections", unit: "MiB",
+		did: "PSS of the process and its children, half a second after a fresh start and two connections.",
+	}
+	rowIdle = &row{
+		id: "idle", title: "idle connection", unit: "KiB",
+		target: target{bound: 16, absolute: true},
+		did:    "PSS with all connections open (handshake and one byte there and back, then 3 s of silence) less that without, by connection. Memory of the kernel for sockets is not counted on either side.",
+	}
+	rowIdleAfterBulk = &row{
+		id: "idle-after-bulk", title: "idle connection after bulk", unit: "KiB",
+		target: target{bound: 24, absolute: true},
+		did:    "The same connections after 128 KiB each way on each, and 3 s of silence.",
+	}
+)
+
+// The rows of the agent.
+var (
+	rowAgentStart = &row{
+		id: "agent-start", title: "agent: start to first SVID", unit: "ms",
+		target: target{bound: 0.5, against: spireAgent},
+		did: "From exec with an empty data directory, a join token and 10 entries on the server, to the first X.509-SVID in a client's hands, " +
+			"which asks every 5 ms.",
+	}
+	rowAgentRest = &row{
+		id: "agent-rest", title: "agent: memory at rest", unit: "MiB",
+		target: target{bound: 0.5, against: spireAgent},
+		did:    "PSS 3 s after the first SVID, 10 entries, nobody connected.",
+	}
+	rowAgentStream = &row{
+		id: "agent-stream", title: "agent: held FetchX509SVID stream", unit: "KiB",
+		target: target{bound: 0.5, against: spireAgent},
+		did:    "PSS with 500 streams, each on a connection of its own, 2 s after the last was answered, less that at rest, by stream.",
+	}
+	rowAgentFetch = &row{
+		id: "agent-fetch", title: "agent: connect, attest, fetch, 8 clients", unit: "per second", higher: true,
+		target: target{bound: 2, against: spireAgent},
+		did:    "Each time a new connection; unix attestor (uid, gid, user, group, supplementary groups) on both sides; the client is a bare HTTP/2 one that shares the cores with the agent.",
+	}
+	rowAgentCPU = &row{
+		id: "agent-cpu", title: "agent: connect, attest, fetch", unit: "µs CPU",
+		target: target{bound: 0.5, against: spireAgent},
+		did:    "CPU time of the agent by fetch in the row above.",
+	}
+	rowAgentLatency = &row{
+		id: "agent-latency", title: "agent: connect, attest, fetch, one client, median", unit: "ms",
+		did: "As above with one client at a time.",
+	}
+)
+
+// The rows of the demo.
+var (
+	rowDemo = &row{
+		id: "demo", title: "demo: start to first allowed call", unit: "s",
+		did: "What `narthex demo --once` says: development server, agent and three proxies started, SVIDs signed, one HTTP request through two proxies answered.",
+	}
+	rowDemoWhole = &row{
+		id: "demo-whole", title: "demo: `narthex demo --once`, start to end", unit: "s",
+		did: "Wall time of the whole command: the above, a refused call, and the end of all processes.",
+	}
+)
+
+// experiments are all there are, in the order of the table.
+var experiments []experiment
+
+func init() {
+	add := func(name string, run func(context.Context, *bench) error, rows ...*row) {
+		experiments = append(experiments, experiment{name, rows, run})
+	}
+	for _, t := range throughputs {
+		add(t.row.id, t.run, t.row)
+	}
+	add("idle connections", measureIdle, rowProxyRest, rowIdle, rowIdleAfterBulk)
+	add("agents", measureAgents, rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency)
+	add("demo", measureDemo, rowDemo, rowDemoWhole)
+}
+
+// rowIDs names all rows, in the order of the table.
+func rowIDs() []string {
+	var ids []string
+	for _, e := range experiments {
+		for _, r := range e.rows {
+			ids = append(ids, r.id)
+		}
+	}
+	return ids
+}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"time"
+)
+
+// throughput is a row that counts the CPU time of a proxy by what it carried.
+type throughput struct {
+	row    *row
+	kinds  []*proxyKind
+	curve  func(*proxyKind) tls.CurveID // the key exchange
+	logged bool
+	units  int           // what is done in a round
+	per    int           // so many of them make one unit of the row
+	each   time.Duration // the row's unit of time
+
+	// prepare makes ready to do n units. Work is what is measured; end takes
+	// down what prepare made.
+	prepare func(ctx context.Context, c client, n int) (work func() error, end func(), err error)
+}
+
+const gigabyte = 1_000_000_000
+
+var throughputs = []throughput{
+	{row: rowHandshake, kinds: allProxies, curve: classical, units: 3000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
+	{row: rowHandshakeLogged, kinds: allProxies, curve: classical, logged: true, units: 3000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
+	{row: rowHandshakePQ, kinds: []*proxyKind{kindNarthex, kindGhostunnel}, curve: postQuantum, units: 3000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
+	{row: rowEcho, kinds: allProxies, curve: classical, units: 64_000, per: 1, each: time.Microsecond,
+		prepare: func(ctx context.Context, c client, n int) (func() error, func(), error) {
+			return c.echoes(ctx, 16, 128, n)
+		}},
+	{row: rowBulkUp, kinds: allProxies, curve: classical, units: gigabyte, per: gigabyte, each: time.Second,
+		prepare: func(ctx context.Context, c client, n int) (func() error, func(), error) {
+			return c.bulk(ctx, opSink, 4, uint64(n))
+		}},
+	{row: rowBulkDown, kinds: allProxies, curve: classical, units: gigabyte, per: gigabyte, each: time.Second,
+		prepare: func(ctx context.Context, c client, n int) (func() error, func(), error) {
+			return c.bulk(ctx, opSource, 4, uint64(n))
+		}},
+}
+
+func classical(*proxyKind) tls.CurveID { return tls.X25519 }
+
+// postQuantum is classical for the peers, none of which can do better.
+func postQuantum(kind *proxyKind) tls.CurveID {
+	if kind == kindNarthex {
+		return tls.X25519MLKEM768
+	}
+	return tls.X25519
+}
+
+func prepareHandshakes(ctx context.Context, c client, n int) (func() error, func(), error) {
+	return func() error { return c.handshakes(ctx, n) }, func() {}, nil
+}
+
+// run measures the row. The proxies run side by side and work one after the
+// other.
+func (t throughput) run(ctx context.Context, b *bench) error {
+	proxies, end, err := b.startProxies(ctx, t.kinds, t.logged, t.curve)
+	if err != nil {
+		return err
+	}
+	defer end()
+	n := b.scaled(t.units)
+	for _, p := range proxies { // warm
+		if _, err := t.work(ctx, p, n/5); err != nil {
+			return p.complain(err)
+		}
+	}
+	return b.rounds(ctx, len(proxies), func(side int) error {
+		p := proxies[side]
+		used, err := t.work(ctx, p, n)
+		if err != nil {
+			return p.complain(err)
+		}
+		b.results.add(t.row, p.kind.name, used.Seconds()/t.each.Seconds()*float64(t.per)/float64(n))
+		return nil
+	})
+}
+
+// Before its time is read, a proxy finishes what it has left of the work:
+// connections to close, records to write.
+const finish = 100 * time.Millisecond
+
+// work does n units and returns the CPU time that the proxy used.
+func (t throughput) work(ctx context.Context, p *proxy, n int) (time.Duration, error) {
+	work, end, err := t.prepare(ctx, p.client, n)
+	if err != nil {
+		return 0, err
+	}
+	defer end()
+	if err := pause(ctx, finish); err != nil {
+		return 0, err
+	}
+	before, err := cpuTime(p.pid())
+	if err != nil {
+		return 0, err
+	}
+	if err := work(); err != nil {
+		return 0, err
+	}
+	if err := pause(ctx, finish); err != nil {
+		return 0, err
+	}
+	after, err := cpuTime(p.pid())
+	return after - before, err
+}
