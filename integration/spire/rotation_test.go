@@ -4,6 +4,7 @@ package spire_test
 
 import (
 	"fmt"
+	"regexp"
 	"testing"
 	"time"
 
@@ -43,6 +44,17 @@ func TestRotation(t *testing.T) {
 	}
 	if n := s.inventory.count("renewed the agent's SVID"); n != 0 {
 		t.Errorf("inventory renewed its agent's SVID %d times; it has to attest again", n)
+	}
+	// The server tells the same.
+	const attestation = `Agent attestation request completed.*agent_id="?%s`
+	for id, want := range map[string]func(int) bool{
+		s.ordersAgent:    func(n int) bool { return n == 1 },
+		s.inventoryAgent: func(n int) bool { return n >= 3 },
+	} {
+		pattern := regexp.MustCompile(fmt.Sprintf(attestation, regexp.QuoteMeta(id)))
+		if n := len(pattern.FindAllString(s.server.said(), -1)); !want(n) {
+			t.Errorf("the server attested %s %d times", id, n)
+		}
 	}
 	for _, n := range []*node{s.orders, s.inventory} {
 		if errors := n.metric(`narthex_agent_svid_renewals_total{result="error"}`); errors != 0 {

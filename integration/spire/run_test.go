@@ -4,6 +4,7 @@ package spire_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -128,10 +129,17 @@ func checkServerKnowsAgents(t *testing.T, s *shop) {
 	}
 }
 
-// checkMintedByServer fetches the SVIDs of root's entry and verifies them,
-// and looks for the proxies' own among what the server says it signed.
+// checkMintedByServer verifies what inventory's proxy presents and what a
+// workload is given against what `spire-server bundle show` prints.
 func checkMintedByServer(t *testing.T, s *shop) {
 	t.Helper()
+	c, err := tls.Dial("tcp", s.inventory.bind(inventoryIn), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.server.verify(c.ConnectionState().PeerCertificates, s.id("inventory"))
+	_ = c.Close() // refused, for we have presented nothing
+
 	s.server.add(entry{path: "/root", parent: s.ordersAgent, selector: "unix:uid:0"})
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
