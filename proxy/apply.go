@@ -253,6 +253,12 @@ func checkListener(l Listener) error {
 	if err := checkAddress(l.Target); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
+	if l.MaxConnections < 0 || l.MaxHandshakes < 0 || l.MaxAge < 0 {
+		return errors.New("limits cannot be negative")
+	}
+	if t := l.Timeouts; t.Handshake < 0 || t.Connect < 0 || t.Drain < 0 {
+		return errors.New("timeouts cannot be negative, but idle, where it means none")
+	}
 	switch l.Direction {
 	case policy.Inbound:
 		if len(l.Expect) > 0 {

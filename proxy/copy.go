@@ -68,7 +68,7 @@ func pump(dst, src end, class int, n flow) (copied, error) {
 			n.listener.Add(uint64(got))
 		}
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return copyEnded, nil
 		case err != nil:
 			return copyBroken, err

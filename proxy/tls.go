@@ -54,7 +54,7 @@ func newSession(id *Identity, s *settings) *session {
 	if s.Direction == policy.Inbound {
 		c.ClientAuth = tls.RequireAnyClientCert
 		c.VerifyConnection = func(cs tls.ConnectionState) error {
-			_, _, err := trust.verify(cs.PeerCertificates, time.Now())
+			_, err := trust.verify(cs.PeerCertificates, time.Now())
 			return err
 		}
 		return &session{id, s, c}
@@ -62,7 +62,7 @@ func newSession(id *Identity, s *settings) *session {
 	c.ServerName = s.serverName
 	c.InsecureSkipVerify = true // of the host name, which proves nothing in SPIFFE; VerifyConnection verifies the identity
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		peer, _, err := trust.verify(cs.PeerCertificates, time.Now())
+		peer, err := trust.verify(cs.PeerCertificates, time.Now())
 		if err != nil {
 			return err
 		}
@@ -82,7 +82,7 @@ type wire struct {
 
 func (w *wire) Read(b []byte) (int, error) {
 	n, err := w.end.Read(b)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		w.eof = true
 	}
 	return n, err
@@ -105,7 +105,7 @@ func secure(c end, side func(net.Conn, *tls.Config) *tls.Conn, config *tls.Confi
 
 func (s *secured) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
-	if err == io.EOF && s.wire.eof {
+	if errors.Is(err, io.EOF) && s.wire.eof {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err

@@ -112,23 +112,23 @@ var peerKeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUs
 
 // verify verifies a peer's chain, leaf first, as of at. Errors are
 // *PeerError.
-func (t *Trust) verify(chain []*x509.Certificate, at time.Time) (spiffeid.ID, *domain, error) {
+func (t *Trust) verify(chain []*x509.Certificate, at time.Time) (spiffeid.ID, error) {
 	if len(chain) == 0 {
-		return spiffeid.ID{}, nil, &PeerError{Result: "no_certificate", Err: errors.New("the peer sent none")}
+		return spiffeid.ID{}, &PeerError{Result: "no_certificate", Err: errors.New("the peer sent none")}
 	}
 	leaf := chain[0]
 	id, err := checkLeaf(leaf)
 	if err != nil {
-		return id, nil, &PeerError{ID: id, Result: "not_svid", Err: err}
+		return id, &PeerError{ID: id, Result: "not_svid", Err: err}
 	}
 	d := t.domains[id.TrustDomain()]
 	if d == nil {
-		return id, nil, &PeerError{ID: id, Result: "untrusted", Err: fmt.Errorf("no bundle for trust domain %s: it is neither ours nor federated with us", id.TrustDomain())}
+		return id, &PeerError{ID: id, Result: "untrusted", Err: fmt.Errorf("no bundle for trust domain %s: it is neither ours nor federated with us", id.TrustDomain())}
 	}
 	if err := d.verify(chain, at); err != nil {
-		return id, nil, &PeerError{ID: id, Result: verifyResult(err), Err: explainVerify(err, leaf, id)}
+		return id, &PeerError{ID: id, Result: verifyResult(err), Err: explainVerify(err, leaf, id)}
 	}
-	return id, d, nil
+	return id, nil
 }
 
 func (d *domain) verify(chain []*x509.Certificate, at time.Time) error {
