@@ -52,11 +52,10 @@ func (l *looper) restore(ctx context.Context) error {
 		return nil
 	}
 	key, err := l.cfg.Keys.Load(ctx, s.KeyID)
-	if ctx.Err() != nil {
-		return nil // ended before it began; nothing is wrong with the key
-	}
 	if err != nil {
-		l.log.Warn("cannot load the key of the saved SVID and will attest anew", "error", err)
+		if ctx.Err() == nil { // else it ended before it began, and nothing is wrong with the key
+			l.log.Warn("cannot load the key of the saved SVID and will attest anew", "error", err)
+		}
 		return nil
 	}
 	if err := l.adopt(s, key); err != nil {

@@ -61,19 +61,19 @@ func (a *Agent) loop(ctx context.Context) error {
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := l.advance(ctx)
-		if ctx.Err() != nil {
-			break
-		}
 		until := l.nextDue(time.Now())
-		if err != nil {
+		switch {
+		case ctx.Err() != nil:
+			continue // what failed, failed because it is over
+		case err == nil:
+			pause = minPause
+		default:
 			l.failed(err, pause)
 			until = time.Now().Add(pause + time.Duration(rand.Int64N(int64(pause)/2)))
 			pause = min(2*pause, maxPause)
 			if errors.Is(err, errBanned) {
 				until = time.Now().Add(spread(bannedPause))
 			}
-		} else {
-			pause = minPause
 		}
 		l.sleep(ctx, started, until)
 	}

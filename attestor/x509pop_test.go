@@ -110,7 +110,7 @@ type pki struct {
 	root, issuer       *x509.Certificate
 	rootKey, issuerKey crypto.Signer
 	rootPool           *x509.CertPool
-	issuerFile, aliens string
+	issuerFile         string
 	serial             int64
 }
 

@@ -39,9 +39,14 @@ func newRawStreams(tb testing.TB, f *fixture) *rawStreams {
 	encoder := hpack.NewEncoder(&block)
 	encoder.SetMaxDynamicTableSize(0) // what the server's settings ask for
 	for _, field := range [][2]string{
-		{":method", "POST"}, {":scheme", "http"}, {":path", workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName},
-		{":authority", "localhost"}, {"content-type", "application/grpc"}, {"user-agent", "grpc-go/1.85.0"},
-		{"te", "trailers"}, {securityHeader, "true"},
+		{":method", "POST"},
+		{":scheme", "http"},
+		{":path", workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName},
+		{":authority", "localhost"},
+		{"content-type", "application/grpc"},
+		{"user-agent", "grpc-go/1.85.0"},
+		{"te", "trailers"},
+		{securityHeader, "true"},
 	} {
 		must(tb, encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}))
 	}

@@ -172,7 +172,6 @@ func (s *Server) newGRPC() *grpc.Server {
 		// see conn.ReadOnReady for the reading side.
 		grpc.ReadBufferSize(4<<10),
 		grpc.WriteBufferSize(16<<10),
-		grpc.SharedWriteBuffer(true),
 		// Requests are a few bytes; fixed windows spare the bandwidth
 		// estimator and its pings.
 		grpc.StaticStreamWindowSize(64<<10),
@@ -207,7 +206,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			return errors.Join(err, s.Close())
 		case <-ctx.Done():
 			err := s.Close()
-			<-served
+			_ = <-served // it says no more than that it was closed
 			return err
 		}
 	}

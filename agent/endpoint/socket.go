@@ -114,7 +114,7 @@ func makeParents(dir string) error {
 	if err := makeParents(filepath.Dir(dir)); err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // every user of the node has to reach the socket in it
 		if errors.Is(err, fs.ErrExist) {
 			return nil // somebody else made it meanwhile
 		}

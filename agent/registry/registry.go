@@ -81,7 +81,7 @@ func New(o Options) *Registry {
 		o.CacheSize = DefaultCacheSize
 	}
 	if o.Jitter == nil {
-		o.Jitter = func() float64 { return 2*rand.Float64() - 1 } //nolint:gosec // spreads load, guards nothing
+		o.Jitter = func() float64 { return 2*rand.Float64() - 1 }
 	}
 	return &Registry{
 		options:   o,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -458,7 +459,7 @@ func newInventoryService(socket string) (*inventoryService, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stock/{item}", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, "{%q: %q, %q: %d}\n", "item", r.PathValue("item"), "stock", 12)
+		_ = json.NewEncoder(w).Encode(map[string]any{"item": r.PathValue("item"), "stock": 12})
 	})
 	return &inventoryService{listener: l, server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}, nil
 }
