@@ -197,7 +197,7 @@ func poke(c chan struct{}) {
 
 // Sync implements endpoint.Agent: it returns once a sync that began after the
 // call has been applied, or with the reason why none was. All callers share
-// one sync, and there is at most one a second.
+// one sync, and there are at most two a second.
 func (a *Agent) Sync(ctx context.Context) error {
 	if err := a.Unready(); err != nil {
 		return err

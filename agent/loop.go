@@ -17,9 +17,12 @@ import (
 )
 
 const (
-	// minPause is the least time between two attempts of the loop to speak to
-	// the server, whoever asks: the Workload API is open to every local user.
+	// minPause is the first wait of the back-off while the server is away.
 	minPause = time.Second
+	// askPause is the least time between two syncs that callers ask for: the
+	// Workload API is open to every local user. A caller is held for a second
+	// (endpoint), which leaves half of it for the sync.
+	askPause = 500 * time.Millisecond
 	// maxPause bounds the back-off while the server is away.
 	maxPause = 30 * time.Second
 	// bannedPause is how often a banned agent asks whether it still is.
@@ -92,7 +95,7 @@ type looper struct {
 }
 
 // sleep waits until the given time, or until somebody asks for a sync that
-// can be made: the agent is attested, and its last attempt is minPause ago.
+// can be made: the agent is attested, and its last attempt is askPause ago.
 func (l *looper) sleep(ctx context.Context, last, until time.Time) {
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
@@ -105,7 +108,7 @@ func (l *looper) sleep(ctx context.Context, last, until time.Time) {
 		return
 	case <-l.wake:
 	}
-	if early := last.Add(minPause); early.Before(until) {
+	if early := last.Add(askPause); early.Before(until) {
 		timer.Reset(time.Until(early))
 	}
 	select {
