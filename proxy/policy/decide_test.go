@@ -124,32 +124,41 @@ func TestManyPatterns(t *testing.T) {
 	}
 	s.rules = append(s.rules, slowRule{id: "d", effect: "deny", on: []string{"l5"}, from: []string{"spiffe://x.org/a/**"}})
 	s.revoked = []string{"spiffe://x.org/*/*/*/*/z/**"}
-	all, err := parseAll(s.yaml(rand.New(rand.NewPCG(1, 1)), 1)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.rules = s.rules[1:] // without the literal one, the ID is not known
-	some, err := parseAll(s.yaml(rand.New(rand.NewPCG(1, 1)), 1)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 70 {
-		for _, id := range []string{"spiffe://x.org/a/b/c/d/e/f", "spiffe://x.org/q/b/c/d/e/f", "spiffe://x.org/a/b/c/d/z/f"} {
-			q := request(id, "spiffe://x.org/t")
-			q.Listener = fmt.Sprintf("l%d", i)
-			var got Decision
-			some.Decide(&q, &got)
-			allow, rule, reason := s.decide(&q)
-			if got.Allow != allow || got.Rule != rule || got.Reason != reason {
-				t.Errorf("%s on l%d: %+v, want %v %q %v", id, i, got, allow, rule, reason)
-			}
-			if i == 0 && id == from[0] {
-				all.Decide(&q, &got)
-				if got.Rule != "r00" {
-					t.Errorf("%s on l0: %+v, want r00", id, got)
+	for _, name := range []string{"named by the policy", "not named"} {
+		p, err := parseAll(s.yaml(rand.New(rand.NewPCG(1, 1)), 1)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 70 {
+			for _, id := range []string{"spiffe://x.org/a/b/c/d/e/f", "spiffe://x.org/q/b/c/d/e/f", "spiffe://x.org/a/b/c/d/z/f"} {
+				q := request(id, "spiffe://x.org/t")
+				q.Listener = fmt.Sprintf("l%d", i)
+				var got Decision
+				p.Decide(&q, &got)
+				allow, rule, reason := s.decide(&q)
+				if got.Allow != allow || got.Rule != rule || got.Reason != reason {
+					t.Errorf("%s: %s on l%d: %+v, want %v %q %v", name, id, i, got, allow, rule, reason)
 				}
 			}
 		}
+		s.rules = s.rules[1:] // without the literal pattern
+	}
+}
+
+// TestEqualHashes finds no identity by its hash alone.
+func TestEqualHashes(t *testing.T) {
+	table := newNames(1)
+	table.add(web, 0, [2][]ref{})
+	if table.find(web) == nil || table.find(orders) != nil {
+		t.Fatal("the table finds the wrong identity")
+	}
+	for i := range table.slots {
+		if table.slots[i].id != "" {
+			table.slots[i].id = orders // under the hash of web
+		}
+	}
+	if table.find(web) != nil {
+		t.Error("another identity of the same hash is taken for the one asked for")
 	}
 }
 

@@ -29,7 +29,8 @@ const (
 // may be "**", which stands for one segment or more. There are no wildcards in
 // the trust domain, and none for a part of a segment. A "**" that is the whole
 // path never covers /spire and what is below it: those IDs belong to the SPIRE
-// servers and agents themselves, and a rule that means them says so.
+// servers and agents themselves, and a rule that means them says so, be it with
+// "*" in that place.
 //
 // Patterns are comparable: two are equal when their texts are. The zero Pattern
 // matches nothing.
