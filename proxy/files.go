@@ -12,14 +12,14 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/narthex-id/narthex/internal/watch"
 )
 
 // FilesConfig names the PEM files that something else (cert-manager, Vault
@@ -31,7 +31,8 @@ type FilesConfig struct {
 	Bundles map[spiffeid.TrustDomain]string // of other trust domains
 
 	// Poll is how often the files are read whether or not a change was
-	// announced: file systems are there that announce none. Default 15s.
+	// announced: file systems are there that announce none. Default
+	// watch.DefaultPoll.
 	Poll time.Duration
 	Log  hclog.Logger
 }
@@ -43,11 +44,10 @@ type FilesConfig struct {
 // until the rest has been written.
 type Files struct {
 	*store
-	config  FilesConfig
-	log     hclog.Logger
-	watcher *fsnotify.Watcher // nil: polling alone
-	cancel  context.CancelFunc
-	loop    sync.WaitGroup
+	config FilesConfig
+	log    hclog.Logger
+	cancel context.CancelFunc
+	loop   sync.WaitGroup
 
 	// The following belong to load, which never runs twice at once.
 	seen   [sha256.Size]byte // of what was last put in force
@@ -55,8 +55,6 @@ type Files struct {
 }
 
 const (
-	defaultPoll = 15 * time.Second
-	settle      = 100 * time.Millisecond // writers write more than one file
 	maxFileSize = 4 << 20
 	lateFactor  = 5 // an SVID is late when less than a fifth of its life is left
 )
@@ -68,21 +66,15 @@ func NewFiles(c FilesConfig) (*Files, error) {
 	if c.Cert == "" || c.Key == "" || c.Bundle == "" {
 		return nil, errors.New("source files: cert, key and bundle must be named")
 	}
-	if c.Poll <= 0 {
-		c.Poll = defaultPoll
-	}
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &Files{store: newStore("files", errors.New("no files read yet")), config: c, log: c.Log, cancel: cancel}
-	var err error
-	if f.watcher, err = fsnotify.NewWatcher(); err != nil {
-		f.log.Warn("cannot watch files: they are polled alone", "every", c.Poll, "error", err)
-	}
-	f.follow()
 	f.load()
-	f.loop.Go(func() { f.run(ctx) })
+	f.loop.Go(func() {
+		watch.Files(ctx, watch.Config{Paths: f.paths, Changed: f.load, Poll: c.Poll, Log: c.Log})
+	})
 	return f, nil
 }
 
@@ -90,42 +82,7 @@ func NewFiles(c FilesConfig) (*Files, error) {
 func (f *Files) Close() error {
 	f.cancel()
 	f.loop.Wait()
-	if f.watcher == nil {
-		return nil
-	}
-	if err := f.watcher.Close(); err != nil {
-		return fmt.Errorf("close file watcher: %w", err)
-	}
 	return nil
-}
-
-// run reads the files when they may have changed, until ctx ends.
-func (f *Files) run(ctx context.Context) {
-	var events <-chan fsnotify.Event
-	var failures <-chan error
-	if f.watcher != nil {
-		events, failures = f.watcher.Events, f.watcher.Errors
-	}
-	poll := time.NewTicker(f.config.Poll)
-	defer poll.Stop()
-	quiet := time.NewTimer(time.Hour)
-	defer quiet.Stop()
-	for {
-		select {
-		case <-events:
-			quiet.Reset(settle)
-		case err := <-failures:
-			f.log.Warn("watch files: some changes may be seen later", "error", err)
-		case <-quiet.C:
-			f.follow()
-			f.load()
-		case <-poll.C:
-			f.follow()
-			f.load()
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 func (f *Files) paths() []string {
@@ -134,22 +91,6 @@ func (f *Files) paths() []string {
 		paths = append(paths, p)
 	}
 	return paths
-}
-
-// follow watches the directories of the files, as named and as the symlinks
-// lead now: a file that is replaced by rename is another file, its directory
-// is the same. In a Kubernetes volume the link ..data beside them is what
-// changes.
-func (f *Files) follow() {
-	if f.watcher == nil {
-		return
-	}
-	for _, p := range f.paths() {
-		_ = f.watcher.Add(filepath.Dir(p)) // not there yet: the poll finds it
-		if real, err := filepath.EvalSymlinks(p); err == nil {
-			_ = f.watcher.Add(filepath.Dir(real))
-		}
-	}
 }
 
 // load reads the files and puts them in force when they are good and new.
