@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -379,6 +380,39 @@ func TestRotation(t *testing.T) {
 	if len(serials) > 8 {
 		t.Errorf("%d SVIDs signed, far more than half-lives passed", len(serials))
 	}
+}
+
+// TestTaintedAuthority replaces the server's authority: the agent and its
+// workloads leave the old one long before their SVIDs would be renewed.
+func TestTaintedAuthority(t *testing.T) {
+	s := newStage(t, entry("/orders", time.Hour))
+	a, _ := s.start()
+	before := s.mustFetch()
+	agentKey := s.keyID()
+	if err := errors.Join(s.server.RotateCA(), s.server.TaintCA()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the workload's SVID is signed anew", func() bool {
+		ids := a.Status().Identities
+		return len(ids) == 1 && ids[0].Serial != before.Certificates[0].SerialNumber.Text(16)
+	})
+	eventually(t, "the agent's own SVID is renewed", func() bool { return s.keyID() != agentKey })
+}
+
+// keyID names the key of the SVID that the agent holds for its own.
+func (s *stage) keyID() string {
+	s.t.Helper()
+	data, err := os.ReadFile(filepath.Join(s.cfg.DataDir, "agent.json"))
+	var state struct {
+		KeyID string `json:"key_id"`
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &state)
+	}
+	if err != nil || state.KeyID == "" {
+		s.t.Fatalf("the agent's state names no key: %s, %v", data, err)
+	}
+	return state.KeyID
 }
 
 func TestUnreadableDataDir(t *testing.T) {

@@ -6,9 +6,11 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -251,6 +253,30 @@ func (l *looper) keepBundle(b *registry.Bundle) error {
 	l.self.state.Bundle = raw
 	l.log.Info("the trust bundle changed", "authorities", len(raw))
 	return l.dir.store(l.self.state)
+}
+
+// leaveTainted has the agent's own SVID renewed at once when b flags an
+// authority above it as tainted: when that one is revoked next, the server
+// knows the agent no more, and one with a join token could not come back.
+func (l *looper) leaveTainted(b *registry.Bundle) {
+	now := time.Now()
+	if len(b.Tainted) == 0 || now.Before(l.left.Add(taintedPause)) || !l.self.signedByAny(b.Tainted) {
+		return
+	}
+	l.left, l.self.renewAt = now, now
+	l.log.Warn("an authority that the agent's SVID stands on is tainted: renewing it now")
+}
+
+// signedByAny reports whether one of the authorities, by hexadecimal subject
+// key ID, signed a certificate of the SVID's chain.
+func (s *self) signedByAny(authorities []string) bool {
+	chain, err := parseCertificates(s.state.SVID)
+	if err != nil {
+		return false // adopt has parsed it before
+	}
+	return slices.ContainsFunc(chain, func(c *x509.Certificate) bool {
+		return slices.Contains(authorities, hex.EncodeToString(c.AuthorityKeyId))
+	})
 }
 
 // denied draws the consequences of a refusal of the agent itself and returns

@@ -31,6 +31,10 @@ const (
 	// doubled for each time in a row, up to signRetryMax.
 	signRetry    = 5 * time.Second
 	signRetryMax = 5 * time.Minute
+	// taintedPause is the least time between two renewals of the agent's own
+	// SVID over a tainted authority, with which the server may sign for a
+	// while yet.
+	taintedPause = time.Minute
 	// signAtOnce is how many SVIDs are asked for before the first of them are
 	// given to those who wait.
 	signAtOnce = 500
@@ -89,6 +93,7 @@ type looper struct {
 	*Agent
 	self      self
 	nextSync  time.Time
+	left      time.Time                                 // when an SVID of a tainted authority was last renewed for that
 	federated map[spiffeid.TrustDomain]*registry.Bundle // as last applied
 	problem   string                                    // the failure last logged, so that it is logged once
 	repeats   int
@@ -278,6 +283,7 @@ func (l *looper) syncBundles(ctx context.Context, entries []registry.Entry) erro
 	}
 	l.federated = federated
 	l.registry.Apply(registry.Update{Bundle: own, Federated: federated, HasFederated: true})
+	l.leaveTainted(own)
 	return errors.Join(problems, l.keepBundle(own))
 }
 
