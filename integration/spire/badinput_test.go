@@ -83,18 +83,7 @@ func TestRefusedAgents(t *testing.T) {
 func checkRefused(t *testing.T, n *node, says, told []string) {
 	const telling = "cannot go on yet"
 	n.says(soon, append(says, telling)...)
-	eventually(t, soon, "a caller is told", func() error {
-		_, err := n.fetch(2 * time.Second)
-		if err == nil {
-			return fmt.Errorf("it was given an SVID")
-		}
-		for _, want := range append(told, "Unavailable") {
-			if !strings.Contains(err.Error(), want) {
-				return fmt.Errorf("%q is not in: %w", want, err)
-			}
-		}
-		return nil
-	})
+	eventually(t, soon, "a caller is told", func() error { return n.tells(told...) })
 	if code, body, err := n.get("/readyz"); err != nil || code != 503 || !strings.Contains(body, told[0]) {
 		t.Errorf("/readyz: %d %q, %v; want 503 with the reason", code, body, err)
 	}
@@ -107,6 +96,21 @@ func checkRefused(t *testing.T, n *node, says, told []string) {
 	if errors := n.count("[ERROR]"); errors != 1 {
 		t.Errorf("the agent logged %d errors, want one:\n%s", errors, n.said())
 	}
+}
+
+// tells returns nil when the agent answers callers with Unavailable and all of
+// texts.
+func (n *node) tells(texts ...string) error {
+	_, err := n.fetch(2 * time.Second)
+	if err == nil {
+		return fmt.Errorf("it gives an SVID")
+	}
+	for _, want := range append([]string{"Unavailable"}, texts...) {
+		if !strings.Contains(err.Error(), want) {
+			return fmt.Errorf("%q is not in: %w", want, err)
+		}
+	}
+	return nil
 }
 
 // TestMendedAgent replaces a wrong token and a wrong bundle while the agent

@@ -1,0 +1,52 @@
+//go:build integration
+
+package spire_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+// TestEvictedAndBanned has an administrator evict an agent that can attest
+// again, then ban it.
+func TestEvictedAndBanned(t *testing.T) {
+	t.Parallel()
+	const ttl = 15 * time.Second // of the SVIDs that a banned agent leaves behind
+	s := newShop(t, shopOptions{ttl: ttl})
+	s.open()
+	traffic := newTraffic(t, s.orders.bind(toInventory), "inventory")
+	before := s.agentSerial(t, s.inventoryAgent)
+
+	s.server.cli("agent", "evict", "-spiffeID", s.inventoryAgent)
+	eventually(t, soon, "inventory's agent attests again", func() error {
+		_, err := s.server.agent(s.inventoryAgent)
+		return err
+	})
+	if s.agentSerial(t, s.inventoryAgent) == before {
+		t.Error("the agent has the SVID it had before it was evicted")
+	}
+	s.inventory.becomes(soon, "is well again", func(st telemetry.Status) bool { return st.Agent.Problem == "" && st.Agent.ID == s.inventoryAgent })
+	traffic.finish()
+
+	// A banned agent stops serving, and is given nothing new: what its proxy
+	// was given before ends with its time.
+	s.server.cli("agent", "ban", "-spiffeID", s.inventoryAgent)
+	s.inventory.becomes(soon, "says that it is banned", func(st telemetry.Status) bool {
+		return strings.Contains(st.Agent.Problem, "banned") && len(st.Agent.Identities) == 0
+	})
+	eventually(t, soon, "a caller is told", func() error { return s.inventory.tells("banned") })
+	s.inventory.says(soon, "spire-server agent evict")
+	eventually(t, ttl+soon, "the proxy has no identity left", func() error {
+		if err := call(s.orders.bind(toInventory), "inventory"); err == nil {
+			return errors.New("it is still let in")
+		}
+		return nil
+	})
+	s.inventory.record(0, "refused for want of an identity", func(a telemetry.Access) bool {
+		return a.Outcome == "failure" && strings.Contains(a.Reason, "cannot present an identity")
+	})
+}
