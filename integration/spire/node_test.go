@@ -168,7 +168,7 @@ func (n *node) configureListener(l *listener, line func(string, ...any)) {
 	}
 }
 
-// allow is a rule.
+// rule is one rule of a policy file.
 type rule struct {
 	id, effect, at, from, to string
 }
@@ -250,8 +250,8 @@ func (n *node) ready() {
 func (n *node) readyWithin(d time.Duration) {
 	n.t.Helper()
 	eventually(n.t, d, n.name+" is ready", func() error {
-		if !n.running() {
-			return fmt.Errorf("narthex has ended: %v", n.err)
+		if err := n.alive(); err != nil {
+			return err
 		}
 		code, body, err := n.get("/readyz")
 		if err == nil && code != http.StatusOK {
@@ -326,7 +326,7 @@ func (n *node) records() []telemetry.Access {
 	return all
 }
 
-// records waits for an access record that is as ok wants it. It looks at
+// record waits for an access record that is as ok wants it. It looks at
 // those after the first skip ones.
 func (n *node) record(skip int, what string, ok func(telemetry.Access) bool) telemetry.Access {
 	n.t.Helper()

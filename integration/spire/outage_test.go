@@ -148,9 +148,9 @@ func restarted(t *testing.T, n *node) {
 	t.Helper()
 	n.start("run")
 	eventually(t, soon, n.name+" is ready again", func() error {
-		if !n.running() {
+		if err := n.alive(); err != nil {
 			n.start("run")
-			return fmt.Errorf("it ended: %v", n.err)
+			return err
 		}
 		_, err := n.half("agent")
 		if err == nil {

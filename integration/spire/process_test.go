@@ -23,7 +23,6 @@ type process struct {
 	cmd    *exec.Cmd
 	output string        // file; a pipe would be held open by children that outlive the process
 	done   chan struct{} // closed once the process has ended
-	err    error         // how it ended, after done
 }
 
 // starts is asked to start processes on the one thread that lives as long as
@@ -71,7 +70,7 @@ func start(t *testing.T, name, program string, args []string, how ...func(*exec.
 		t.Fatalf("start %s: %v", filepath.Base(program), err)
 	}
 	go func() {
-		p.err = p.cmd.Wait()
+		_ = p.cmd.Wait() // ProcessState tells how it ended
 		close(p.done)
 	}()
 	t.Cleanup(p.end)
@@ -88,7 +87,7 @@ func (p *process) said() string {
 func (p *process) end() {
 	p.stop()
 	if p.t.Failed() {
-		p.t.Logf("---- %s (%v) said:\n%s", p.name, p.err, lastLines(p.said(), 80))
+		p.t.Logf("---- %s (%s) said:\n%s", p.name, p.cmd.ProcessState, lastLines(p.said(), 80))
 	}
 }
 
@@ -126,13 +125,13 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// running reports whether the process has not ended.
-func (p *process) running() bool {
+// alive returns nil while the process runs, then how it ended.
+func (p *process) alive() error {
 	select {
 	case <-p.done:
-		return false
+		return fmt.Errorf("%s has ended: %s", p.name, p.cmd.ProcessState)
 	default:
-		return true
+		return nil
 	}
 }
 

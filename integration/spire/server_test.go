@@ -101,8 +101,8 @@ func (s *server) start() {
 	s.t.Helper()
 	s.process = start(s.t, "spire-server "+s.td.Name(), filepath.Join(tools, "spire-server"), []string{"run", "-config", s.conf()})
 	eventually(s.t, soon, "spire-server answers", func() error {
-		if !s.running() {
-			return fmt.Errorf("it has ended: %v", s.err)
+		if err := s.alive(); err != nil {
+			return err
 		}
 		if _, err := bundlev1.NewBundleClient(s.conn).GetBundle(s.t.Context(), &bundlev1.GetBundleRequest{}, grpc.WaitForReady(false)); err != nil {
 			return err

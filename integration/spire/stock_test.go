@@ -58,8 +58,8 @@ func startStockAgent(t *testing.T, s *server, entries ...entry) (socket string) 
 	writeFile(t, conf, fmt.Sprintf(stockConf, dir, host, port, socket, s.td.Name(), token), 0o600)
 	p := start(t, "spire-agent", filepath.Join(tools, "spire-agent"), []string{"run", "-config", conf})
 	eventually(t, soon, "spire-agent is healthy", func() error {
-		if !p.running() {
-			return fmt.Errorf("it has ended: %v", p.err)
+		if err := p.alive(); err != nil {
+			return err
 		}
 		out, err := tell(t, filepath.Join(tools, "spire-agent"), "healthcheck", "-socketPath", socket)
 		if err != nil {
