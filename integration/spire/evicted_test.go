@@ -3,7 +3,6 @@
 package spire_test
 
 import (
-	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -40,12 +39,10 @@ func TestEvictedAndBanned(t *testing.T) {
 	})
 	eventually(t, soon, "a caller is told", func() error { return s.inventory.tells("banned") })
 	s.inventory.says(soon, "spire-server agent evict")
-	eventually(t, ttl+soon, "the proxy has no identity left", func() error {
-		if err := call(s.orders.bind(toInventory), "inventory"); err == nil {
-			return errors.New("it is still let in")
-		}
-		return nil
+	s.inventory.becomes(ttl+soon, "the proxy has no identity left", func(st telemetry.Status) bool {
+		return strings.Contains(st.Proxy.Listeners[0].Problem, "expired")
 	})
+	refused(t, s.orders.bind(toInventory), s.service)
 	s.inventory.record(0, "refused for want of an identity", func(a telemetry.Access) bool {
 		return a.Outcome == "failure" && strings.Contains(a.Reason, "cannot present an identity")
 	})
