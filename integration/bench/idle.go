@@ -15,8 +15,9 @@ const (
 // measureIdle measures the memory of proxies by connection. Each measurement
 // has a fresh process: what a connection once took is not given back by all.
 func measureIdle(ctx context.Context, b *bench) error {
-	return b.rounds(ctx, len(allProxies), func(side int) error {
-		p, err := b.startProxy(ctx, allProxies[side], false, tls.X25519)
+	kinds := b.proxies(allProxies)
+	return b.rounds(ctx, len(kinds), func(side int) error {
+		p, err := b.startProxy(ctx, kinds[side], false, tls.X25519)
 		if err != nil {
 			return err
 		}
@@ -64,10 +65,10 @@ func (b *bench) holdIdle(ctx context.Context, p *proxy) error {
 	}
 	err = share(ctx, 16, len(conns), func(context.Context) error {
 		c := <-turns
-		if err := transfer(c, opSink, 128*kib); err != nil {
+		if err := transfer(c, opSink, 64*kib); err != nil {
 			return err
 		}
-		return transfer(c, opSource, 128*kib)
+		return transfer(c, opSource, 64*kib)
 	})
 	if err != nil {
 		return err

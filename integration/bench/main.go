@@ -43,6 +43,7 @@ func run() int {
 	flag.IntVar(&o.pairs, "pairs", 5, "rounds; the sides take turns in each")
 	flag.BoolVar(&o.quick, "quick", false, "one small round: does it work? The figures say little")
 	only := flag.String("only", "", "comma-separated rows to measure (left out: all): "+strings.Join(rowIDs(), ", "))
+	among := flag.String("sides", "", "comma-separated sides to measure (left out: all)")
 	flag.IntVar(&o.connections, "connections", 4000, "idle connections held")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -51,6 +52,9 @@ func run() int {
 	}
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
+	}
+	if *among != "" {
+		o.sides = strings.Split(*among, ",")
 	}
 	if err := o.check(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -75,6 +79,7 @@ type options struct {
 	pairs       int
 	quick       bool
 	only        []string // rows; nil: all
+	sides       []string // nil: all
 	connections int
 }
 
@@ -83,6 +88,11 @@ func (o *options) check() error {
 	for _, id := range o.only {
 		if !slices.Contains(rowIDs(), id) {
 			return fmt.Errorf("-only: no row %q; there are %s", id, strings.Join(rowIDs(), ", "))
+		}
+	}
+	for _, side := range o.sides {
+		if !slices.Contains(allSides, side) {
+			return fmt.Errorf("-sides: no side %q; there are %s", side, strings.Join(allSides, ", "))
 		}
 	}
 	if o.pairs < 1 {
@@ -110,12 +120,15 @@ func (o *options) check() error {
 }
 
 // full reports whether all is measured as the published table wants it.
-func (o *options) full() bool { return o.only == nil && !o.quick }
+func (o *options) full() bool { return o.only == nil && o.sides == nil && !o.quick }
 
 // wants reports whether one of rows is to be measured.
 func (o *options) wants(rows ...*row) bool {
 	return o.only == nil || slices.ContainsFunc(rows, func(r *row) bool { return slices.Contains(o.only, r.id) })
 }
+
+// measures reports whether a side is to be measured.
+func (o *options) measures(side string) bool { return o.sides == nil || slices.Contains(o.sides, side) }
 
 // bench is one run: what all experiments share.
 type bench struct {
@@ -174,7 +187,7 @@ func measure(ctx context.Context, o options) (err error) {
 		return nil
 	}
 	if !o.full() {
-		fmt.Fprintf(os.Stderr, "%s is left as it is: only a run of all rows without -quick writes it\n", o.out)
+		fmt.Fprintf(os.Stderr, "%s is left as it is: only a run of all rows and sides without -quick writes it\n", o.out)
 		return nil
 	}
 	return os.WriteFile(o.out, []byte(r.markdown()), 0o644)

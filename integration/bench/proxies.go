@@ -12,6 +12,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -172,6 +173,11 @@ func (p *proxy) ready(ctx context.Context) error {
 			return fmt.Errorf("does not serve: %w\n%s", err, p.said())
 		}
 	}
+}
+
+// proxies returns those of kinds that are to be measured.
+func (b *bench) proxies(kinds []*proxyKind) []*proxyKind {
+	return slices.DeleteFunc(slices.Clone(kinds), func(k *proxyKind) bool { return !b.measures(k.name) })
 }
 
 // startProxies starts one proxy of each kind. The function returned ends

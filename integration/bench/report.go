@@ -207,7 +207,7 @@ func (r *report) writeMachine(b *strings.Builder) {
 	fmt.Fprintf(b, "- Machine: %d cores (%s), %d GiB of memory, %s, %s; the harness was built with %s and took %.0f minutes.\n",
 		m.cores, cmp.Or(m.cpu, "unknown"), m.memory>>30, m.kernel, cmp.Or(m.system, "unknown system"), m.golang, math.Ceil(r.took.Minutes()))
 	var list []string
-	for _, side := range []string{ours, nginx, haproxy, ghostunnel, spireAgent} {
+	for _, side := range allSides {
 		if v := r.versions[side]; v != "" {
 			list = append(list, v)
 		}

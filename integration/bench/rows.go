@@ -28,6 +28,8 @@ const (
 	bestPeer = "best"
 )
 
+var allSides = []string{ours, nginx, haproxy, ghostunnel, spireAgent}
+
 // results are the values by row and side.
 type results map[string]map[string]series
 
@@ -91,7 +93,7 @@ var (
 	rowIdleAfterBulk = &row{
 		id: "idle-after-bulk", title: "idle connection after bulk", unit: "KiB",
 		target: target{bound: 24, absolute: true},
-		did:    "The same connections after 128 KiB each way on each, and 3 s of silence.",
+		did:    "The same connections after 64 KiB each way on each, and 3 s of silence.",
 	}
 )
 

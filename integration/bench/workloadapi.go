@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -15,9 +17,12 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// request is all that a client of FetchX509SVID sends at first. The Workload
-// API is gRPC, which is HTTP/2; a gRPC client would do the same at several
-// times the cost, on cores that the agent needs.
+// The Workload API is gRPC, which is HTTP/2 (RFC 9113). A gRPC client would
+// take the cores away from the agent that is measured, so this one does what
+// FetchX509SVID needs and nothing else.
+
+// request is all that the client sends at first: preface, settings, and a
+// call with an empty message.
 var request = func() []byte {
 	var headers bytes.Buffer
 	encode := hpack.NewEncoder(&headers)
@@ -33,7 +38,7 @@ var request = func() []byte {
 	for _, err := range []error{
 		f.WriteSettings(),
 		f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headers.Bytes(), EndHeaders: true}),
-		f.WriteData(1, true, make([]byte, 5)), // an empty message: not compressed, of no bytes
+		f.WriteData(1, true, make([]byte, 5)), // not compressed, of no bytes
 	} {
 		if err != nil {
 			panic(err) // cannot happen: the frames are constant and a bytes.Buffer takes all
@@ -41,6 +46,9 @@ var request = func() []byte {
 	}
 	return all.Bytes()
 }()
+
+// settingsAck is what the server's settings are answered with.
+var settingsAck = []byte{0, 0, 0, byte(http2.FrameSettings), byte(http2.FlagSettingsAck), 0, 0, 0, 0}
 
 // fetchX509SVID connects to a Workload API and waits for the first answer,
 // which has to hold an SVID. The stream stays open until the connection is
@@ -51,62 +59,103 @@ func fetchX509SVID(ctx context.Context, socket string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := firstAnswerOn(c); err != nil {
+	if err := awaitSVID(c); err != nil {
 		_ = c.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func firstAnswerOn(c net.Conn) error {
+// frameHead is the size of a frame's header, maxFrame that of the largest
+// body: we announced no other.
+const (
+	frameHead = 9
+	maxFrame  = 16 << 10
+)
+
+// answers are buffers for one connection's first frames.
+var answers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 2*maxFrame)) }}
+
+func awaitSVID(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return err
 	}
 	if _, err := c.Write(request); err != nil {
 		return err
 	}
-	f := http2.NewFramer(c, c)
-	f.SetReuseFrames()
-	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	in := answers.Get().(*bytes.Buffer)
+	defer func() { in.Reset(); answers.Put(in) }()
 	var message []byte
 	for {
-		frame, err := f.ReadFrame()
+		kind, flags, body, err := readFrame(c, in)
 		if err != nil {
 			return err
 		}
-		switch frame := frame.(type) {
-		case *http2.SettingsFrame:
-			if !frame.IsAck() {
-				err = f.WriteSettingsAck()
+		switch kind {
+		case http2.FrameSettings:
+			if !flags.Has(http2.FlagSettingsAck) {
+				if _, err := c.Write(settingsAck); err != nil {
+					return err
+				}
 			}
-		case *http2.PingFrame:
-			if !frame.IsAck() {
-				err = f.WritePing(true, frame.Data)
+		case http2.FrameHeaders:
+			if flags.Has(http2.FlagHeadersEndStream) {
+				return refused(body)
 			}
-		case *http2.MetaHeadersFrame:
-			if frame.StreamEnded() {
-				err = refused(frame)
-			}
-		case *http2.DataFrame:
-			message = append(message, frame.Data()...)
+		case http2.FrameData:
+			message = append(message, body...)
 			if len(message) >= 5 && len(message) >= 5+int(binary.BigEndian.Uint32(message[1:])) {
 				return holdsSVID(message[5:])
 			}
-		case *http2.RSTStreamFrame:
-			err = fmt.Errorf("the stream was reset: %s", frame.ErrCode)
-		case *http2.GoAwayFrame:
-			err = fmt.Errorf("the agent went away: %s", frame.ErrCode)
-		}
-		if err != nil {
-			return err
+		case http2.FrameRSTStream, http2.FrameGoAway:
+			return fmt.Errorf("the agent ended the call with %s %x", kind, body)
 		}
 	}
 }
 
-// refused says why a call ended.
-func refused(frame *http2.MetaHeadersFrame) error {
+// readFrame reads the next frame by way of in, in which later ones may have
+// come along. The body is good until the next call.
+func readFrame(c net.Conn, in *bytes.Buffer) (http2.FrameType, http2.Flags, []byte, error) {
+	if err := atLeast(c, in, frameHead); err != nil {
+		return 0, 0, nil, err
+	}
+	head := in.Next(frameHead)
+	kind, flags := http2.FrameType(head[3]), http2.Flags(head[4])
+	size := int(head[0])<<16 | int(head[1])<<8 | int(head[2])
+	if size > maxFrame {
+		return 0, 0, nil, fmt.Errorf("a frame of %d bytes", size)
+	}
+	if err := atLeast(c, in, size); err != nil {
+		return 0, 0, nil, err
+	}
+	return kind, flags, in.Next(size), nil
+}
+
+// atLeast reads until in holds n bytes.
+func atLeast(c net.Conn, in *bytes.Buffer, n int) error {
+	for in.Len() < n {
+		in.Grow(maxFrame)
+		got, err := c.Read(in.AvailableBuffer()[:maxFrame])
+		in.Write(in.AvailableBuffer()[:got])
+		if err != nil && in.Len() < n {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// refused says why a call ended. A server that refuses sends its status in
+// the first headers.
+func refused(block []byte) error {
+	fields, err := hpack.NewDecoder(4096, nil).DecodeFull(block)
+	if err != nil {
+		return fmt.Errorf("the agent refused: %w", err)
+	}
 	var status, message string
-	for _, h := range frame.Fields {
+	for _, h := range fields {
 		switch h.Name {
 		case "grpc-status":
 			status = h.Value
