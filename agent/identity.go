@@ -124,7 +124,7 @@ func (l *looper) attest(ctx context.Context) error {
 	result, err := l.client.Attest(ctx, trust, l.cfg.Node, csr)
 	if err != nil {
 		l.metrics.renewFailed.Inc()
-		err = l.denied(fmt.Errorf("attest node with %s: %w", l.cfg.Node.Type(), err))
+		err = l.denied(fmt.Errorf("%w (node attestor %s)", err, l.cfg.Node.Type()))
 		if l.refused(err) {
 			// The server knows this node and does not want it: what it was
 			// given before is not served on.

@@ -179,7 +179,11 @@ func (l *looper) failed(err error, pause time.Duration) {
 	l.repeats++
 	if text := err.Error(); text != l.problem {
 		l.problem, l.repeats = text, 0
-		l.log.Error("cannot go on yet, will try again", "error", err, "advice", spire.Advice(err), "next_try_in", pause)
+		args := []any{"error", err, "next_try_in", pause}
+		if advice := spire.Advice(err); advice != "" {
+			args = append(args, "advice", advice)
+		}
+		l.log.Error("cannot go on yet, will try again", args...)
 	} else if l.repeats%10 == 0 {
 		l.log.Error("still cannot go on", "error", err, "tries", l.repeats+1)
 	}

@@ -103,7 +103,7 @@ func (f *Files) load() {
 		}
 	}
 	if err != nil {
-		if f.trouble(err) {
+		if news, _ := f.trouble(err); news {
 			f.log.Warn("files are not good: the last good ones stay in force", "reason", err)
 		}
 		f.warnExpiry()

@@ -189,16 +189,16 @@ func (s *store) withdraw(why error) {
 }
 
 // trouble notes why what is held may be out of date, and reports whether that
-// is news.
-func (s *store) trouble(problem error) bool {
+// is news, and whether nothing has come yet that could be out of date.
+func (s *store) trouble(problem error) (news, waiting bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	news := s.problem != problem.Error()
+	news = s.problem != problem.Error()
 	s.problem = problem.Error()
 	if s.waiting {
 		s.err = problem
 	}
-	return news
+	return news, s.waiting
 }
 
 // settled notes that what is held is up to date.

@@ -345,6 +345,8 @@ func (l *listener) noteIdentity(id *Identity, err error, last *Identity) {
 	l.identityProblem = problem
 	l.mu.Unlock()
 	switch {
+	case err != nil && news && last == nil:
+		l.proxy.log.Info("listener waits for an identity and refuses connections until then", "listener", l.name, "reason", problem)
 	case err != nil && news:
 		l.proxy.log.Warn("listener has no identity: it refuses new connections", "listener", l.name, "reason", problem)
 	case err == nil && (news || last == nil || last.ID != id.ID):

@@ -125,7 +125,11 @@ func (w *WorkloadAPI) OnX509ContextWatchError(err error) {
 	if status.Code(err) == codes.PermissionDenied || emptyUpdate(err) {
 		w.withdraw(fmt.Errorf("the Workload API has no identity for this process: is there an entry whose selectors match it? (%w)", err))
 	}
-	if w.trouble(fmt.Errorf("workload API: %w", err)) {
+	news, first := w.trouble(fmt.Errorf("workload API: %w", err))
+	switch {
+	case news && first:
+		w.log.Info("waiting for the Workload API", "error", err)
+	case news:
 		w.log.Warn("no news from the Workload API", "error", err)
 	}
 }

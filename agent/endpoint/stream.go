@@ -90,6 +90,11 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 		view = unexpired(view, time.Now())
 		switch e.standing(view) {
 		case unsynced:
+			if sent != nil {
+				// The agent was banned or evicted. To a client, Unavailable
+				// would mean that what it has is still good.
+				return status.Errorf(codes.PermissionDenied, "what this process was given has been taken back: %v", s.agent.Unready())
+			}
 			return s.notReady(view)
 		case denied:
 			return s.deny(c, selectors, e, nil)

@@ -253,11 +253,11 @@ func TestNotReady(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// An agent that is banned stops serving, and says why.
+	// An agent that is banned takes back what it gave, and says why.
 	f.agent.setUnready(errors.New("the server banned this agent"))
 	f.agent.Apply(registry.Update{Wipe: true})
 	_, err = stream.Recv()
-	wantCode(t, err, codes.Unavailable, "banned")
+	wantCode(t, err, codes.PermissionDenied, "banned")
 }
 
 func TestCannotBeSigned(t *testing.T) {

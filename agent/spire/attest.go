@@ -64,7 +64,7 @@ func (c *Client) Attest(ctx context.Context, trust Trust, node attestor.Node, cs
 	}
 	attempt, err := node.Begin(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %s: %w", stepAttest, node.Type(), err)
+		return nil, fmt.Errorf("%s: %w", stepAttest, err)
 	}
 	defer attempt.Close() // nothing is read from it afterwards that an error could spoil
 

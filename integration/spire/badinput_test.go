@@ -70,7 +70,7 @@ func TestRefusedAgents(t *testing.T) {
 				cert, key, _ := newAuthority(t, "stranger").issue("stranger", "")
 				n.attestor = "x509pop: {certificate: " + cert + ", key: " + key + "}"
 			},
-			[]string{"attest node with x509pop", s.address, "server's log"},
+			[]string{"attest node", s.address, "server's log"},
 			[]string{"x509pop", s.address},
 		},
 	}

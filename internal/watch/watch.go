@@ -33,7 +33,8 @@ type Config struct {
 	Log     hclog.Logger
 }
 
-// Files calls Changed after each change, and every Poll, until ctx ends.
+// Files calls Changed once it watches (what changed before that nobody else
+// will tell), after each change, and every Poll, until ctx ends.
 func Files(ctx context.Context, c Config) {
 	if c.Poll <= 0 {
 		c.Poll = DefaultPoll
@@ -52,6 +53,7 @@ func Files(ctx context.Context, c Config) {
 		events, failures = watcher.Events, watcher.Errors
 	}
 	follow(watcher, c.Paths())
+	c.Changed()
 	poll := time.NewTicker(c.Poll)
 	defer poll.Stop()
 	quiet := time.NewTimer(time.Hour)
