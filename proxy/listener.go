@@ -531,6 +531,9 @@ func (l *listener) status() telemetry.ListenerStatus {
 	l.mu.Lock()
 	out.Problem = cmp.Or(l.acceptProblem, out.Problem)
 	l.mu.Unlock()
+	if l.proxy.Draining() {
+		out.Problem = "draining"
+	}
 	conns := l.proxy.table.of(l)
 	slices.SortFunc(conns, func(a, b *conn) int { return a.start.Compare(b.start) })
 	for _, c := range conns {

@@ -122,6 +122,7 @@ type Proxy struct {
 	instruments *instruments
 	table       *table
 	world       atomic.Pointer[world]
+	draining    atomic.Bool // Run's context has ended
 	dial        func(ctx context.Context, network, address string) (net.Conn, error)
 
 	applying sync.Mutex     // one Apply at a time
@@ -180,6 +181,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.mu.Unlock()
 
 	<-ctx.Done()
+	p.draining.Store(true)
 	p.applying.Lock() // an Apply that has begun ends first
 	p.mu.Lock()
 	p.stopped = true
@@ -200,6 +202,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.retired.Wait()
 	return nil
 }
+
+// Draining reports whether Run was told to end: no new connection is taken,
+// and Run returns when those that live are gone. Status says the same of every
+// listener, so that who asks for readiness sends nobody here any more.
+func (p *Proxy) Draining() bool { return p.draining.Load() }
 
 // Close gives back the sockets of a proxy that does not run.
 func (p *Proxy) Close() {

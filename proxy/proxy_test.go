@@ -396,8 +396,14 @@ func TestShutdownDrains(t *testing.T) {
 	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.svid("/orders"), ca)})
 	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
 	say(t, c, "hello")
+	if s := p.Status().Listeners[0]; p.Draining() || s.Problem != "" {
+		t.Errorf("while it serves: draining %v, status %+v", p.Draining(), s)
+	}
 	p.stop()
 	gone(t, c)
+	if s := p.Status().Listeners[0]; !p.Draining() || s.Problem != "draining" {
+		t.Errorf("after the end was asked for: draining %v, status %+v", p.Draining(), s)
+	}
 	if a := p.next(); a.Closed != "drain" || a.Reason != "the proxy is shutting down" || a.Outcome != "success" {
 		t.Errorf("access record %+v", a)
 	}
