@@ -177,16 +177,30 @@ func (l *looper) failed(err error, pause time.Duration) {
 	}
 	l.land(err)
 	l.repeats++
+	what := "cannot go on yet, will try again"
+	if l.Unready() == nil {
+		what = "cannot sync or sign now, will try again; what workloads have is served on"
+	}
 	if text := err.Error(); text != l.problem {
 		l.problem, l.repeats = text, 0
 		args := []any{"error", err, "next_try_in", pause}
-		if advice := spire.Advice(err); advice != "" {
+		if advice := l.advice(err); advice != "" {
 			args = append(args, "advice", advice)
 		}
-		l.log.Error("cannot go on yet, will try again", args...)
+		l.log.Error(what, args...)
 	} else if l.repeats%10 == 0 {
-		l.log.Error("still cannot go on", "error", err, "tries", l.repeats+1)
+		l.log.Error("still: "+what, "error", err, "tries", l.repeats+1)
 	}
+}
+
+// advice says what a person can do about a failure.
+func (l *looper) advice(err error) string {
+	if errors.Is(err, spire.ErrUnknownAuthority) && len(l.self.state.Bundle) > 0 {
+		return fmt.Sprintf("the bundle saved in %s is not the server's any more, and the file that agent.server.bundle names is read on first contact only: "+
+			"if the server was set up anew, stop the agent, remove %s and give it a new join token or certificate; if not, something else answers at %s",
+			l.dir.path, l.dir.path, l.cfg.Server)
+	}
+	return spire.Advice(err)
 }
 
 // worked is failed's opposite: the server answered and all is well.

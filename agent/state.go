@@ -53,7 +53,7 @@ type dataDir struct {
 // lease. The lease ends with the process, however it ends.
 func openDataDir(path string) (*dataDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("make data_dir: %w", err)
+		return nil, fmt.Errorf("make data_dir: %w; set data_dir to a directory that the agent's user can make", err)
 	}
 	info, err := os.Stat(path)
 	if err != nil {

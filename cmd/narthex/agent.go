@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"time"
 
@@ -43,7 +42,7 @@ because the server is away: it answers callers with the reason, and tries again.
 		if err := c.ForAgent(); err != nil {
 			return err
 		}
-		ctx, hangups, stop := untilSignal(cmd.Context())
+		ctx, hangups, stop := untilSignal(cmd.Context(), nil)
 		defer stop()
 		return runAgent(ctx, c, *half, hangups)
 	}
@@ -60,7 +59,12 @@ func hide(cmd *cobra.Command, flag string) {
 func runAgent(parent context.Context, c *config.Config, half bool, hangups <-chan os.Signal) error {
 	log := newLogger("narthex.agent", c.Log)
 	warn(log, c)
-	sockets, err := inheritedSockets()
+	files, err := takeInherited()
+	if err != nil {
+		return err
+	}
+	defer files.close()
+	private, err := files.listener(statusSocketName)
 	if err != nil {
 		return err
 	}
@@ -77,7 +81,7 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 			return telemetry.Status{Version: version, Started: started, TrustDomain: c.TrustDomain.Name(), Agent: a.Status()}
 		},
 		Ready:   a.Unready,
-		Private: sockets[statusSocketName],
+		Private: private,
 		Log:     log.Named("telemetry"),
 	}
 	if !half {
@@ -192,12 +196,5 @@ func readBundle(path string) ([]*x509.Certificate, error) {
 func warn(log hclog.Logger, c *config.Config) {
 	for _, w := range c.Warnings {
 		log.Warn(w.Error())
-	}
-}
-
-// closeSockets closes what was inherited and not used.
-func closeSockets(sockets map[string]net.Listener) {
-	for _, l := range sockets {
-		_ = l.Close()
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -19,17 +21,32 @@ func newCheck() *cobra.Command {
 		Long: `Reads narthex.yaml and every rule file it names, and prints what is wrong with
 its file, line and column. Errors keep Narthex from starting; warnings do not.
 Exit status: 0 when nothing was found, 1 with findings, 2 for a call that
-cannot be made sense of.`,
-		Example: `  narthex check -c /etc/narthex/narthex.yaml
+cannot be made sense of. --level error lets warnings pass, as one rule file for
+many nodes has them by its nature.`,
+		Example: `  narthex check -c /etc/narthex/narthex.yaml --host
+  narthex check -c narthex.yaml --level error && narthex run -c narthex.yaml
   narthex check -c narthex.yaml --format json`,
 	}
 	path := configFlag(cmd)
 	format := cmd.Flags().String("format", "text", "text or json")
+	level := cmd.Flags().String("level", "warning", "the least finding that counts and is shown: warning or error")
+	host := cmd.Flags().Bool("host", false, "look at this host too: are the files there and readable, is there such a user?")
+	completeWords(cmd, "format", "text", "json")
+	completeWords(cmd, "level", "warning", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *format != "text" && *format != "json" {
 			return usageError{fmt.Errorf("--format %q: want text or json", *format)}
 		}
+		if *level != "warning" && *level != "error" {
+			return usageError{fmt.Errorf("--level %q: want warning or error", *level)}
+		}
 		findings, summary := checkFiles(*path)
+		if *host {
+			findings = append(findings, checkHost(*path)...)
+		}
+		if *level == "error" {
+			findings = slices.DeleteFunc(findings, func(f checkFinding) bool { return f.Level != "error" })
+		}
 		if err := printFindings(cmd.OutOrStdout(), findings, summary, *format); err != nil {
 			return err
 		}
@@ -87,11 +104,72 @@ func checkFiles(path string) (findings []checkFinding, summary string) {
 			})
 		}
 	}
-	summary = fmt.Sprintf("%d listeners, %d rules in %d files", len(c.Proxy.Listeners), rules.Rules(), len(files))
+	summary = fmt.Sprintf("%s, %s in %s", count(len(c.Proxy.Listeners), "listener"), count(rules.Rules(), "rule"), count(len(files), "file"))
 	if c.HasAgent() {
 		summary = "agent, " + summary
 	}
 	return findings, summary
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// checkHost looks for what a configuration needs of the host it runs on.
+func checkHost(path string) (findings []checkFinding) {
+	c, err := config.Load(path)
+	if err != nil {
+		return nil // said by checkFiles
+	}
+	report := func(key string, err error) {
+		findings = append(findings, checkFinding{Level: "error", File: path, Text: fmt.Sprintf("%s: %v", key, err)})
+	}
+	readable := func(key string, file config.File) {
+		if file == "" {
+			return
+		}
+		f, err := os.Open(string(file))
+		if err != nil {
+			report(key, err)
+			return
+		}
+		defer f.Close()
+		if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
+			report(key, fmt.Errorf("%s is not a plain file", file))
+		}
+	}
+	if a := c.Agent; a != nil {
+		if a.Server.Bundle != nil {
+			readable("agent.server.bundle.file", a.Server.Bundle.File)
+		}
+		if t := a.NodeAttestor.JoinToken; t != nil {
+			readable("agent.node_attestor.join_token.token_file", t.TokenFile)
+		}
+		if x := a.NodeAttestor.X509PoP; x != nil {
+			readable("agent.node_attestor.x509pop.key", x.Key)
+			readable("agent.node_attestor.x509pop.certificate", x.Certificate)
+			readable("agent.node_attestor.x509pop.intermediates", x.Intermediates)
+		}
+	}
+	if p := c.Proxy; p != nil {
+		if p.User != "" {
+			if _, err := lookupAccount(p.User); err != nil {
+				report("proxy.user", err)
+			}
+		}
+		if f := p.Files; f != nil {
+			readable("proxy.files.cert", f.Cert)
+			readable("proxy.files.key", f.Key)
+			readable("proxy.files.bundle", f.Bundle)
+			for td, file := range f.Bundles {
+				readable("proxy.files.bundles."+td.Name(), file)
+			}
+		}
+	}
+	return findings
 }
 
 func hasListener(c *config.Config, name string) bool {

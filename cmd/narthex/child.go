@@ -20,20 +20,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketsEnv hands listening sockets to a child: "name=fd,name=fd".
-const socketsEnv = "NARTHEX_SOCKETS"
+// filesEnv hands descriptors to a child: "name=fd,name=fd".
+const filesEnv = "NARTHEX_FILES"
+
+// Names of inherited files that are no listener's socket: no listener can
+// have them.
+const (
+	statusSocketName    = "@status"      // where the agent shows its figures to the proxy, which shows both
+	statusPeerName      = "@status-peer" // how the proxy reaches it
+	telemetrySocketName = "@telemetry"   // telemetry.listen
+)
 
 // child is one process of `narthex run` or `narthex demo`: this binary again,
 // with one command.
 type child struct {
-	name    string
-	binary  string // path of the executable; empty: this one
-	args    []string
-	user    *account // whom it becomes; nil: stays who we are
-	low     bool     // may bind ports below 1024 though it is not root
-	sockets map[string]*os.File
-	stdout  io.Writer // default: ours
-	stderr  io.Writer // default: ours
+	name   string
+	binary string // path of the executable; empty: this one
+	args   []string
+	user   *account            // whom it becomes; nil: stays who we are
+	low    bool                // may bind ports below 1024 though it is not root
+	files  map[string]*os.File // handed down, by name
+	stdout io.Writer           // default: ours
+	stderr io.Writer           // default: ours
 }
 
 // account is a user a child can become.
@@ -118,19 +126,22 @@ func (c *child) command() (*exec.Cmd, func(), error) {
 		}
 	}
 	var names []string
-	for name, f := range c.sockets {
+	for name, f := range c.files {
 		names = append(names, fmt.Sprintf("%s=%d", name, 3+len(cmd.ExtraFiles)))
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
 	if len(names) > 0 {
-		cmd.Env = append(cmd.Env, socketsEnv+"="+strings.Join(names, ","))
+		cmd.Env = append(cmd.Env, filesEnv+"="+strings.Join(names, ","))
 	}
 	return cmd, func() { _ = image.Close() }, nil
 }
 
+// killAfter is how long a child that was asked a second time may take to end.
+const killAfter = 5 * time.Second
+
 // run starts the child and waits for it. When ctx ends it is asked to end
-// (SIGTERM), and killed when kill ends too. Signals sent to hangup are passed
-// on.
+// (SIGTERM); when kill ends it is asked to end at once (SIGTERM again), and
+// killed when it does not. Signals sent to hangup are passed on.
 func (c *child) run(ctx, kill context.Context, hangup <-chan struct{}) error {
 	// The kernel sends Pdeathsig when the thread that started the child ends,
 	// so this goroutine keeps its thread until the child is gone.
@@ -158,7 +169,12 @@ func (c *child) run(ctx, kill context.Context, hangup <-chan struct{}) error {
 				_ = cmd.Process.Signal(syscall.SIGTERM)
 				ending = nil
 			case <-kill.Done():
-				_ = cmd.Process.Kill()
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+				select {
+				case <-exited:
+				case <-time.After(killAfter):
+					_ = cmd.Process.Kill()
+				}
 				return
 			}
 		}
@@ -209,29 +225,57 @@ func (c *child) keepRunning(ctx, kill context.Context, hangup <-chan struct{}, l
 	}
 }
 
-// inheritedSockets returns the listening sockets that the parent handed down,
-// by name. Their descriptors are not handed down further.
-func inheritedSockets() (map[string]net.Listener, error) {
-	value, ok := os.LookupEnv(socketsEnv)
+// inherited are the descriptors that the parent handed down, by name.
+type inherited map[string]*os.File
+
+// takeInherited returns them. They are not handed down further.
+func takeInherited() (inherited, error) {
+	value, ok := os.LookupEnv(filesEnv)
 	if !ok {
 		return nil, nil
 	}
-	_ = os.Unsetenv(socketsEnv)
-	sockets := map[string]net.Listener{}
+	_ = os.Unsetenv(filesEnv)
+	files := inherited{}
 	for _, item := range strings.Split(value, ",") {
 		name, fd, ok := strings.Cut(item, "=")
 		n, err := strconv.Atoi(fd)
 		if !ok || err != nil || n < 3 {
-			return nil, fmt.Errorf("%s: %q is not name=descriptor", socketsEnv, item)
+			return nil, fmt.Errorf("%s: %q is not name=descriptor", filesEnv, item)
 		}
 		unix.CloseOnExec(n)
-		f := os.NewFile(uintptr(n), name)
-		l, err := net.FileListener(f)
-		_ = f.Close()
-		if err != nil {
-			return nil, fmt.Errorf("%s: take over socket %s: %w", socketsEnv, name, err)
-		}
-		sockets[name] = l
+		files[name] = os.NewFile(uintptr(n), name)
 	}
-	return sockets, nil
+	return files, nil
+}
+
+// listener returns the listening socket of that name, or nil where there is
+// none.
+func (in inherited) listener(name string) (net.Listener, error) {
+	f, ok := in[name]
+	if !ok {
+		return nil, nil
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("take over socket %s: %w", name, err)
+	}
+	delete(in, name)
+	return l, f.Close()
+}
+
+// path returns a path that leads to the file of that name for as long as it
+// is open, or "".
+func (in inherited) path(name string) string {
+	f, ok := in[name]
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+}
+
+// close closes what was inherited and not taken over.
+func (in inherited) close() {
+	for _, f := range in {
+		_ = f.Close()
+	}
 }

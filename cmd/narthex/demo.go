@@ -46,7 +46,7 @@ no rule allows, is refused. Nothing is left behind when it ends.`,
 	}
 	once := cmd.Flags().Bool("once", false, "end after the first allowed and the first refused call")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		ctx, _, stop := untilSignal(cmd.Context())
+		ctx, _, stop := untilSignal(cmd.Context(), nil)
 		defer stop()
 		d := &demo{out: cmd.OutOrStdout(), started: time.Now(), page: demoPage}
 		err := d.run(ctx, *once)
@@ -69,7 +69,7 @@ type demo struct {
 	inventory *inventoryService
 	records   *recordings
 
-	status  *os.File                    // where the agent shows its figures to inventory's proxy
+	status  [2]*os.File                 // where the agent shows its figures, and how inventory's proxy reaches them
 	sockets map[string]*net.TCPListener // kept open until the children have them
 }
 
@@ -147,7 +147,7 @@ func (d *demo) prepare() error {
 			d.sockets[name] = l
 		}
 		d.page = d.sockets[telemetrySocketName].Addr().String()
-		if d.status, err = listenPrivate(d.path("agent-status.sock")); err != nil {
+		if d.status[0], d.status[1], err = privateSocket(nil); err != nil {
 			return err
 		}
 		d.inventory, err = newInventoryService(d.path("inventory.sock"))
@@ -328,8 +328,8 @@ func (d *demo) addr(socket string) string { return d.sockets[socket].Addr().Stri
 func (d *demo) children() []*child {
 	list := []*child{{
 		name: "agent", args: []string{"agent", "-c", d.path("agent.yaml"), "--half"},
-		sockets: map[string]*os.File{statusSocketName: d.status},
-		stderr:  d.logFile("agent"),
+		files:  map[string]*os.File{statusSocketName: d.status[0]},
+		stderr: d.logFile("agent"),
 	}}
 	for _, service := range demoServices {
 		listener := service + "-to-inventory"
@@ -338,14 +338,14 @@ func (d *demo) children() []*child {
 		}
 		c := &child{
 			name: service + "-proxy", binary: d.path(service + "-proxy"),
-			args:    []string{"proxy", "-c", d.path(service + ".yaml")},
-			sockets: map[string]*os.File{listener: d.file(listener)},
-			stdout:  &recorder{to: d.records},
-			stderr:  d.logFile(service + "-proxy"),
+			args:   []string{"proxy", "-c", d.path(service + ".yaml")},
+			files:  map[string]*os.File{listener: d.file(listener)},
+			stdout: &recorder{to: d.records},
+			stderr: d.logFile(service + "-proxy"),
 		}
 		if service == "inventory" {
-			c.args = append(c.args, "--other", d.path("agent-status.sock"))
-			c.sockets[telemetrySocketName] = d.file(telemetrySocketName)
+			c.files[statusPeerName] = d.status[1]
+			c.files[telemetrySocketName] = d.file(telemetrySocketName)
 		}
 		list = append(list, c)
 	}

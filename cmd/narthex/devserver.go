@@ -46,7 +46,7 @@ names; with them an agent can attest. SIGHUP reads the entries again.`,
 		if err := writeDevFiles(*out, server); err != nil {
 			return errors.Join(err, server.Close())
 		}
-		ctx, hangups, stop := untilSignal(cmd.Context())
+		ctx, hangups, stop := untilSignal(cmd.Context(), nil)
 		defer stop()
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(ctx) }()

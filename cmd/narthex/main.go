@@ -8,8 +8,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
+	"os/user"
 	"runtime"
 	"strings"
 	"syscall"
@@ -57,8 +59,21 @@ func execute() int {
 		fmt.Fprintf(os.Stderr, "narthex: %v\nSee `%s --help`.\n", err, cmd.CommandPath())
 		return exitUsage
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.CommandPath(), err)
+	fmt.Fprintf(os.Stderr, "%s: %v%s\n", cmd.CommandPath(), err, asWhom(err))
 	return exitFailure
+}
+
+// asWhom tells who it was that a file could not be opened by: under `narthex
+// run` as root that is not the user who reads the message.
+func asWhom(err error) string {
+	if !errors.Is(err, fs.ErrPermission) {
+		return ""
+	}
+	name := "?"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	return fmt.Sprintf("\nThis process runs as user %s (uid %d).", name, os.Geteuid())
 }
 
 func newRoot() *cobra.Command {
@@ -71,6 +86,7 @@ that rules name by SPIFFE ID.`,
 		Example: `  narthex demo                       see it work, without server, root or configuration
   narthex run -c narthex.yaml        agent and proxy of one host
   narthex check -c narthex.yaml      is this configuration good?`,
+		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -106,6 +122,13 @@ func newVersion() *cobra.Command {
 	}
 }
 
+// completeWords has the shell complete a flag's value from a list.
+func completeWords(cmd *cobra.Command, flag string, words ...string) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // a flag that is not there: a mistake in the program
+	}
+}
+
 // configFlag adds -c, which every command that reads narthex.yaml has.
 func configFlag(cmd *cobra.Command) *string {
 	path := cmd.Flags().StringP("config", "c", "", "the configuration file, narthex.yaml (required)")
@@ -131,9 +154,9 @@ func newLogger(name string, c config.Log) hclog.Logger {
 }
 
 // untilSignal returns a context that ends at the first SIGINT or SIGTERM, and
-// a channel that receives at each SIGHUP. A second SIGINT or SIGTERM ends the
-// process at once.
-func untilSignal(parent context.Context) (ctx context.Context, hangup <-chan os.Signal, stop func()) {
+// a channel that receives at each SIGHUP. A second SIGINT or SIGTERM calls
+// again, which is to end things at once; a nil again ends the process.
+func untilSignal(parent context.Context, again func()) (ctx context.Context, hangup <-chan os.Signal, stop func()) {
 	ctx, cancel := context.WithCancel(parent)
 	ends := make(chan os.Signal, 2)
 	hups := make(chan os.Signal, 1)
@@ -150,7 +173,10 @@ func untilSignal(parent context.Context) (ctx context.Context, hangup <-chan os.
 		}
 		select {
 		case <-ends:
-			os.Exit(exitFailure)
+			if again == nil {
+				os.Exit(exitFailure)
+			}
+			again()
 		case <-over:
 		}
 	}()

@@ -36,8 +36,6 @@ touching what still passes; SIGTERM drains.`,
 		Example: `  narthex proxy -c /etc/narthex/narthex.yaml`,
 	}
 	path := configFlag(cmd)
-	other := cmd.Flags().String("other", "", "private socket of the agent's process, to show both as one (set by `narthex run`)")
-	hide(cmd, "other")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := config.Load(*path)
 		if err != nil {
@@ -46,71 +44,12 @@ touching what still passes; SIGTERM drains.`,
 		if err := c.ForProxy(); err != nil {
 			return err
 		}
-		ctx, hangups, stop := untilSignal(cmd.Context())
+		r := &proxyRunner{path: *path, config: c, log: newLogger("narthex.proxy", c.Log)}
+		ctx, hangups, stop := untilSignal(cmd.Context(), r.endNow)
 		defer stop()
-		return runProxy(ctx, c, *path, *other, hangups)
+		return r.run(ctx, hangups)
 	}
 	return cmd
-}
-
-func runProxy(parent context.Context, c *config.Config, path, other string, hangups <-chan os.Signal) (err error) {
-	log := newLogger("narthex.proxy", c.Log)
-	warn(log, c)
-	sockets, err := inheritedSockets()
-	if err != nil {
-		return err
-	}
-	accessOut, err := openAccessLog(c.AccessLog.Path)
-	if err != nil {
-		return err
-	}
-	defer accessOut.Close()
-	access, err := telemetry.NewAccessLog(accessOut, c.AccessLog.Format)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, access.Close()) }()
-
-	r := &proxyRunner{path: path, config: c, sockets: sockets, metrics: telemetry.NewMetrics(), access: access, log: log}
-	if err := r.open(); err != nil {
-		closeSockets(sockets)
-		return err
-	}
-	defer func() { err = errors.Join(err, r.source.Close()) }()
-
-	show := expose.Config{
-		Process: "proxy",
-		Metrics: r.metrics,
-		Status:  r.status,
-		Ready:   r.ready,
-		Listen:  string(c.Telemetry.Listen),
-		Socket:  sockets[telemetrySocketName],
-		Health:  string(c.Telemetry.Health),
-		Log:     log.Named("telemetry"),
-	}
-	if other != "" {
-		show.Other = &expose.Remote{Process: "agent", Socket: other}
-	}
-	figures, err := expose.Listen(show)
-	if err != nil {
-		r.proxy.Close()
-		return err
-	}
-	log.Info("proxy starts", "version", version, "source", c.Proxy.Source, "listeners", len(c.Proxy.Listeners), "rules", r.policy.Rules())
-
-	// Figures are shown until the last connection is gone.
-	serving, served := context.WithCancel(context.WithoutCancel(parent))
-	defer served()
-	g, ctx := errgroup.WithContext(parent)
-	g.Go(func() error {
-		defer served()
-		return r.proxy.Run(ctx)
-	})
-	g.Go(func() error { return figures.Serve(serving) })
-	g.Go(func() error { r.reloadWhenChanged(ctx, hangups); return nil })
-	err = g.Wait()
-	log.Info("proxy has ended")
-	return err
 }
 
 // proxyRunner is a proxy with the files it is made from.
@@ -120,15 +59,92 @@ type proxyRunner struct {
 	metrics *telemetry.Metrics
 	access  *telemetry.AccessLog
 	log     hclog.Logger
-
 	started time.Time
-	proxy   *proxy.Proxy
 	source  identitySource
 
 	mu      sync.Mutex // guards the following
+	proxy   *proxy.Proxy
 	config  *config.Config
 	policy  *policy.Policy
 	problem string // why the newest files are not in force
+}
+
+// run serves until ctx ends and the last connection is gone.
+func (r *proxyRunner) run(ctx context.Context, hangups <-chan os.Signal) (err error) {
+	c := r.config
+	warn(r.log, c)
+	files, err := takeInherited()
+	if err != nil {
+		return err
+	}
+	defer files.close()
+	out, err := openAccessLog(c.AccessLog.Path)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if r.access, err = telemetry.NewAccessLog(out, c.AccessLog.Format); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.access.Close()) }()
+	r.metrics = telemetry.NewMetrics()
+	if err := r.open(files); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.source.Close()) }()
+	figures, err := r.figures(files)
+	if err != nil {
+		r.proxy.Close()
+		return err
+	}
+	r.log.Info("proxy starts", "version", version, "source", c.Proxy.Source, "listeners", len(c.Proxy.Listeners), "rules", r.policy.Rules())
+
+	// Figures are shown until the last connection is gone.
+	serving, served := context.WithCancel(context.WithoutCancel(ctx))
+	defer served()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer served()
+		return r.proxy.Run(ctx)
+	})
+	g.Go(func() error { return figures.Serve(serving) })
+	g.Go(func() error { r.reloadWhenChanged(ctx, hangups); return nil })
+	err = g.Wait()
+	r.log.Info("proxy has ended")
+	return err
+}
+
+// endNow is for the second signal.
+func (r *proxyRunner) endNow() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.proxy == nil {
+		os.Exit(exitFailure)
+	}
+	r.proxy.EndNow()
+}
+
+// figures opens what shows the proxy's state, and the agent's with it where
+// they run as one.
+func (r *proxyRunner) figures(files inherited) (*expose.Server, error) {
+	socket, err := files.listener(telemetrySocketName)
+	if err != nil {
+		return nil, err
+	}
+	show := expose.Config{
+		Process: "proxy",
+		Metrics: r.metrics,
+		Status:  r.status,
+		Ready:   r.ready,
+		Listen:  string(r.config.Telemetry.Listen),
+		Socket:  socket,
+		Health:  string(r.config.Telemetry.Health),
+		Log:     r.log.Named("telemetry"),
+	}
+	if path := files.path(statusPeerName); path != "" {
+		show.Other = &expose.Remote{Process: "agent", Socket: path}
+	}
+	return expose.Listen(show)
 }
 
 // identitySource is what both sources of package proxy are.
@@ -137,9 +153,21 @@ type identitySource interface {
 	io.Closer
 }
 
-// open loads the policy, starts the source and binds the listeners.
-func (r *proxyRunner) open() error {
+// open loads the policy, starts the source and binds the listeners, those
+// apart whose sockets were handed down.
+func (r *proxyRunner) open(files inherited) error {
 	r.started = time.Now()
+	r.sockets = map[string]net.Listener{}
+	for i := range r.config.Proxy.Listeners {
+		name := r.config.Proxy.Listeners[i].Name
+		socket, err := files.listener(name)
+		if err != nil {
+			return err
+		}
+		if socket != nil {
+			r.sockets[name] = socket
+		}
+	}
 	rules, err := r.loadPolicy(r.config)
 	if err != nil {
 		return err
@@ -148,10 +176,13 @@ func (r *proxyRunner) open() error {
 	if r.source, err = newSource(r.config.Proxy, r.log.Named("identities")); err != nil {
 		return err
 	}
-	r.proxy, err = proxy.New(r.proxyConfig(r.config, rules))
+	p, err := proxy.New(r.proxyConfig(r.config, rules))
 	if err != nil {
 		return errors.Join(err, r.source.Close())
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.proxy = p
 	return nil
 }
 
@@ -361,7 +392,13 @@ func (r *proxyRunner) status() telemetry.Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p.Policy.Problem = r.problem
-	return telemetry.Status{Version: version, Started: r.started, TrustDomain: r.config.TrustDomain.Name(), Proxy: p}
+	domain := r.config.TrustDomain
+	if domain.IsZero() && len(p.Identities) > 0 { // a proxy alone takes it from its SVID
+		if id, err := spiffeid.FromString(p.Identities[0].SPIFFEID); err == nil {
+			domain = id.TrustDomain()
+		}
+	}
+	return telemetry.Status{Version: version, Started: r.started, TrustDomain: domain.Name(), Proxy: p}
 }
 
 // ready is nil when every listener can serve.

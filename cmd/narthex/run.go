@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/narthex-id/narthex/internal/config"
 )
@@ -47,19 +48,27 @@ func runHalves(parent context.Context, c *config.Config, path string) error {
 	if err != nil {
 		return err
 	}
-	private, status, err := statusSocket(u)
+	if u == nil && c.Proxy.User != "" {
+		log.Info("proxy.user is not used: only root can become another user", "user", c.Proxy.User)
+	}
+	status, peer, err := privateSocket(u)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(filepath.Dir(private))
 	defer status.Close()
+	defer peer.Close()
 
-	agent := &child{name: "agent", args: []string{"agent", "-c", path, "--half"}, sockets: map[string]*os.File{statusSocketName: status}}
-	proxy := &child{name: "proxy", args: []string{"proxy", "-c", path, "--other", private}, user: u, low: needsLowPort(c)}
+	agent := &child{name: "agent", args: []string{"agent", "-c", path, "--half"}, files: map[string]*os.File{statusSocketName: status}}
+	proxy := &child{name: "proxy", args: []string{"proxy", "-c", path}, user: u, low: needsLowPort(c), files: map[string]*os.File{statusPeerName: peer}}
 
-	ctx, hangups, stop := untilSignal(parent)
+	kill, killNow := context.WithCancel(context.WithoutCancel(parent))
+	defer killNow()
+	ctx, hangups, stop := untilSignal(parent, func() {
+		log.Warn("second signal: ending at once")
+		killNow()
+	})
 	defer stop()
-	return superviseHalves(ctx, parent, agent, proxy, hangups, log)
+	return superviseHalves(ctx, kill, agent, proxy, hangups, log)
 }
 
 func superviseHalves(ctx, kill context.Context, agent, proxy *child, hangups <-chan os.Signal, log hclog.Logger) error {
@@ -125,41 +134,39 @@ func proxyAccount(c *config.Config) (*account, error) {
 	return u, nil
 }
 
-// Names of inherited sockets that are no listener's: no listener can have
-// them. On the status socket the agent shows its figures to the proxy, which
-// shows both.
-const (
-	statusSocketName    = "@status"
-	telemetrySocketName = "@telemetry"
-)
-
-// statusSocket makes that socket, in a directory that only the proxy's user
-// can enter. It returns the socket's path and its listening descriptor.
-func statusSocket(u *account) (string, *os.File, error) {
-	dir, err := os.MkdirTemp("", "narthex-run-")
+// privateSocket makes a Unix socket that nobody can reach but a process that
+// is handed peer: its name is gone when this returns. The first file listens;
+// the second is what the user connects through.
+func privateSocket(u *account) (listen, peer *os.File, err error) {
+	dir, err := os.MkdirTemp("", "narthex-")
 	if err != nil {
-		return "", nil, fmt.Errorf("make a private directory: %w", err)
+		return nil, nil, fmt.Errorf("make a private directory: %w; set TMPDIR to a directory you can write", err)
 	}
-	path := filepath.Join(dir, "agent.sock")
-	f, err := listenPrivate(path)
-	if err == nil && u != nil {
-		err = errors.Join(os.Chown(path, int(u.uid), int(u.gid)), os.Chown(dir, int(u.uid), int(u.gid)))
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	path := filepath.Join(dir, "s")
+	if len(path) > 107 {
+		return nil, nil, fmt.Errorf("make a private socket: %s is longer than the 107 bytes a socket's path can have; set TMPDIR to a shorter one", path)
 	}
-	if err != nil {
-		return "", nil, errors.Join(fmt.Errorf("make the private status socket: %w", err), os.RemoveAll(dir))
-	}
-	return path, f, nil
-}
-
-// listenPrivate listens on a Unix socket for a child to accept on.
-func listenPrivate(path string) (*os.File, error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return nil, err
+		return nil, nil, fmt.Errorf("make a private socket: %w", err)
 	}
+	defer func() { _ = l.Close() }()
 	l.SetUnlinkOnClose(false)
-	f, err := l.File()
-	return f, errors.Join(err, l.Close())
+	if u != nil {
+		if err := os.Chown(path, int(u.uid), int(u.gid)); err != nil {
+			return nil, nil, fmt.Errorf("make a private socket: %w", err)
+		}
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a private socket: %w", err)
+	}
+	peer = os.NewFile(uintptr(fd), path)
+	if listen, err = l.File(); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make a private socket: %w", err), peer.Close())
+	}
+	return listen, peer, nil
 }
 
 // needsLowPort reports whether a listener binds a port below 1024.

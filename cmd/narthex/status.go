@@ -32,12 +32,13 @@ func newStatus() *cobra.Command {
 	}
 	ask := askFlags(cmd)
 	format := cmd.Flags().String("format", "text", "text or json")
+	completeWords(cmd, "format", "text", "json")
 	watch := cmd.Flags().Bool("watch", false, "show it again every two seconds")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *format != "text" && *format != "json" {
 			return usageError{fmt.Errorf("--format %q: want text or json", *format)}
 		}
-		ctx, _, stop := untilSignal(cmd.Context())
+		ctx, _, stop := untilSignal(cmd.Context(), nil)
 		defer stop()
 		for {
 			data, err := ask.get(ctx, "/api/v1/status")
@@ -120,6 +121,9 @@ func (a asker) get(ctx context.Context, path string) ([]byte, error) {
 		addr = net.JoinHostPort("127.0.0.1", port) // listening on all interfaces, asked on this one
 		host = addr
 	}
+	if _, _, err := net.SplitHostPort(addr); network == "tcp" && err != nil {
+		return nil, usageError{fmt.Errorf("address %q: want host:port or unix:/path", address)}
+	}
 	var dialer net.Dialer
 	client := &http.Client{
 		Timeout: 10 * time.Second,
@@ -148,9 +152,18 @@ func (a asker) get(ctx context.Context, path string) ([]byte, error) {
 		return nil, fmt.Errorf("ask %s: %w", address, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s%s: %s: %s", address, path, resp.Status, strings.TrimSpace(string(body)))
+		return nil, fmt.Errorf("%s%s: %s: %s", address, path, resp.Status, clip(strings.TrimSpace(string(body))))
 	}
 	return body, nil
+}
+
+// clip bounds what is shown of an answer that may be anybody's.
+func clip(s string) string {
+	const most = 300
+	if len(s) > most {
+		return s[:most] + " …"
+	}
+	return s
 }
 
 func printStatus(w io.Writer, data []byte, format string) error {
