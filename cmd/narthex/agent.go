@@ -57,6 +57,7 @@ func hide(cmd *cobra.Command, flag string) {
 }
 
 func runAgent(parent context.Context, c *config.Config, half bool, hangups <-chan os.Signal) error {
+	nameProcess("narthex-agent")
 	log := newLogger("narthex.agent", c.Log)
 	warn(log, c)
 	files, err := takeInherited()

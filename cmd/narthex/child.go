@@ -228,6 +228,12 @@ func (c *child) keepRunning(ctx, kill context.Context, hangup <-chan struct{}, l
 // inherited are the descriptors that the parent handed down, by name.
 type inherited map[string]*os.File
 
+// nameProcess gives this process the name that ps and pgrep show: a child runs
+// through a descriptor of its executable, whose number would be its name.
+func nameProcess(name string) {
+	_ = os.WriteFile("/proc/self/comm", []byte(name), 0) // at most 15 bytes; only for people
+}
+
 // takeInherited returns them. They are not handed down further.
 func takeInherited() (inherited, error) {
 	value, ok := os.LookupEnv(filesEnv)

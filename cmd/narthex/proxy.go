@@ -71,6 +71,7 @@ type proxyRunner struct {
 
 // run serves until ctx ends and the last connection is gone.
 func (r *proxyRunner) run(ctx context.Context, hangups <-chan os.Signal) (err error) {
+	nameProcess("narthex-proxy")
 	c := r.config
 	warn(r.log, c)
 	files, err := takeInherited()
