@@ -10,10 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -30,6 +33,9 @@ type FilesConfig struct {
 	Bundle  string                          // authorities of the SVID's own trust domain
 	Bundles map[spiffeid.TrustDomain]string // of other trust domains
 
+	// TrustDomain is the trust domain the SVID must be of. Zero: any.
+	TrustDomain spiffeid.TrustDomain
+
 	// Poll is how often the files are read whether or not a change was
 	// announced: file systems are there that announce none. Default
 	// watch.DefaultPoll.
@@ -40,7 +46,8 @@ type FilesConfig struct {
 // Files is a source of one identity from files. It reads them again when
 // they change, also through the symlink swaps of Kubernetes volumes. Files
 // that do not fit together (a certificate without its key yet, a PEM block
-// cut short) are never used: the last good ones serve on, with one log line,
+// cut short, an SVID of another authority than the bundle's, or one that has
+// expired) are never used: the last good ones serve on, with one log line,
 // until the rest has been written.
 type Files struct {
 	*store
@@ -52,6 +59,7 @@ type Files struct {
 	// The following belong to load, which never runs twice at once.
 	seen   [sha256.Size]byte // of what was last put in force
 	warned time.Time         // NotAfter of the SVID whose end was warned of
+	ended  time.Time         // NotAfter of the SVID that was said to have ended
 }
 
 const (
@@ -93,27 +101,51 @@ func (f *Files) paths() []string {
 	return paths
 }
 
+// material is what the files hold.
+type material struct {
+	cert        tls.Certificate
+	id          spiffeid.ID
+	authorities map[spiffeid.TrustDomain][]*x509.Certificate
+	sum         [sha256.Size]byte // tells one set of contents from another
+}
+
 // load reads the files and puts them in force when they are good and new.
 func (f *Files) load() {
-	cert, authorities, sum, err := f.read()
-	if err == nil && sum != f.seen {
-		if err = f.set([]hinted{{cert: cert}}, authorities); err == nil {
-			f.seen = sum
-			f.log.Info("files in force", "cert", f.config.Cert, "not_after", cert.Leaf.NotAfter.UTC())
+	m, err := f.read()
+	known := err == nil && m.sum == f.seen
+	if err == nil {
+		err = f.checkTime(m)
+	}
+	if err == nil && !known {
+		if err = f.set([]hinted{{cert: m.cert}}, m.authorities); err == nil {
+			f.seen = m.sum
+			f.log.Info("files in force", "cert", f.config.Cert, "spiffe_id", m.id, "not_after", m.cert.Leaf.NotAfter.UTC())
 		}
 	}
-	if err != nil {
-		if news, _ := f.trouble(err); news {
-			f.log.Warn("files are not good: the last good ones stay in force", "reason", err)
+	if err == nil {
+		f.settled()
+	} else if news, waiting := f.trouble(err); news && !known { // the end of what is in force is warnExpiry's to say
+		what := "files are not good: what was read before stays in force"
+		if waiting {
+			what = "files are not good: there is no identity, and connections are refused until they are"
 		}
-		f.warnExpiry()
-		return
+		f.log.Warn(what, "reason", err)
 	}
-	f.settled()
 	f.warnExpiry()
 }
 
-// warnExpiry warns once of an SVID that should have been renewed by now.
+// checkTime refuses a certificate that has ended: it would prove nothing to
+// anybody, and an older one may have longer to live.
+func (f *Files) checkTime(m *material) error {
+	end := m.cert.Leaf.NotAfter
+	if time.Now().After(end) {
+		return fmt.Errorf("proxy.files.cert %s: %w at %s; have it renewed", f.config.Cert, ErrExpired, end.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// warnExpiry warns once of an SVID that should have been renewed by now, and
+// once of one that has ended.
 func (f *Files) warnExpiry() {
 	f.mu.Lock()
 	ids := f.identities
@@ -123,76 +155,132 @@ func (f *Files) warnExpiry() {
 	}
 	leaf := ids[0].Certificate.Leaf
 	left := time.Until(leaf.NotAfter)
-	if f.warned.Equal(leaf.NotAfter) || left > leaf.NotAfter.Sub(leaf.NotBefore)/lateFactor {
-		return
+	pairs := []any{"cert", f.config.Cert, "spiffe_id", ids[0].ID, "not_after", leaf.NotAfter.UTC()}
+	switch {
+	case left <= 0 && !f.ended.Equal(leaf.NotAfter):
+		f.ended = leaf.NotAfter
+		f.log.Warn("the certificate has expired and was not renewed: new connections are refused", pairs...)
+	case left > 0 && left <= leaf.NotAfter.Sub(leaf.NotBefore)/lateFactor && !f.warned.Equal(leaf.NotAfter):
+		f.warned = leaf.NotAfter
+		f.log.Warn("the certificate file is about to expire and was not renewed", append(pairs, "left", left.Round(time.Second))...)
 	}
-	f.warned = leaf.NotAfter
-	f.log.Warn("the certificate file is about to expire and was not renewed", "cert", f.config.Cert, "spiffe_id", ids[0].ID, "not_after", leaf.NotAfter.UTC(), "left", left.Round(time.Second))
 }
 
-// read reads all files and checks that they fit together. The sum tells one
-// set of contents from another.
-func (f *Files) read() (cert tls.Certificate, authorities map[spiffeid.TrustDomain][]*x509.Certificate, sum [sha256.Size]byte, err error) {
+// read reads all files and checks that they fit together.
+func (f *Files) read() (*material, error) {
 	hash := sha256.New()
-	take := func(path string) ([]byte, error) {
+	take := func(key, path string) ([]byte, error) {
 		data, err := readPEM(path)
-		if err == nil {
-			one := sha256.Sum256(data) // of each file: where one ends matters
-			_, _ = hash.Write(one[:])  // never fails
+		if err != nil {
+			return nil, fmt.Errorf("%s %w", key, err)
 		}
-		return data, err
+		one := sha256.Sum256(data) // of each file: where one ends matters
+		_, _ = hash.Write(one[:])  // never fails
+		return data, nil
 	}
-	certPEM, err := take(f.config.Cert)
+	m := &material{authorities: map[spiffeid.TrustDomain][]*x509.Certificate{}}
+	certPEM, err := take("proxy.files.cert", f.config.Cert)
 	if err != nil {
-		return cert, nil, sum, err
+		return nil, err
 	}
-	keyPEM, err := take(f.config.Key)
+	keyPEM, err := take("proxy.files.key", f.config.Key)
 	if err != nil {
-		return cert, nil, sum, err
+		return nil, err
 	}
-	if cert, err = tls.X509KeyPair(certPEM, keyPEM); err != nil {
-		return cert, nil, sum, fmt.Errorf("%s and %s: %w", f.config.Cert, f.config.Key, err)
+	if err := f.pair(m, certPEM, keyPEM); err != nil {
+		return nil, err
 	}
-	id, err := checkLeaf(cert.Leaf)
-	if err != nil {
-		return cert, nil, sum, fmt.Errorf("%s: not an X.509-SVID: %w", f.config.Cert, err)
-	}
-	authorities = map[spiffeid.TrustDomain][]*x509.Certificate{}
-	bundles := map[spiffeid.TrustDomain]string{id.TrustDomain(): f.config.Bundle}
+	bundles := map[spiffeid.TrustDomain]string{m.id.TrustDomain(): f.config.Bundle}
 	for td, path := range f.config.Bundles {
-		if td == id.TrustDomain() {
-			return cert, nil, sum, fmt.Errorf("%s: %s is the SVID's own trust domain: its authorities belong into `bundle`", path, td)
+		if td == m.id.TrustDomain() {
+			return nil, fmt.Errorf("proxy.files.bundles %s: %s is the SVID's own trust domain: its authorities belong into `bundle`", path, td)
 		}
 		bundles[td] = path
 	}
 	for _, td := range slices.SortedFunc(maps.Keys(bundles), spiffeid.TrustDomain.Compare) {
-		data, err := take(bundles[td])
-		if err != nil {
-			return cert, nil, sum, err
+		key := "proxy.files.bundle"
+		if td != m.id.TrustDomain() {
+			key = fmt.Sprintf("proxy.files.bundles[%s]", td)
 		}
-		if authorities[td], err = parseAuthorities(data); err != nil {
-			return cert, nil, sum, fmt.Errorf("%s: %w", bundles[td], err)
+		data, err := take(key, bundles[td])
+		if err != nil {
+			return nil, err
+		}
+		if m.authorities[td], err = parseAuthorities(data); err != nil {
+			return nil, fmt.Errorf("%s %s: %w", key, bundles[td], err)
 		}
 	}
-	hash.Sum(sum[:0])
-	return cert, authorities, sum, nil
+	hash.Sum(m.sum[:0])
+	return m, f.checkChain(m)
+}
+
+// pair reads the certificate with its key, and whose it is.
+func (f *Files) pair(m *material, certPEM, keyPEM []byte) error {
+	if encryptedKey(keyPEM) {
+		return fmt.Errorf("proxy.files.key %s: the key is encrypted, and nobody is here to type its passphrase; write it without one (openssl pkey -in … -out …), mode 0600", f.config.Key)
+	}
+	var err error
+	if m.cert, err = tls.X509KeyPair(certPEM, keyPEM); err != nil {
+		return fmt.Errorf("proxy.files.cert %s, proxy.files.key %s: %s", f.config.Cert, f.config.Key, strings.TrimPrefix(err.Error(), "tls: "))
+	}
+	if m.id, err = checkLeaf(m.cert.Leaf); err != nil {
+		return fmt.Errorf("proxy.files.cert %s: not an X.509-SVID: %w", f.config.Cert, err)
+	}
+	if want := f.config.TrustDomain; !want.IsZero() && m.id.TrustDomain() != want {
+		return fmt.Errorf("proxy.files.cert %s: %s is not of the trust domain %s that trust_domain names", f.config.Cert, m.id, want)
+	}
+	return nil
+}
+
+// encryptedKey reports whether a key is kept under a passphrase: PKCS #8
+// (RFC 5958 §3), or the older PEM header (RFC 1421 §4.6.1.1).
+func encryptedKey(data []byte) bool {
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			return false
+		}
+		if block.Type == "ENCRYPTED PRIVATE KEY" || strings.HasSuffix(block.Headers["Proc-Type"], "ENCRYPTED") {
+			return true
+		}
+	}
+}
+
+// checkChain refuses a certificate that nobody who has this bundle would
+// believe. Its end is not asked for here: see checkTime.
+func (f *Files) checkChain(m *material) error {
+	chain := []*x509.Certificate{m.cert.Leaf}
+	for _, der := range m.cert.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("proxy.files.cert %s: parse an intermediate certificate: %w", f.config.Cert, err)
+		}
+		chain = append(chain, c)
+	}
+	at := time.Now()
+	if leaf := m.cert.Leaf; at.After(leaf.NotAfter) {
+		at = leaf.NotAfter
+	} else if at.Before(leaf.NotBefore) {
+		at = leaf.NotBefore
+	}
+	err := newTrust(m.authorities).domains[m.id.TrustDomain()].verify(chain, at)
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &unknown):
+		return fmt.Errorf("proxy.files.cert %s: the certificate does not chain to proxy.files.bundle %s: is it another CA's, or is an intermediate certificate missing after the leaf? (%w)", f.config.Cert, f.config.Bundle, err)
+	}
+	return fmt.Errorf("proxy.files.cert %s: the certificate does not stand under proxy.files.bundle %s: %w", f.config.Cert, f.config.Bundle, err)
 }
 
 // readPEM reads a file of bounded size whose PEM blocks are all whole. The
 // parsers skip a block that was cut short, and with it an intermediate or an
 // authority.
 func readPEM(path string) ([]byte, error) {
-	file, err := os.Open(path)
+	data, err := readPlain(path)
 	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = file.Close() }()
-	data, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxFileSize {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxFileSize)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	whole := 0
 	for rest := data; ; whole++ {
@@ -201,10 +289,40 @@ func readPEM(path string) ([]byte, error) {
 			break
 		}
 	}
-	if begun := bytes.Count(data, []byte("-----BEGIN ")); whole == 0 || begun != whole {
+	begun := bytes.Count(data, []byte("-----BEGIN "))
+	switch {
+	case len(bytes.TrimSpace(data)) == 0:
+		return nil, fmt.Errorf("%s: is empty", path)
+	case begun == 0:
+		return nil, fmt.Errorf("%s: holds no PEM block; is it DER? (openssl x509 -inform der, or openssl pkey -inform der, writes PEM)", path)
+	case begun != whole:
 		return nil, fmt.Errorf("%s: %d of %d PEM blocks are whole: is it still being written?", path, whole, begun)
 	}
 	return data, nil
+}
+
+// readPlain reads a plain file: what is none may never end, or be read once
+// only.
+func readPlain(path string) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would block
+	if err != nil {
+		var at *fs.PathError
+		if errors.As(err, &at) {
+			err = at.Err // the caller names the path
+		}
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	if info, err := file.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, errors.New("not a plain file")
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
+	if err == nil && len(data) > maxFileSize {
+		err = fmt.Errorf("larger than %d bytes", maxFileSize)
+	}
+	return data, err
 }
 
 func parseAuthorities(data []byte) ([]*x509.Certificate, error) {
@@ -221,7 +339,18 @@ func parseAuthorities(data []byte) ([]*x509.Certificate, error) {
 		if err != nil {
 			return nil, fmt.Errorf("parse authority: %w", err)
 		}
+		if !c.IsCA {
+			return nil, fmt.Errorf("certificate %d (%s) is no CA; a bundle holds the authorities that sign SVIDs, not the SVIDs", len(certs)+1, nameOf(c))
+		}
 		certs = append(certs, c)
 	}
 	return certs, nil
+}
+
+// nameOf names a certificate for a person: by its URI, or its subject.
+func nameOf(c *x509.Certificate) string {
+	if len(c.URIs) > 0 {
+		return c.URIs[0].String()
+	}
+	return c.Subject.String()
 }

@@ -3,12 +3,17 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -46,7 +51,8 @@ func openFiles(t *testing.T, dir string, poll time.Duration, others map[spiffeid
 	s := &fileSource{t: t, dir: dir, log: &lines{}}
 	f, err := NewFiles(FilesConfig{
 		Cert: dir + "/svid.pem", Key: dir + "/svid.key", Bundle: dir + "/bundle.pem", Bundles: others, Poll: poll,
-		Log: hclog.New(&hclog.LoggerOptions{Output: s.log}),
+		TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"),
+		Log:         hclog.New(&hclog.LoggerOptions{Output: s.log}),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -194,6 +200,9 @@ func TestFilesThatAreNotGood(t *testing.T) {
 	ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
 	good := ca.svid("/orders")
 	whole := append(certPEM(ca.cert.Raw), certPEM(newAuthority(t, "example.org").cert.Raw)...)
+	imposter, foreign := newAuthority(t, "example.org").svid("/orders"), partner.svid("/orders")
+	middle := ca.intermediate()
+	low := middle.svid("/orders")
 	noID := ca.svid("/x", func(c *x509.Certificate) { c.URIs = nil })
 	expired := ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	for _, test := range []struct {
@@ -205,11 +214,20 @@ func TestFilesThatAreNotGood(t *testing.T) {
 		{"good", certPEM(good.Certificate[0]), keyPEM(t, good), certPEM(partner.cert.Raw), whole, ""},
 		{"bundle cut short", certPEM(good.Certificate[0]), keyPEM(t, good), nil, whole[:len(whole)-40], "1 of 2 PEM blocks are whole: is it still being written?"},
 		{"chain cut short", append(certPEM(good.Certificate[0]), whole[:100]...), keyPEM(t, good), nil, whole, "1 of 2 PEM blocks are whole"},
-		{"empty key", certPEM(good.Certificate[0]), nil, nil, whole, "0 of 0 PEM blocks are whole"},
+		{"empty key", certPEM(good.Certificate[0]), nil, nil, whole, "svid.key: is empty"},
 		{"bundle of keys", certPEM(good.Certificate[0]), keyPEM(t, good), nil, keyPEM(t, good), "a bundle holds certificates, not \"PRIVATE KEY\""},
 		{"no SPIFFE ID", certPEM(noID.Certificate[0]), keyPEM(t, noID), nil, whole, "not an X.509-SVID"},
-		{"expired", certPEM(expired.Certificate[0]), keyPEM(t, expired), nil, whole, "own SVID expired at"},
-		{"federated bundle missing", certPEM(good.Certificate[0]), keyPEM(t, good), []byte("x"), whole, "0 of 0 PEM blocks are whole"},
+		{"expired", certPEM(expired.Certificate[0]), keyPEM(t, expired), nil, whole, "svid.pem: SVID expired at"},
+		{"federated bundle missing", certPEM(good.Certificate[0]), keyPEM(t, good), []byte("x"), whole, "proxy.files.bundles[partner.example] "},
+		{"DER", good.Certificate[0], keyPEM(t, good), nil, whole, "svid.pem: holds no PEM block; is it DER?"},
+		{"key under a passphrase", certPEM(good.Certificate[0]), pemBlock("ENCRYPTED PRIVATE KEY", nil), nil, whole, "proxy.files.key"},
+		{"key under a passphrase, as of old", certPEM(good.Certificate[0]), pemBlock("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED"}), nil, whole, "the key is encrypted"},
+		{"another CA's", certPEM(imposter.Certificate[0]), keyPEM(t, imposter), nil, whole, "is it another CA's, or is an intermediate"},
+		{"intermediate missing", certPEM(low.Certificate[0]), keyPEM(t, low), nil, whole, "the certificate does not chain to proxy.files.bundle"},
+		{"intermediate there", certPEM(low.Certificate[0], middle.cert.Raw), keyPEM(t, low), certPEM(partner.cert.Raw), whole, ""},
+		{"bundle of SVIDs", certPEM(good.Certificate[0]), keyPEM(t, good), nil, append(certPEM(ca.cert.Raw), certPEM(good.Certificate[0])...), "bundle.pem: certificate 2 (spiffe://example.org/orders) is no CA"},
+		{"federated bundle of SVIDs", certPEM(good.Certificate[0]), keyPEM(t, good), certPEM(good.Certificate[0]), whole, "partner.pem: certificate 1 "},
+		{"other trust domain", certPEM(foreign.Certificate[0]), keyPEM(t, foreign), nil, certPEM(partner.cert.Raw), "spiffe://partner.example/orders is not of the trust domain example.org that trust_domain names"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -233,9 +251,93 @@ func TestFilesThatAreNotGood(t *testing.T) {
 			}
 		})
 	}
+	if n := openFiles(t, t.TempDir(), time.Hour, nil).log.count("there is no identity, and connections are refused"); n != 1 {
+		t.Errorf("%d log lines of files that were never good, want one", n)
+	}
 	if _, err := NewFiles(FilesConfig{Cert: "a"}); err == nil {
 		t.Error("a source without key and bundle was taken")
 	}
+}
+
+func pemBlock(kind string, headers map[string]string) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Headers: headers, Bytes: []byte("opaque")})
+}
+
+// TestFilesThatWouldBlock reads what is no plain file: a FIFO nobody writes
+// to would hold the source for ever.
+func TestFilesThatWouldBlock(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mkfifo(dir+"/svid.pem", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openFiles(t, dir, time.Hour, nil)
+	if _, err := s.current(); err == nil || !strings.Contains(err.Error(), "proxy.files.cert "+dir+"/svid.pem: not a plain file") {
+		t.Errorf("a FIFO: %v", err)
+	}
+}
+
+// TestFilesKeepWhatLivesLonger: an expired certificate does not take the
+// place of one that is still good, and the end of that one is said once.
+func TestFilesKeepWhatLivesLonger(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	dir := t.TempDir()
+	put := func(cert tls.Certificate) {
+		write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
+		write(t, dir+"/svid.key", keyPEM(t, cert))
+	}
+	good := ca.svid("/orders")
+	put(good)
+	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	s := unwatched(t, dir)
+	s.load()
+	put(ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }))
+	s.load()
+	if id, err := s.current(); err != nil || !id.Certificate.Leaf.Equal(good.Leaf) {
+		t.Errorf("an expired certificate was put in force: %v, %v", id, err)
+	}
+	if s.log.count("what was read before stays in force") != 1 || s.log.count("about to expire") != 0 {
+		t.Errorf("log:\n%s", s.log.text.String())
+	}
+}
+
+// unwatched is a source whose files are read when the test says so.
+func unwatched(t *testing.T, dir string) *fileSource {
+	s := &fileSource{t: t, dir: dir, log: &lines{}}
+	s.Files = &Files{
+		store:  newStore("files", nil),
+		config: FilesConfig{Cert: dir + "/svid.pem", Key: dir + "/svid.key", Bundle: dir + "/bundle.pem"},
+		log:    hclog.New(&hclog.LoggerOptions{Output: s.log}),
+	}
+	return s
+}
+
+func TestFilesSayThatTheyHaveExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t, "example.org")
+		dir := t.TempDir()
+		cert := ca.svid("/orders")
+		write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
+		write(t, dir+"/svid.key", keyPEM(t, cert))
+		write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+		s := unwatched(t, dir)
+		s.load()
+		time.Sleep(55 * time.Minute)
+		s.load()
+		time.Sleep(time.Hour)
+		s.load()
+		s.load()
+		for what, want := range map[string]int{"about to expire and was not renewed": 1, "has expired and was not renewed": 1, "not good": 0} {
+			if n := s.log.count(what); n != want {
+				t.Errorf("%q %d times, want %d", what, n, want)
+			}
+		}
+		if _, err := s.current(); !errors.Is(err, ErrExpired) {
+			t.Errorf("an expired identity: %v", err)
+		}
+		if got := s.Report().Problem; !strings.Contains(got, "svid.pem: SVID expired at") {
+			t.Errorf("problem %q", got)
+		}
+	})
 }
 
 func TestFilesWarnOfExpiry(t *testing.T) {
