@@ -113,6 +113,32 @@ func TestFilesAreReadAgain(t *testing.T) {
 	s := openFiles(t, dir, time.Hour, nil) // what comes is announced
 	s.await(first.Leaf)
 
+	write(t, dir+"/svid.pem", certPEM(second.Certificate[0]))
+	write(t, dir+"/svid.key", keyPEM(t, second))
+	s.await(second.Leaf)
+
+	// Replaced by rename, as a careful writer does.
+	third := ca.svid("/orders")
+	write(t, dir+"/new.key", keyPEM(t, third))
+	write(t, dir+"/new.pem", certPEM(third.Certificate[0]))
+	for from, to := range map[string]string{"new.key": "svid.key", "new.pem": "svid.pem"} {
+		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.await(third.Leaf)
+}
+
+func TestFilesThatDoNotFitYet(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	dir := t.TempDir()
+	first, second := ca.svid("/orders"), ca.svid("/orders")
+	write(t, dir+"/svid.pem", certPEM(first.Certificate[0]))
+	write(t, dir+"/svid.key", keyPEM(t, first))
+	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	s := unwatched(t, dir)
+	s.load()
+
 	// A new certificate without its key yet: the last good pair serves on.
 	write(t, dir+"/svid.pem", certPEM(second.Certificate[0]))
 	s.load()
@@ -127,21 +153,11 @@ func TestFilesAreReadAgain(t *testing.T) {
 		t.Errorf("%d log lines, want one", n)
 	}
 	write(t, dir+"/svid.key", keyPEM(t, second))
+	s.load()
 	s.await(second.Leaf)
 	if got := s.Report(); got.Problem != "" || got.Source != "files" || len(got.Identities) != 1 {
 		t.Errorf("report %+v", got)
 	}
-
-	// Replaced by rename, as a careful writer does.
-	third := ca.svid("/orders")
-	write(t, dir+"/new.key", keyPEM(t, third))
-	write(t, dir+"/new.pem", certPEM(third.Certificate[0]))
-	for from, to := range map[string]string{"new.key": "svid.key", "new.pem": "svid.pem"} {
-		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.await(third.Leaf)
 }
 
 // TestFilesKubernetesSwap writes as the kubelet does: files are links into
