@@ -56,6 +56,7 @@ func newStage(t *testing.T, entries ...devserver.Entry) *stage {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	s := &stage{t: t, dir: dir}
 	s.startServer("127.0.0.1:0", entries...)
+	bundle := s.server.BundlePEM() // of later servers too: the CA is kept in dir
 	s.cfg = agent.Config{
 		TrustDomain:       td,
 		DataDir:           filepath.Join(dir, "data"),
@@ -67,7 +68,7 @@ func newStage(t *testing.T, entries ...devserver.Entry) *stage {
 		Socket:            filepath.Join(dir, "api.sock"),
 		Metrics:           telemetry.NewMetrics(),
 		Log:               hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Debug}),
-		BootstrapBundle:   func(context.Context) ([]*x509.Certificate, error) { return parsePEM(s.server.BundlePEM()) },
+		BootstrapBundle:   func(context.Context) ([]*x509.Certificate, error) { return parsePEM(bundle) },
 	}
 	return s
 }
