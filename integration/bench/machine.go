@@ -79,9 +79,18 @@ func (b *bench) version(ctx context.Context, side string) (string, error) {
 	case ours:
 		return firstLine(exec.CommandContext(ctx, b.narthex, "version"))
 	case nginx:
-		return firstLine(exec.CommandContext(ctx, "nginx", "-v"))
+		line, err := firstLine(exec.CommandContext(ctx, "nginx", "-v"))
+		return strings.Replace(strings.TrimPrefix(line, "nginx version: "), "/", " ", 1), err
 	case haproxy:
-		return firstLine(exec.CommandContext(ctx, "haproxy", "-v"))
+		line, err := firstLine(exec.CommandContext(ctx, "haproxy", "-v"))
+		fields := strings.Fields(line) // HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/
+		if err == nil && len(fields) < 3 {
+			err = fmt.Errorf("cannot read %q", line)
+		}
+		if err != nil {
+			return "", err
+		}
+		return "haproxy " + fields[2], nil
 	case ghostunnel:
 		return moduleVersion("NARTHEX_GHOSTUNNEL", "ghostunnel", "ghostunnel")
 	}

@@ -138,7 +138,7 @@ func (p *process) ended() error {
 	if p.running() {
 		return nil
 	}
-	return fmt.Errorf("%s has ended: %v\n%s", filepath.Base(p.cmd.Path), p.err, p.said())
+	return fmt.Errorf("%s has ended: %s\n%s", filepath.Base(p.cmd.Path), p.cmd.ProcessState, p.said())
 }
 
 // said returns the last lines of the process's output.

@@ -27,18 +27,9 @@ var throughputs = []throughput{
 	{row: rowHandshake, kinds: allProxies, curve: classical, units: 2000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
 	{row: rowHandshakeLogged, kinds: allProxies, curve: classical, logged: true, units: 2000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
 	{row: rowHandshakePQ, kinds: []*proxyKind{kindNarthex, kindGhostunnel}, curve: postQuantum, units: 2000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
-	{row: rowEcho, kinds: allProxies, curve: classical, units: 64_000, per: 1, each: time.Microsecond,
-		prepare: func(ctx context.Context, c client, n int) (func() error, func(), error) {
-			return c.echoes(ctx, 16, 128, n)
-		}},
-	{row: rowBulkUp, kinds: allProxies, curve: classical, units: gigabyte, per: gigabyte, each: time.Second,
-		prepare: func(ctx context.Context, c client, n int) (func() error, func(), error) {
-			return c.bulk(ctx, opSink, 4, uint64(n))
-		}},
-	{row: rowBulkDown, kinds: allProxies, curve: classical, units: gigabyte, per: gigabyte, each: time.Second,
-		prepare: func(ctx context.Context, c client, n int) (func() error, func(), error) {
-			return c.bulk(ctx, opSource, 4, uint64(n))
-		}},
+	{row: rowEcho, kinds: allProxies, curve: classical, units: 64_000, per: 1, each: time.Microsecond, prepare: prepareEchoes},
+	{row: rowBulkUp, kinds: allProxies, curve: classical, units: gigabyte, per: gigabyte, each: time.Second, prepare: prepareBulk(opSink)},
+	{row: rowBulkDown, kinds: allProxies, curve: classical, units: gigabyte, per: gigabyte, each: time.Second, prepare: prepareBulk(opSource)},
 }
 
 func classical(*proxyKind) tls.CurveID { return tls.X25519 }
@@ -53,6 +44,16 @@ func postQuantum(kind *proxyKind) tls.CurveID {
 
 func prepareHandshakes(ctx context.Context, c client, n int) (func() error, func(), error) {
 	return func() error { return c.handshakes(ctx, n) }, func() {}, nil
+}
+
+func prepareEchoes(ctx context.Context, c client, n int) (func() error, func(), error) {
+	return c.echoes(ctx, 16, 128, n)
+}
+
+func prepareBulk(op byte) func(context.Context, client, int) (func() error, func(), error) {
+	return func(ctx context.Context, c client, n int) (func() error, func(), error) {
+		return c.bulk(ctx, op, 4, uint64(n))
+	}
 }
 
 // run measures the row. The proxies run side by side and work one after the

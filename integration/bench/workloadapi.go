@@ -27,8 +27,13 @@ var request = func() []byte {
 	var headers bytes.Buffer
 	encode := hpack.NewEncoder(&headers)
 	for _, f := range [][2]string{
-		{":method", "POST"}, {":scheme", "http"}, {":path", "/SpiffeWorkloadAPI/FetchX509SVID"}, {":authority", "localhost"},
-		{"content-type", "application/grpc"}, {"te", "trailers"}, {"workload.spiffe.io", "true"},
+		{":method", "POST"},
+		{":scheme", "http"},
+		{":path", "/SpiffeWorkloadAPI/FetchX509SVID"},
+		{":authority", "localhost"},
+		{"content-type", "application/grpc"},
+		{"te", "trailers"},
+		{"workload.spiffe.io", "true"},
 	} {
 		_ = encode.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}) // a bytes.Buffer takes all
 	}
@@ -138,7 +143,7 @@ func atLeast(c net.Conn, in *bytes.Buffer, n int) error {
 		got, err := c.Read(in.AvailableBuffer()[:maxFrame])
 		in.Write(in.AvailableBuffer()[:got])
 		if err != nil && in.Len() < n {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return err
