@@ -94,7 +94,7 @@ func (c *compiler) pattern(p Pattern) uint32 {
 
 // rule stores one rule under all its pairs.
 func (c *compiler) rule(number uint32, r *rule) {
-	from, to := c.side(&r.from, sideFrom), c.side(&r.to, sideTo)
+	from, to := c.side(&r.from), c.side(&r.to)
 	if len(from)*len(to) > maxPairs {
 		if len(from) >= len(to) || len(from) > maxPairs {
 			from = c.list(from, sideFrom)
@@ -140,7 +140,7 @@ func (c *compiler) pair(key pairKey, number uint32, r *rule) {
 }
 
 // side returns the atoms of one side of a rule, each once.
-func (c *compiler) side(s *subjects, where side) []uint32 {
+func (c *compiler) side(s *subjects) []uint32 {
 	if !s.given {
 		return []uint32{atomAnyone}
 	}

@@ -119,7 +119,8 @@ func TestUnreadable(t *testing.T) {
 		t.Error("no files are a policy")
 	}
 	_, err := Load(filepath.Join(dir, "none.yaml"), filepath.Join(dir, "nor.yaml"))
-	if !errors.Is(err, fs.ErrNotExist) || len(err.(Errors)) != 2 {
+	var all Errors
+	if !errors.Is(err, fs.ErrNotExist) || !errors.As(err, &all) || len(all) != 2 {
 		t.Errorf("%v, want both missing files", err)
 	}
 	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "a directory; name its files, or "+dir+"/*.yaml") {
@@ -321,7 +322,8 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%v, %v", p, err)
 		}
 		if err != nil {
-			if err.Error() == "" || len(err.(Errors)) > maxFindings+1 {
+			var all Errors
+			if err.Error() == "" || !errors.As(err, &all) || len(all) > maxFindings+1 {
 				t.Fatalf("error %q", err)
 			}
 			return

@@ -30,8 +30,20 @@ func TestSerials(t *testing.T) {
 		issuer, serial string
 		want           bool
 	}{
-		{"aabb", "1f", true}, {"AA:BB", "00:1F", true}, {"00aabb", "1F", true}, {"aab", "B1F", true}, {"1", "0", true}, {"1", "00", true},
-		{"aabb", "1f0", false}, {"aabb", "1", false}, {"aabb", "f", false}, {"aab", "1f", false}, {"", "1f", false}, {"aabb", "", false}, {"1", "1", false}, {"aabb1f", "1f", false},
+		{"aabb", "1f", true},
+		{"AA:BB", "00:1F", true},
+		{"00aabb", "1F", true},
+		{"aab", "B1F", true},
+		{"1", "0", true},
+		{"1", "00", true},
+		{"aabb", "1f0", false},
+		{"aabb", "1", false},
+		{"aabb", "f", false},
+		{"aab", "1f", false},
+		{"", "1f", false},
+		{"aabb", "", false},
+		{"1", "1", false},
+		{"aabb1f", "1f", false},
 	} {
 		if got := s.find(&Peer{Issuer: tt.issuer, Serial: tt.serial}) != nil; got != tt.want {
 			t.Errorf("%s of %s: %v, want %v", tt.serial, tt.issuer, got, tt.want)
