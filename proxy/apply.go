@@ -50,14 +50,50 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 		return Applied{}, err
 	}
 	applied := p.commit(c, plan)
-	if p.swapPolicy(c.Policy) || len(applied.Changed) > 0 { // a listener's new `expect` asks too
+	first := p.world.Load().generation == 0
+	swapped := p.swapPolicy(c.Policy)
+	if swapped || len(applied.Changed) > 0 { // a listener's new `expect` asks too
 		applied.Asked, applied.Closed = p.ask(p.table.of(nil))
 	}
 	applied.Generation = p.world.Load().generation
-	p.log.Info("configuration in force", "generation", applied.Generation, "rules", c.Policy.Rules(),
-		"added", strings.Join(applied.Added, ","), "changed", strings.Join(applied.Changed, ","), "removed", strings.Join(applied.Removed, ","),
-		"connections_asked", applied.Asked, "connections_closed", applied.Closed)
+	p.logApplied(&applied, c.Policy, first, swapped)
 	return applied, nil
+}
+
+// logApplied says what is other than before. The generation is that of the
+// rules: a change of listeners alone does not move it, and does not name it.
+func (p *Proxy) logApplied(a *Applied, rules *policy.Policy, first, swapped bool) {
+	listeners := len(a.Added)+len(a.Changed)+len(a.Removed) > 0
+	what := "configuration is as it was"
+	switch {
+	case first:
+		what = "configuration in force"
+	case swapped && listeners:
+		what = "rules and listeners changed"
+	case swapped:
+		what = "rules changed"
+	case listeners:
+		what = "listeners changed"
+	}
+	var pairs []any
+	if swapped {
+		pairs = append(pairs, "generation", a.Generation, "rules", rules.Rules())
+	}
+	for _, list := range []struct {
+		key   string
+		names []string
+	}{{"added", a.Added}, {"changed", a.Changed}, {"removed", a.Removed}} {
+		if len(list.names) > 0 {
+			pairs = append(pairs, list.key, strings.Join(list.names, ","))
+		}
+	}
+	if !first {
+		pairs = append(pairs, "connections_asked", a.Asked, "connections_closed", a.Closed)
+	}
+	p.log.Info(what, pairs...)
+	if swapped && rules.Allowing() == 0 {
+		p.log.Warn("no rule allows anything: every connection will be refused", "generation", a.Generation, "rules", rules.Rules(), "files", strings.Join(rules.Files(), ","))
+	}
 }
 
 // swapPolicy puts a policy in force, and reports whether it is another one.

@@ -286,13 +286,18 @@ func outbound(t testing.TB, name, target string, expect ...string) Listener {
 	t.Helper()
 	l := Listener{Name: name, Direction: policy.Outbound, Bind: "127.0.0.1:0", Target: target}
 	for _, e := range expect {
-		p, err := policy.ParsePattern(e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.Expect = append(l.Expect, p)
+		l.Expect = append(l.Expect, patternOf(t, e))
 	}
 	return l
+}
+
+func patternOf(t testing.TB, text string) policy.Pattern {
+	t.Helper()
+	p, err := policy.ParsePattern(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 func (r *running) addr(name string) string { return r.Addr(name).String() }
@@ -409,5 +414,37 @@ func TestShutdownDrains(t *testing.T) {
 	}
 	if _, err := p.Apply(p.config); !errors.Is(err, ErrStopped) {
 		t.Errorf("Apply after the end: %v", err)
+	}
+}
+
+// TestAppliedIsLogged holds what a person reads of a reload.
+func TestAppliedIsLogged(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	log := &lines{}
+	p := run(t, Config{
+		Listeners: []Listener{inbound("a", "127.0.0.1:1")}, Policy: rulesOf(t, allowWeb),
+		Identities: source(t, ca.svid("/orders"), ca), Log: hclog.New(&hclog.LoggerOptions{Output: log}),
+	})
+	c := p.config
+	for _, step := range []struct {
+		change func()
+		want   string
+	}{
+		{func() { c.Listeners = append(c.Listeners, inbound("b", "127.0.0.1:1")) }, "listeners changed: added=b connections_asked=0 connections_closed=0\n"},
+		{func() { c.Policy = rulesOf(t, allowAll) }, "rules changed: generation=2 rules=1 connections_asked=0 connections_closed=0\n"},
+		{func() { c.Policy, c.Listeners = rulesOf(t, allowWeb), c.Listeners[:1] }, "rules and listeners changed: generation=3 rules=1 removed=b connections_asked=0 connections_closed=0\n"},
+		{func() {}, "configuration is as it was: connections_asked=0 connections_closed=0\n"},
+		{func() { c.Policy = rulesOf(t, denyAll) }, "no rule allows anything: every connection will be refused: generation=4 rules=1 files=test.yaml\n"},
+	} {
+		step.change()
+		if _, err := p.Apply(c); err != nil {
+			t.Fatal(err)
+		}
+		if log.count(step.want) != 1 {
+			t.Errorf("want once %q in\n%s", step.want, log.text.String())
+		}
+	}
+	if n := log.count("no rule allows anything"); n != 1 || log.count("configuration in force: generation=1 rules=1 added=a\n") != 1 {
+		t.Errorf("log:\n%s", log.text.String())
 	}
 }

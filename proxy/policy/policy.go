@@ -188,6 +188,21 @@ func (p *Policy) Rules() int {
 	return len(p.rules)
 }
 
+// Allowing returns the number of rules that allow. A policy without any
+// refuses everything.
+func (p *Policy) Allowing() int {
+	if p == nil {
+		return 0
+	}
+	n := 0
+	for i := range p.rules {
+		if p.rules[i].allow {
+			n++
+		}
+	}
+	return n
+}
+
 // Files returns the names of the files the policy was read from, sorted.
 func (p *Policy) Files() []string {
 	if p == nil {
