@@ -181,9 +181,9 @@ func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) erro
 			c.l.handshaked("timeout")
 			return refuse("refused", "%s", ended.why)
 		}
-		result, why := explainHandshake(err)
+		result, why := explainHandshake(err, s.Direction)
 		c.l.handshaked(result)
-		return &handshakeError{refusal{"refused", why}, err, result == "closed"}
+		return &handshakeError{refusal{"refused", why}, err, result == "closed" && s.Direction == policy.Inbound}
 	}
 	c.l.meters.handshake.Since(begin)
 	c.l.handshaked("ok")

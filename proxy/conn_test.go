@@ -13,6 +13,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 func TestBadClients(t *testing.T) {
@@ -160,7 +164,7 @@ func TestOutboundPeerMustBeExpected(t *testing.T) {
 		reason, to  string
 		early       bool // refused before the proxy shows its certificate in TLS 1.3
 	}{
-		{"not expected", allowAll, ca.svid("/orders"), "valid, but not who `expect` names", "spiffe://example.org/orders", true},
+		{"not expected", allowAll, ca.svid("/orders"), "valid, but not who `expect` names: " + inventory, "spiffe://example.org/orders", true},
 		{"other trust domain", allowAll, stranger.svid("/inventory"), "no bundle for trust domain evil.example", "spiffe://evil.example/inventory", true},
 		{"denied", denyAll, ca.svid("/inventory"), "policy: denied by a rule (nobody)", inventory, false},
 		{"not SPIFFE", allowAll, ca.svid("/x", func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"localhost"} }), "no URI SAN", "", true},
@@ -189,6 +193,52 @@ func TestOutboundPeerMustBeExpected(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestOutboundTargetWithoutTLS dials what is no TLS server.
+func TestOutboundTargetWithoutTLS(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	for answer, want := range map[string]string{
+		"HTTP/1.1 400 Bad Request\r\n\r\n": "the target is no TLS server: it answered with plain HTTP",
+		"SSH-2.0-OpenSSH\r\n":              `the target is no TLS server: it answered with "SSH-2"`,
+		"\x00\x01\x02\x03\x04\x05":         "the target is no TLS server: it answered with the bytes 0001020304",
+		"":                                 "the target closed the connection during the handshake: does it speak mTLS?",
+	} {
+		log := &lines{}
+		addr := serve(t, func(c net.Conn) {
+			_, _ = c.Read(make([]byte, 16<<10)) // the hello: unread, it would turn the close into a reset
+			_, _ = io.WriteString(c, answer)
+		})
+		p := run(t, Config{
+			Listeners: []Listener{outbound(t, "out", addr, "spiffe://example.org/inventory")}, Policy: rulesOf(t, allowAll),
+			Identities: source(t, ca.svid("/web"), ca), Log: hclog.New(&hclog.LoggerOptions{Output: log}),
+		})
+		c, err := net.Dial("tcp", p.addr("out"))
+		a := p.next()
+		if err == nil { // else the reset came sooner than this test
+			_ = c.Close()
+		}
+		if !strings.HasPrefix(a.Reason, want) {
+			t.Errorf("reason %q, want %q", a.Reason, want)
+		}
+		p.stop()
+		if log.count("target="+addr) != 1 {
+			t.Errorf("the log does not name the target once:\n%s", log.text.String())
+		}
+	}
+}
+
+func TestSomeOf(t *testing.T) {
+	var patterns []policy.Pattern
+	for _, want := range []string{
+		"", "spiffe://a/b", "spiffe://a/b or spiffe://a/b", "spiffe://a/b or spiffe://a/b or spiffe://a/b",
+		"spiffe://a/b, spiffe://a/b, spiffe://a/b or 1 more",
+	} {
+		if got := someOf(patterns); got != want {
+			t.Errorf("%d patterns: %q, want %q", len(patterns), got, want)
+		}
+		patterns = append(patterns, patternOf(t, "spiffe://a/b"))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -265,7 +266,7 @@ func (l *listener) ended(record *telemetry.Access, result string, quiet bool) {
 		if result == resultAllowed {
 			what = "connection closed"
 		}
-		l.logRefusal(what, "source", record.Source, "from", record.From, "to", record.To, "reason", record.Reason)
+		l.logRefusal(what, "source", record.Source, "from", record.From, "to", record.To, "target", l.settings.Load().Target, "reason", record.Reason)
 	}
 }
 
@@ -430,13 +431,13 @@ func (l *listener) bind() error {
 	}
 	network, address := splitAddress(s.Bind)
 	if network == "unix" {
-		return l.bindUnix(address, s.UnixMode)
+		return l.bindUnix(s, address)
 	}
 	lc := net.ListenConfig{}
 	lc.SetMultipathTCP(false) // nobody asks for it, and it costs on every segment
 	socket, err := lc.Listen(context.Background(), network, address)
 	if err != nil {
-		return fmt.Errorf("bind %s: %w", s.Bind, err)
+		return explainBind(s.Bind, err)
 	}
 	l.socket = socket
 	return nil
@@ -444,7 +445,8 @@ func (l *listener) bind() error {
 
 // bindUnix makes a unix socket. A stale one is replaced, one that somebody
 // serves is not.
-func (l *listener) bindUnix(path string, mode os.FileMode) error {
+func (l *listener) bindUnix(s *settings, path string) error {
+	mode := s.UnixMode
 	if err := removeStale(path); err != nil {
 		return err
 	}
@@ -459,7 +461,7 @@ func (l *listener) bindUnix(path string, mode os.FileMode) error {
 	}}
 	socket, err := lc.Listen(context.Background(), "unix", path)
 	if err != nil {
-		return fmt.Errorf("bind unix:%s: %w; does %s exist, and may we write to it?", path, err, filepath.Dir(path))
+		return explainBind(s.Bind, err)
 	}
 	socket.(*net.UnixListener).SetUnlinkOnClose(false) // another process may have taken the path by then
 	l.socket = socket
@@ -474,13 +476,34 @@ func (l *listener) bindUnix(path string, mode os.FileMode) error {
 	return nil
 }
 
+// explainBind says of a socket that cannot be opened what to do next.
+func explainBind(bind string, err error) error {
+	path, isUnix := strings.CutPrefix(bind, unixPrefix)
+	var next string
+	switch {
+	case isUnix && errors.Is(err, fs.ErrNotExist):
+		next = fmt.Sprintf("there is no directory %s; make it, or name another path", filepath.Dir(path))
+	case isUnix && errors.Is(err, fs.ErrPermission):
+		next = fmt.Sprintf("not allowed; let the user this process runs as write to %s, or name another path", filepath.Dir(path))
+	case errors.Is(err, syscall.EADDRINUSE):
+		next = "another program listens there; stop it, or give the listener another bind"
+	case errors.Is(err, fs.ErrPermission):
+		next = "not allowed; give the listener a port above 1023, or this process the capability CAP_NET_BIND_SERVICE"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		next = "this host has no such address; give the listener one it has, or :port for all of them"
+	default:
+		return fmt.Errorf("bind %s: %w", bind, err)
+	}
+	return fmt.Errorf("bind %s: %s: %w", bind, next, err)
+}
+
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("bind unix:%s: %w", path, err)
+		return explainBind(unixPrefix+path, err)
 	case info.Mode().Type() != os.ModeSocket:
 		return fmt.Errorf("bind unix:%s: the file is there and is no socket: remove it or name another path", path)
 	}
@@ -488,6 +511,9 @@ func removeStale(path string) error {
 	if err == nil {
 		_ = probe.Close()
 		return fmt.Errorf("bind unix:%s: another process serves it: stop it or name another path", path)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("bind unix:%s: a socket is there that we may not connect to, so we cannot tell whether it is served: remove it, or name another path: %w", path, err)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("bind unix:%s: cannot tell whether the socket that is there is served: %w", path, err)

@@ -51,9 +51,10 @@ func TestConfigurationsThatCannotBe(t *testing.T) {
 		{"negative timeout", with(func(l *Listener) { l.Timeouts.Drain = -1 }), "timeouts cannot be negative"},
 		{"direction", with(func(l *Listener) { l.Direction = 7 }), "direction 7 is neither"},
 		{"one bind twice", []Listener{{Name: "a", Bind: "127.0.0.1:9", Target: "127.0.0.1:1"}, {Name: "b", Bind: "127.0.0.1:9", Target: "127.0.0.1:1"}}, "bind 127.0.0.1:9 is taken by listener a"},
-		{"taken", with(func(l *Listener) { l.Bind = busy.Addr().String() }), "address already in use"},
+		{"taken", with(func(l *Listener) { l.Bind = busy.Addr().String() }), "another program listens there; stop it, or give the listener another bind: listen tcp"},
 		{"a file", with(func(l *Listener) { l.Bind = "unix:" + file }), "the file is there and is no socket"},
-		{"no directory", with(func(l *Listener) { l.Bind = "unix:" + dir + "/none/x.sock" }), "does " + dir + "/none exist, and may we write to it?"},
+		{"no directory", with(func(l *Listener) { l.Bind = "unix:" + dir + "/none/x.sock" }), "there is no directory " + dir + "/none; make it, or name another path"},
+		{"no such address", with(func(l *Listener) { l.Bind = "192.0.2.1:1" }), "this host has no such address"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := New(Config{Listeners: test.listeners, Identities: ids})
@@ -64,6 +65,19 @@ func TestConfigurationsThatCannotBe(t *testing.T) {
 	}
 	if _, err := New(Config{}); err == nil || !strings.Contains(err.Error(), "no source of identities") {
 		t.Errorf("without identities: %v", err)
+	}
+}
+
+// TestBindRefused: the tests may run as root, who is refused nothing.
+func TestBindRefused(t *testing.T) {
+	denied := &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EACCES)}
+	for bind, want := range map[string]string{
+		"0.0.0.0:443":        "bind 0.0.0.0:443: not allowed; give the listener a port above 1023, or this process the capability CAP_NET_BIND_SERVICE: ",
+		"unix:/run/x/a.sock": "bind unix:/run/x/a.sock: not allowed; let the user this process runs as write to /run/x, or name another path: ",
+	} {
+		if err := explainBind(bind, denied); !errors.Is(err, syscall.EACCES) || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v\nwant %s", err, want)
+		}
 	}
 }
 
@@ -275,7 +289,7 @@ func TestExpectChanges(t *testing.T) {
 		t.Errorf("applied %+v, %v", applied, err)
 	}
 	gone(t, conn)
-	if a := p.next(); a.Closed != "policy" || a.Reason != "spiffe://example.org/inventory is not who `expect` names" {
+	if a := p.next(); a.Closed != "policy" || a.Reason != "spiffe://example.org/inventory is not who `expect` names: spiffe://example.org/orders" {
 		t.Errorf("access record %+v", a)
 	}
 }

@@ -143,7 +143,7 @@ func (c *conn) judge(now time.Time) verdict {
 	s := c.l.settings.Load()
 	if peer := c.peer().ID; c.request.Direction == policy.Outbound && !expected(s.Expect, peer) {
 		c.decision = policy.Decision{Generation: w.generation}
-		return verdict{closing: closing{"policy", fmt.Sprintf("%s is not who `expect` names", peer)}}
+		return verdict{closing: closing{"policy", fmt.Sprintf("%s is not who `expect` names: %s", peer, someOf(s.Expect))}}
 	}
 	w.policy.Decide(&c.request, &c.decision)
 	c.decision.Generation = w.generation

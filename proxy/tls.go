@@ -67,7 +67,7 @@ func newSession(id *Identity, s *settings) *session {
 			return err
 		}
 		if !expected(s.Expect, peer) {
-			return &PeerError{ID: peer, Result: "unexpected", Err: errors.New("valid, but not who `expect` names")}
+			return &PeerError{ID: peer, Result: "unexpected", Err: fmt.Errorf("valid, but not who `expect` names: %s", someOf(s.Expect))}
 		}
 		return nil
 	}
@@ -136,14 +136,17 @@ func peerOf(cs *tls.ConnectionState) (policy.Peer, error) {
 }
 
 // explainHandshake turns the error of a failed handshake into one word for
-// the metrics and a reason for a person.
-func explainHandshake(err error) (result, reason string) {
+// the metrics and a reason for a person. Inbound, the far end is a client,
+// outbound it is the target.
+func explainHandshake(err error, direction policy.Direction) (result, reason string) {
 	var peer *PeerError
 	var alert *net.OpError
 	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &peer):
 		return peer.Result, peer.Error()
+	case errors.As(err, &record) && direction == policy.Outbound:
+		return "not_tls", "the target is no TLS server: it answered with " + firstAnswer(record.RecordHeader) + "; an outbound listener's target must be one that speaks mTLS"
 	case errors.As(err, &record):
 		return "not_tls", "not a TLS client: " + firstBytes(record.RecordHeader)
 	case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls keeps the alert's type to itself
@@ -151,6 +154,9 @@ func explainHandshake(err error) (result, reason string) {
 	case strings.Contains(err.Error(), "didn't provide a certificate"): // crypto/tls has no type for it
 		return "no_certificate", "the client sent no certificate"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		if direction == policy.Outbound {
+			return "closed", "the target closed the connection during the handshake: does it speak mTLS?"
+		}
 		return "closed", "the peer closed the connection during the handshake"
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return "timeout", "the handshake took too long"
@@ -166,4 +172,30 @@ func firstBytes(b [5]byte) string {
 		}
 	}
 	return fmt.Sprintf("its first bytes are %x", b)
+}
+
+// firstAnswer guesses what a target that does not speak TLS speaks.
+func firstAnswer(b [5]byte) string {
+	if string(b[:]) == "HTTP/" {
+		return "plain HTTP"
+	}
+	for _, c := range b {
+		if c < ' ' || c > '~' {
+			return fmt.Sprintf("the bytes %x", b)
+		}
+	}
+	return fmt.Sprintf("%q", b[:])
+}
+
+// someOf names the first few of patterns.
+func someOf(patterns []policy.Pattern) string {
+	const most = 3
+	words := make([]string, 0, most)
+	for _, p := range patterns[:min(most, len(patterns))] {
+		words = append(words, p.String())
+	}
+	if more := len(patterns) - most; more > 0 {
+		return fmt.Sprintf("%s or %d more", strings.Join(words, ", "), more)
+	}
+	return strings.Join(words, " or ")
 }
