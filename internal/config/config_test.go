@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -83,7 +84,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: "[::1]:8443", Protocol: "tcp",
 				Expect:         []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second)},
-				OnPolicyChange: "close", OnPeerExpiry: "keep",
+				OnPolicyChange: "close", OnPeerExpiry: "keep", MaxConnections: 10_000,
 			}},
 		},
 		Telemetry: Telemetry{Listen: "localhost:9901", Health: ":9902"},
@@ -192,6 +193,7 @@ proxy:
   listeners:
     - {name: in, direction: inbound, bind: ":1", target: "10.0.0.1:2"}
     - {name: out, direction: outbound, bind: "0.0.0.0:3", target: "peer:2", expect: ["spiffe://example.org/x"]}
+    - {name: b, direction: inbound, bind: ":4", target: "127.0.0.1:2", identity: {spiffe_id: "spiffe://example.com/x"}}
 telemetry: {listen: ":9901"}
 `))
 	if err != nil {
@@ -207,7 +209,7 @@ telemetry: {listen: ":9901"}
 	}
 	want := []string{
 		"3 agent.server.insecure_bootstrap", "4 agent.node_attestor.join_token.token",
-		"8 proxy.listeners[0].target", "9 proxy.listeners[1].bind", "10 telemetry.listen",
+		"8 proxy.listeners[0].target", "9 proxy.listeners[1].bind", "10 proxy.listeners[2].identity.spiffe_id", "11 telemetry.listen",
 	}
 	if !reflect.DeepEqual(keys, want) {
 		t.Errorf("got %q, want %q", keys, want)
@@ -262,6 +264,36 @@ func TestPolicyFiles(t *testing.T) {
 	p.Policies = append(p.Policies, File(dir+"/*.rego"))
 	if _, err := p.PolicyFiles(); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a pattern without files: %v", err)
+	}
+	c, err := Parse(dir+"/n.yaml", []byte(strings.Replace(smallProxy, "[p.yaml]", `[c.txt, "*.rego"]`, 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := dir + "/n.yaml:2:21: proxy.policies[1]: no file matches " + dir + "/*.rego: file does not exist"
+	if _, err := c.PolicyFiles(); !errors.Is(err, os.ErrNotExist) || err.Error() != want {
+		t.Errorf("got %v\nwant %s", err, want)
+	}
+}
+
+func TestLoadTakesPlainFilesOnly(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mkfifo(dir+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		dir:           "is a directory, not a plain file; name the file in it, such as " + dir + "/narthex.yaml",
+		dir + "/fifo": "is not a plain file; the configuration is read again at each reload",
+		"/dev/null":   "/dev/null is not a plain file",
+	} {
+		if _, err := Load(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %s", path, err, want)
+		}
+	}
+}
+
+func TestByteOrderMark(t *testing.T) {
+	if _, err := Parse("n.yaml", []byte("\ufeff"+smallProxy)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -91,7 +91,11 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string, tag reflect.St
 	case *ast.AliasNode:
 		target, ok := d.anchors[nameOf(n.Value)]
 		if !ok {
-			d.add(at(n), path, fmt.Sprintf("alias *%s has no anchor before it", nameOf(n.Value)))
+			problem := fmt.Sprintf("alias *%s has no anchor before it", nameOf(n.Value))
+			if v.Kind() == reflect.String {
+				problem += fmt.Sprintf("; quote a pattern that begins with *: %q", "*"+nameOf(n.Value))
+			}
+			d.add(at(n), path, problem)
 			return
 		}
 		d.value(target, v, path, tag)

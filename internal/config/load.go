@@ -19,9 +19,11 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -44,6 +46,13 @@ const maxTokens = 100_000
 // Load reads, decodes and checks a file. What is wrong in it is returned as
 // an *Error; that it cannot be read, as the error of the file system.
 func Load(path string) (*Config, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if err := checkPlain(path, info.Mode()); err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
@@ -57,10 +66,20 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
-		c.warnMode(info.Mode().Perm())
-	}
+	c.warnMode(info.Mode().Perm())
 	return c, nil
+}
+
+// checkPlain refuses what is no plain file: to open a pipe may wait for ever,
+// and neither a pipe nor a device says the same again at a reload.
+func checkPlain(path string, mode fs.FileMode) error {
+	switch {
+	case mode.IsRegular():
+		return nil
+	case mode.IsDir():
+		return fmt.Errorf("%s is a directory, not a plain file; name the file in it, such as %s", path, filepath.Join(path, "narthex.yaml"))
+	}
+	return fmt.Errorf("%s is not a plain file; the configuration is read again at each reload, so write it to a file and name that", path)
 }
 
 // Parse decodes and checks the bytes of a file. The name stands in findings,
@@ -95,6 +114,7 @@ func parse(f *findings, data []byte) (body ast.Node, err error) {
 		f.add(at, "", problem)
 		return nil, f.err()
 	}
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // some editors write a byte order mark
 	if len(data) > MaxSize {
 		return fail(position{1, 1}, fmt.Sprintf("the file is larger than %d bytes", MaxSize))
 	}
@@ -117,10 +137,10 @@ func parse(f *findings, data []byte) (body ast.Node, err error) {
 		var syntax *yaml.SyntaxError
 		if errors.As(err, &syntax) && syntax.GetToken() != nil && syntax.GetToken().Position != nil {
 			p := syntax.GetToken().Position
-			return fail(position{max(p.Line, 1), max(p.Column, 1)}, "not YAML: "+syntax.GetMessage())
+			return fail(position{max(p.Line, 1), max(p.Column, 1)}, "not YAML: "+plainly(syntax.GetMessage()))
 		}
 		first, _, _ := strings.Cut(err.Error(), "\n")
-		return fail(position{1, 1}, "not YAML: "+first)
+		return fail(position{1, 1}, "not YAML: "+plainly(first))
 	}
 	for _, doc := range file.Docs {
 		if doc.Body == nil {
@@ -135,6 +155,33 @@ func parse(f *findings, data []byte) (body ast.Node, err error) {
 		return fail(position{1, 1}, "the file is empty; it needs an agent or a proxy block")
 	}
 	return body, nil
+}
+
+// mistakes says in other words what the YAML library says of the mistakes that
+// people make. The first that fits counts.
+var mistakes = []struct{ says, words string }{
+	{"sequence end token", "a list that [ begins is not ended by ]"},
+	{"flow mapping end token", "a block that { begins is not ended by }"},
+	{"found character '\t'", "a tab; indent with spaces"},
+	{"end character of double-quoted text", "the text that \" begins is not ended by \""},
+	{"end character of single-quoted text", "the text that ' begins is not ended by '"},
+	{"mapping value is not allowed", "a key and its value cannot stand here; is the indentation right? Text with a colon in it needs quotes"},
+	{"block sequence entries are not allowed", "a list cannot begin here; put each - on a line of its own, below the key"},
+	{"value is not allowed in this context", "this does not belong to what is around it; are indentation, brackets and quotes right?"},
+	{"unexpected key name", "want key: value; is a colon missing, or the indentation wrong?"},
+	{"non-map value is specified", "want key: value; is a colon missing, or the indentation wrong?"},
+	{"unexpected scalar value type", "this cannot stand here; put text that begins with *, &, !, %, @ or ` in quotes"},
+	{"is a reserved character", "text cannot begin with this character; put it in quotes"},
+	{"unexpected directive value", "text cannot begin with %; put it in quotes"},
+}
+
+func plainly(message string) string {
+	for _, p := range mistakes {
+		if strings.Contains(message, p.says) {
+			return p.words
+		}
+	}
+	return message
 }
 
 // tooDeep finds nesting that would cost the recursive parser its stack, or

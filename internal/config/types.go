@@ -159,7 +159,7 @@ type Proxy struct {
 	WorkloadAPI *WorkloadAPI `yaml:"workload_api"`
 	// The files, for source: files. They are read again when they change.
 	Files *Files `yaml:"files"`
-	// The user the proxy process becomes when `narthex run` is started by root.
+	// The user the proxy process becomes when `narthex run` is started by root; not used when it is started by anybody else. It must be able to read this file and the policies, and be another than root.
 	User string `yaml:"user" example:"narthex"`
 	// Rule files, or patterns of them (*, ? and [a-z] within one directory). All of them form one policy. What no rule allows is refused.
 	Policies []File `yaml:"policies" required:"true" example:"[/etc/narthex/policies/*.yaml]"`
@@ -204,8 +204,8 @@ type Listener struct {
 	OnPeerExpiry string `yaml:"on_peer_expiry" default:"keep" enum:"close|drain|keep"`
 	// The longest life of a connection, after which it is closed. 0s: no limit.
 	MaxAge Duration `yaml:"max_age" default:"0s" min:"0s" max:"8760h"`
-	// The most live connections at a time; more wait in the kernel's queue. 0: as many as the process may have open files for.
-	MaxConnections int `yaml:"max_connections" default:"0" min:"0" max:"10000000"`
+	// The most live connections at a time; more wait in the kernel's queue. 0: the default. Each takes two open files of the process.
+	MaxConnections int `yaml:"max_connections" default:"10000" min:"0" max:"10000000"`
 }
 
 // ListenerIdentity picks an SVID.

@@ -153,6 +153,9 @@ func (p *Proxy) validate(f *findings) {
 			f.addf("proxy.files", "has no use with proxy.source: workload_api; set proxy.source: files or leave it out")
 		}
 	}
+	if p.User == "root" || p.User == "0" {
+		f.addf("proxy.user", "%q would give the half that reads what strangers send all rights of the agent's; name a user of its own, such as narthex", p.User)
+	}
 	for i, pattern := range p.Policies {
 		if _, err := filepath.Match(string(pattern), ""); err != nil {
 			f.addf(fmt.Sprintf("proxy.policies[%d]", i), "%q is no file name or pattern: %v", pattern, err)
@@ -259,15 +262,36 @@ func (a Address) everywhere() bool {
 // once, in the order of the patterns. A pattern that names no file is an
 // error: a policy that is not there must not look like one that allows
 // nothing.
+//
+// Config.PolicyFiles is the same and says in its errors where the pattern
+// stands.
 func (p *Proxy) PolicyFiles() ([]string, error) {
+	return p.policyFiles(func(key string) string { return key })
+}
+
+// PolicyFiles returns the files that the patterns of proxy.policies name now;
+// see Proxy.PolicyFiles. Its errors begin with file:line:column of the
+// pattern. There is none without a proxy block.
+func (c *Config) PolicyFiles() ([]string, error) {
+	if c.Proxy == nil {
+		return nil, nil
+	}
+	return c.Proxy.policyFiles(func(key string) string {
+		at := c.pos.of(key)
+		return fmt.Sprintf("%s:%d:%d: %s", c.file, at.line, at.column, key)
+	})
+}
+
+func (p *Proxy) policyFiles(place func(key string) string) ([]string, error) {
 	var files []string
 	for i, pattern := range p.Policies {
+		key := fmt.Sprintf("proxy.policies[%d]", i)
 		found, err := filepath.Glob(string(pattern))
 		if err != nil {
-			return nil, fmt.Errorf("proxy.policies[%d]: %q: %w", i, pattern, err)
+			return nil, fmt.Errorf("%s: %q: %w", place(key), pattern, err)
 		}
 		if len(found) == 0 {
-			return nil, fmt.Errorf("proxy.policies[%d]: no file matches %s: %w", i, pattern, fs.ErrNotExist)
+			return nil, fmt.Errorf("%s: no file matches %s: %w", place(key), pattern, fs.ErrNotExist)
 		}
 		for _, name := range found {
 			if !slices.Contains(files, name) {

@@ -24,6 +24,9 @@ func (c *Config) warn() {
 	}
 	for i, l := range c.Proxy.Listeners {
 		key := fmt.Sprintf("proxy.listeners[%d]", i)
+		if id := l.Identity; id != nil && !id.SPIFFEID.IsZero() && !c.TrustDomain.IsZero() && !id.SPIFFEID.MemberOf(c.TrustDomain) {
+			c.warnf(key+".identity.spiffe_id", "%s is not of trust_domain %s: no agent of that domain can give it to this proxy, so the listener would wait for ever", id.SPIFFEID, c.TrustDomain)
+		}
 		if l.Direction == "outbound" && !l.Bind.Local() {
 			c.warnf(key+".bind", "%s is open to the network: whoever reaches it speaks as this listener's identity; use a loopback address or a Unix socket", l.Bind)
 		}
