@@ -88,7 +88,7 @@ type running struct {
 func run(t testing.TB, c Config) *running {
 	t.Helper()
 	r := &running{recorder: &recorder{t: t, records: make(chan telemetry.Access, 20_000)}, t: t, metrics: telemetry.NewMetrics()}
-	access, err := telemetry.NewAccessLog(r.recorder, "json")
+	access, err := telemetry.NewAccessLog(r.recorder, "json", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

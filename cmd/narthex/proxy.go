@@ -84,11 +84,11 @@ func (r *proxyRunner) run(ctx context.Context, hangups <-chan os.Signal) (err er
 		return err
 	}
 	defer out.Close()
-	if r.access, err = telemetry.NewAccessLog(out, c.AccessLog.Format); err != nil {
+	r.metrics = telemetry.NewMetrics()
+	if r.access, err = telemetry.NewAccessLog(out, c.AccessLog.Format, r.metrics); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.access.Close()) }()
-	r.metrics = telemetry.NewMetrics()
 	if err := r.open(files); err != nil {
 		return err
 	}

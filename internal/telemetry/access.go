@@ -1,16 +1,14 @@
 package telemetry
 
 import (
-	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -141,21 +139,44 @@ func appendUint(b []byte, key string, n uint64) []byte {
 	return strconv.AppendUint(appendKey(b, key), n, 10)
 }
 
+// maxValue bounds a value, in bytes: a SPIFFE ID has at most 2048, and what is
+// longer was sent by somebody who wants the log to grow.
+const maxValue = 2048
+
 // appendQuoted takes the short way for the plain text that nearly every value
 // is, and encoding/json's for the rest: a peer chooses some of these bytes.
 func appendQuoted(b []byte, s string) []byte {
+	if len(s) > maxValue {
+		s = strings.ToValidUTF8(s[:maxValue], "") + "…"
+	}
 	for i := range len(s) {
-		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
-			quoted, err := json.Marshal(s)
-			if err != nil { // cannot happen for a string
-				return append(b, `""`...)
-			}
-			return append(b, quoted...)
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= 0x7f {
+			return appendEscaped(b, s)
 		}
 	}
 	b = append(b, '"')
 	b = append(b, s...)
 	return append(b, '"')
+}
+
+// appendEscaped escapes, beside what JSON asks for, what a terminal or an
+// editor would obey: DEL, the C1 controls and the marks that turn the
+// direction of text.
+func appendEscaped(b []byte, s string) []byte {
+	quoted, err := json.Marshal(s)
+	if err != nil { // cannot happen for a string
+		return append(b, `""`...)
+	}
+	for _, r := range string(quoted) {
+		if r == 0x7f || unicode.In(r, unicode.Cc, unicode.Cf) {
+			for _, unit := range utf16.Encode([]rune{r}) {
+				b = fmt.Appendf(b, `\u%04x`, unit)
+			}
+			continue
+		}
+		b = utf8.AppendRune(b, r)
+	}
+	return b
 }
 
 func appendAddress(b []byte, side, addr string) []byte {
@@ -216,123 +237,6 @@ func (a *Access) UnmarshalJSON(data []byte) error {
 	}
 	if r.Method != "" {
 		a.HTTP = &AccessHTTP{Method: r.Method, Host: r.Host, Path: r.Path, Status: r.Status, RequestID: r.RequestID, UserAgent: r.UserAgent}
-	}
-	return nil
-}
-
-// accessFlush bounds how long a record waits in memory before it is written.
-const accessFlush = 200 * time.Millisecond
-
-// AccessLog writes records to w from one goroutine's point of view: callers
-// append to a buffer under a short lock, and the buffer is flushed when it is
-// full and every 200 ms. The methods of a nil *AccessLog do nothing.
-type AccessLog struct {
-	append func(*Access, []byte) []byte
-	done   chan struct{}
-	idle   chan struct{}
-
-	mu      sync.Mutex // guards the following
-	out     io.Writer
-	w       *bufio.Writer // to out
-	scratch []byte
-	torn    bool  // a failure may have left part of a record behind
-	err     error // the first failure to write
-	closed  bool
-}
-
-// NewAccessLog returns a log that writes to w in the given format, "json" or
-// "text". Close stops its flusher and writes what is left.
-func NewAccessLog(w io.Writer, format string) (*AccessLog, error) {
-	l := &AccessLog{out: w, w: bufio.NewWriterSize(w, 32<<10), done: make(chan struct{}), idle: make(chan struct{})}
-	switch format {
-	case "json":
-		l.append = (*Access).AppendJSON
-	case "text":
-		l.append = (*Access).AppendText
-	default:
-		return nil, fmt.Errorf("access log format %q: want json or text", format)
-	}
-	go l.flushLoop()
-	return l, nil
-}
-
-// Write records a. It does not keep a.
-func (l *AccessLog) Write(a *Access) {
-	if l == nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return
-	}
-	l.scratch = l.scratch[:0]
-	if l.torn {
-		l.scratch = append(l.scratch, '\n')
-		l.torn = false
-	}
-	l.scratch = append(l.append(a, l.scratch), '\n')
-	if _, err := l.w.Write(l.scratch); err != nil {
-		l.failed(err)
-	}
-}
-
-// failed drops what is buffered and starts anew: a bufio.Writer would refuse
-// all that comes after a disk that was full for a moment. The caller holds
-// the lock.
-func (l *AccessLog) failed(err error) {
-	if l.err == nil {
-		l.err = err
-	}
-	l.w.Reset(l.out)
-	l.torn = true
-}
-
-func (l *AccessLog) flushLoop() {
-	defer close(l.idle)
-	tick := time.NewTicker(accessFlush)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			l.flush()
-		case <-l.done:
-			return
-		}
-	}
-}
-
-func (l *AccessLog) flush() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.w.Flush(); err != nil {
-		l.failed(err)
-	}
-}
-
-// ErrLogClosed is returned by a second Close.
-var ErrLogClosed = errors.New("access log is closed")
-
-// Close writes what is buffered, waits for the flusher to end and returns the
-// first error met while writing. Records that come later are dropped.
-func (l *AccessLog) Close() error {
-	if l == nil {
-		return nil
-	}
-	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
-		return ErrLogClosed
-	}
-	l.closed = true
-	l.mu.Unlock()
-	close(l.done)
-	<-l.idle
-	l.flush()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.err != nil {
-		return fmt.Errorf("write access log: %w", l.err)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode"
 
 	"go.uber.org/goleak"
 )
@@ -133,7 +134,7 @@ func (s *sink) text() string {
 func TestAccessLogFlushes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &sink{}
-		l, err := NewAccessLog(out, "json")
+		l, err := NewAccessLog(out, "json", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -165,7 +166,7 @@ func TestAccessLogOutlivesFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		full := errors.New("no space left on device")
 		out := &sink{fail: full}
-		l, err := NewAccessLog(out, "json")
+		l, err := NewAccessLog(out, "json", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +187,7 @@ func TestAccessLogOutlivesFailure(t *testing.T) {
 }
 
 func TestAccessLogFormats(t *testing.T) {
-	if _, err := NewAccessLog(&sink{}, "xml"); err == nil || !strings.Contains(err.Error(), "want json or text") {
+	if _, err := NewAccessLog(&sink{}, "xml", nil); err == nil || !strings.Contains(err.Error(), "want json or text") {
 		t.Errorf("got %v", err)
 	}
 	var none *AccessLog
@@ -198,7 +199,7 @@ func TestAccessLogFormats(t *testing.T) {
 
 func TestAccessLogTogether(t *testing.T) {
 	out := &sink{}
-	l, err := NewAccessLog(out, "text")
+	l, err := NewAccessLog(out, "text", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,5 +233,52 @@ func BenchmarkAccessJSON(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		buf = a.AppendJSON(buf[:0])
+	}
+}
+
+// stalled is a reader that has stopped, like a full pipe.
+type stalled struct{ release chan struct{} }
+
+func (s stalled) Write(p []byte) (int, error) {
+	<-s.release
+	return len(p), nil
+}
+
+func TestAccessLogDoesNotWaitForItsReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMetrics()
+		reader := stalled{make(chan struct{})}
+		l, err := NewAccessLog(reader, "json", m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 20_000 { // some MiB
+			l.Write(&Access{Listener: "inventory", Reason: "somebody who is not let in"})
+		}
+		dropped := m.Counter("narthex_access_log_dropped_total", "").With().Value()
+		if dropped == 0 {
+			t.Error("nothing was dropped, so all of it is in memory")
+		}
+		if err := l.Close(); !errors.Is(err, ErrLogStalled) {
+			t.Errorf("Close: %v", err)
+		}
+		close(reader.release)
+	})
+}
+
+func TestAccessIsHarmlessToWhoeverReadsIt(t *testing.T) {
+	a := Access{ServerName: "a\u009b31m\x7f\u202e", From: strings.Repeat("x", 240_000)}
+	line := string(a.AppendJSON(nil))
+	if len(line) > 3*maxValue {
+		t.Errorf("a record of %d bytes", len(line))
+	}
+	for _, r := range line {
+		if r < ' ' || r == 0x7f || unicode.In(r, unicode.Cc, unicode.Cf) {
+			t.Errorf("%U stands in the log as it came: %s", r, line)
+		}
+	}
+	var back Access
+	if err := json.Unmarshal([]byte(line), &back); err != nil || back.ServerName != a.ServerName {
+		t.Errorf("read back %q, %v", back.ServerName, err)
 	}
 }
