@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
@@ -143,9 +144,36 @@ func (r *reader) problem(t *token.Token, format string, args ...any) *Error {
 
 func (r *reader) syntax(err error) *Error {
 	if syntax := (*yaml.SyntaxError)(nil); errors.As(err, &syntax) {
-		return r.problem(syntax.Token, "not valid YAML: %s", clip(syntax.Message))
+		return r.problem(syntax.Token, "not valid YAML: %s", plainly(syntax.Message))
 	}
-	return r.problem(nil, "not valid YAML: %s", clip(err.Error()))
+	return r.problem(nil, "not valid YAML: %s", plainly(err.Error()))
+}
+
+// mistakes says in other words what the YAML library says of the mistakes that
+// people make. The first that fits counts.
+var mistakes = []struct{ says, words string }{
+	{"sequence end token", "a list that [ begins is not ended by ]"},
+	{"flow mapping end token", "a block that { begins is not ended by }"},
+	{"found character '\t'", "a tab; indent with spaces"},
+	{"end character of double-quoted text", "the text that \" begins is not ended by \""},
+	{"end character of single-quoted text", "the text that ' begins is not ended by '"},
+	{"mapping value is not allowed", "a key and its value cannot stand here; is the indentation right? Text with a colon in it needs quotes"},
+	{"block sequence entries are not allowed", "a list cannot begin here; put each - on a line of its own, below the key"},
+	{"value is not allowed in this context", "this does not belong to what is around it; are indentation, brackets and quotes right?"},
+	{"unexpected key name", "want key: value; is a colon missing, or the indentation wrong?"},
+	{"non-map value is specified", "want key: value; is a colon missing, or the indentation wrong?"},
+	{"unexpected scalar value type", "this cannot stand here; put text that begins with *, &, !, %, @ or ` in quotes"},
+	{"is a reserved character", "text cannot begin with this character; put it in quotes"},
+	{"unexpected directive value", "text cannot begin with %; put it in quotes"},
+}
+
+func plainly(message string) string {
+	for _, p := range mistakes {
+		if strings.Contains(message, p.says) {
+			return p.words
+		}
+	}
+	return clip(message)
 }
 
 // checkTokens refuses what the language has no use for, and bounds the depth
@@ -156,9 +184,9 @@ func (r *reader) checkTokens(tokens token.Tokens) *Error {
 	for i, t := range tokens {
 		switch t.Type {
 		case token.InvalidType:
-			return r.problem(t, "not valid YAML: %s", clip(t.Error))
+			return r.problem(t, "not valid YAML: %s", plainly(t.Error))
 		case token.AnchorType, token.AliasType, token.MergeKeyType:
-			return r.problem(t, "anchors, aliases and merge keys are not supported; write it out, or use a group")
+			return r.problem(t, "anchors, aliases and merge keys are not supported; write it out, or use a group; text that begins with * or & needs quotes")
 		case token.TagType:
 			return r.problem(t, "tags are not supported")
 		case token.DirectiveType:
