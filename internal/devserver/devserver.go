@@ -24,11 +24,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -136,7 +138,7 @@ func New(cfg Config) (*Server, error) {
 		s.nodes, err = newNodes(cfg, s.store)
 	}
 	if err == nil {
-		s.listen, err = new(net.ListenConfig).Listen(context.Background(), "tcp", addr)
+		s.listen, err = listen(addr)
 	}
 	if err != nil {
 		s.store.close()
@@ -144,6 +146,20 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.grpc = s.newGRPC()
 	return s, nil
+}
+
+// listen says of an address that cannot be had what to do next.
+func listen(addr string) (net.Listener, error) {
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", addr)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("listen on %s: another program listens there, perhaps another development server; stop it, or listen on another port (0 takes a free one): %w", addr, err)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("listen on %s: not allowed; listen on a port above 1023: %w", addr, err)
+	case err != nil:
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return l, nil
 }
 
 // complete fills in the defaults and refuses what cannot be meant.

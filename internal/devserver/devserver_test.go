@@ -339,9 +339,13 @@ func TestSaysNotForProduction(t *testing.T) {
 
 func TestBusyAddress(t *testing.T) {
 	srv, _ := serve(t, Config{})
-	if other, err := New(Config{TrustDomain: testTD, Listen: srv.Addr().String()}); err == nil {
+	other, err := New(Config{TrustDomain: testTD, Listen: srv.Addr().String()})
+	if err == nil {
 		other.Close()
-		t.Error("two servers on one address")
+		t.Fatal("two servers on one address")
+	}
+	if want := "stop it, or listen on another port (0 takes a free one)"; !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }
 

@@ -198,10 +198,32 @@ func placed(err error) error {
 	if unknown, ok := errors.AsType[*yaml.UnknownFieldError](err); ok {
 		return at(unknown.Token, "%s; known keys are trust_domain, listen, svid_ttl, agent_ttl and entries, and in an entry spiffe_id, selectors, ttl, hint and dns_names", unknown.Message)
 	}
+	if wrong, ok := errors.AsType[*yaml.UnexpectedNodeTypeError](err); ok {
+		return at(wrong.Token, "want %s here, not %s", nodeWords(wrong.Expected), nodeWords(wrong.Actual))
+	}
 	if y, ok := errors.AsType[yaml.Error](err); ok {
-		return at(y.GetToken(), "%s", y.GetMessage())
+		return at(y.GetToken(), "not YAML: %s", y.GetMessage())
 	}
 	return at(nil, "%w", err)
+}
+
+// nodeWords says what a node is, for a person.
+func nodeWords(t ast.NodeType) string {
+	switch t {
+	case ast.SequenceType:
+		return "a list (each element after a dash)"
+	case ast.MappingType, ast.MappingValueType:
+		return "a block of keys"
+	case ast.StringType, ast.LiteralType:
+		return "text"
+	case ast.IntegerType, ast.FloatType, ast.InfinityType, ast.NanType:
+		return "a number"
+	case ast.BoolType:
+		return "true or false"
+	case ast.NullType:
+		return "nothing"
+	}
+	return t.YAMLName()
 }
 
 func (f *File) config() (Config, error) {
@@ -211,7 +233,7 @@ func (f *File) config() (Config, error) {
 		return Config{}, f.TrustDomain.wrong("trust_domain", errors.New("is missing; name one, such as example.org"))
 	}
 	if cfg.TrustDomain, err = spiffeid.TrustDomainFromString(f.TrustDomain.Value); err != nil {
-		return Config{}, f.TrustDomain.wrong("trust_domain", err)
+		return Config{}, f.TrustDomain.wrong("trust_domain", fmt.Errorf("%q is not the name of a trust domain, such as example.org: %w", clip(f.TrustDomain.Value), err))
 	}
 	if cfg.Listen = f.Listen.Value; cfg.Listen != "" {
 		if _, err := loopback(cfg.Listen); err != nil {
@@ -266,7 +288,9 @@ func (f *FileEntry) entry(td spiffeid.TrustDomain, i int) (Entry, error) {
 		}
 		return e, where.wrong(fmt.Sprintf("entries[%d].spiffe_id", i), errors.New("is missing; every entry needs one"))
 	}
-	if e.SPIFFEID, err = spiffeid.FromString(f.SPIFFEID.Value); err == nil {
+	if e.SPIFFEID, err = spiffeid.FromString(f.SPIFFEID.Value); err != nil {
+		err = fmt.Errorf("%q is not a SPIFFE ID, such as spiffe://%s/web: %w", clip(f.SPIFFEID.Value), td.Name(), err)
+	} else {
 		err = checkWorkloadID(td, e.SPIFFEID)
 	}
 	if err != nil {
@@ -293,4 +317,13 @@ func (f *FileEntry) entry(td spiffeid.TrustDomain, i int) (Entry, error) {
 		return e, f.SPIFFEID.wrong("entry "+f.SPIFFEID.Value, err)
 	}
 	return e, nil
+}
+
+// clip shortens what a file can make as long as it likes.
+func clip(s string) string {
+	const most = 80
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "…"
 }
