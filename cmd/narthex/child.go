@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/user"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -102,7 +103,7 @@ func (c *child) command() (*exec.Cmd, func(), error) {
 	cmd := &exec.Cmd{
 		Path:   fmt.Sprintf("/proc/self/fd/%d", image.Fd()),
 		Args:   append([]string{"narthex"}, c.args...),
-		Env:    os.Environ(),
+		Env:    environment(),
 		Stdout: c.stdout,
 		Stderr: c.stderr,
 		SysProcAttr: &syscall.SysProcAttr{
@@ -136,8 +137,39 @@ func (c *child) command() (*exec.Cmd, func(), error) {
 	return cmd, func() { _ = image.Close() }, nil
 }
 
+// environment is what of ours a child is given: nothing that may hold a
+// secret of somebody else's.
+func environment() []string {
+	var kept []string
+	for _, item := range os.Environ() {
+		name, _, _ := strings.Cut(item, "=")
+		if slices.Contains(keptVariables, name) || strings.HasPrefix(name, "LC_") {
+			kept = append(kept, item)
+		}
+	}
+	return kept
+}
+
+var keptVariables = []string{
+	"PATH", "HOME", "LANG", "TZ", "TMPDIR", "HOST_PROC", "DBUS_SYSTEM_BUS_ADDRESS",
+	"GODEBUG", "GOGC", "GOMAXPROCS", "GOMEMLIMIT", "GOTRACEBACK", "GOCOVERDIR",
+}
+
+// keepFilesToOurselves marks every descriptor that this process was started
+// with, apart from the standard three, as not for its children.
+func keepFilesToOurselves() error {
+	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("keep descriptors from the children: %w", err)
+	}
+	return nil
+}
+
 // killAfter is how long a child that was asked a second time may take to end.
 const killAfter = 5 * time.Second
+
+// settled is how old a child must be to be sent SIGHUP: before it listens for
+// the signal, the signal ends it.
+const settled = time.Second
 
 // run starts the child and waits for it. When ctx ends it is asked to end
 // (SIGTERM); when kill ends it is asked to end at once (SIGTERM again), and
@@ -157,13 +189,17 @@ func (c *child) run(ctx, kill context.Context, hangup <-chan struct{}) error {
 		return fmt.Errorf("start %s: %w", c.name, err)
 	}
 	exited := make(chan struct{})
+	started := time.Now()
 	var tending sync.WaitGroup
 	tending.Go(func() {
+		var listening <-chan time.Time
 		for ending := ctx.Done(); ; {
 			select {
 			case <-exited:
 				return
 			case <-hangup:
+				listening = time.After(time.Until(started.Add(settled)))
+			case <-listening:
 				_ = cmd.Process.Signal(syscall.SIGHUP)
 			case <-ending:
 				_ = cmd.Process.Signal(syscall.SIGTERM)

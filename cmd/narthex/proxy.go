@@ -232,8 +232,8 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 			Timeouts: proxy.Timeouts{
 				Handshake: time.Duration(l.Timeouts.Handshake),
 				Connect:   time.Duration(l.Timeouts.Connect),
-				Idle:      orNever(l.Timeouts.Idle),
-				Drain:     time.Duration(l.Timeouts.Drain),
+				Idle:      orNone(l.Timeouts.Idle),
+				Drain:     orNone(l.Timeouts.Drain), // 0s: no time at all
 			},
 			OnPolicyChange: action(l.OnPolicyChange),
 			OnPeerExpiry:   action(l.OnPeerExpiry),
@@ -259,8 +259,9 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 	return out
 }
 
-// orNever turns the file's 0s, which means never, into the proxy's.
-func orNever(d config.Duration) time.Duration {
+// orNone turns the file's 0s, which means none, into the proxy's, where zero
+// means the default.
+func orNone(d config.Duration) time.Duration {
 	if d == 0 {
 		return -1
 	}

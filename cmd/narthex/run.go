@@ -44,12 +44,15 @@ again. SIGHUP reloads, SIGTERM drains, a second SIGTERM ends at once.`,
 // first, which may need the agent while it drains, then the agent.
 func runHalves(parent context.Context, c *config.Config, path string) error {
 	log := newLogger("narthex", c.Log)
+	if err := keepFilesToOurselves(); err != nil {
+		return err
+	}
 	u, err := proxyAccount(c)
 	if err != nil {
 		return err
 	}
-	if u == nil && c.Proxy.User != "" {
-		log.Info("proxy.user is not used: only root can become another user", "user", c.Proxy.User)
+	if u == nil {
+		log.Warn("not started by root: the proxy runs as the agent's user, so whoever takes over the proxy can read the agent's keys; proxy.user is not used")
 	}
 	status, peer, err := privateSocket(u)
 	if err != nil {
@@ -78,7 +81,9 @@ func superviseHalves(ctx, kill context.Context, agent, proxy *child, hangups <-c
 	agentCtx, proxyGone := context.WithCancel(context.WithoutCancel(ctx))
 	defer proxyGone()
 
-	tellAgent, tellProxy := make(chan struct{}), make(chan struct{})
+	// One token each: a half that is being started again reads the files
+	// anyway, and must not keep the other from being told.
+	tellAgent, tellProxy := make(chan struct{}, 1), make(chan struct{}, 1)
 	var halves, relay sync.WaitGroup
 	over := make(chan struct{})
 	relay.Go(func() {
@@ -90,9 +95,7 @@ func superviseHalves(ctx, kill context.Context, agent, proxy *child, hangups <-c
 				for _, tell := range []chan struct{}{tellAgent, tellProxy} {
 					select {
 					case tell <- struct{}{}:
-					case <-over:
-						return
-					case <-ctx.Done():
+					default:
 					}
 				}
 			}
