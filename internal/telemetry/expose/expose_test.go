@@ -415,6 +415,11 @@ func TestPage(t *testing.T) {
 	if regexp.MustCompile(`(?i)\son[a-z]+="|javascript:|style=|(src|href)="[^/]`).MatchString(got.body) {
 		t.Error("the page has what its policy forbids")
 	}
+	for _, cell := range regexp.MustCompile(`<td\b[^>]*>`).FindAllString(got.body, -1) {
+		if !strings.Contains(cell, `data-label="`) { // by which a narrow screen names it
+			t.Errorf("cell %s does not name its column", cell)
+		}
+	}
 	style := regexp.MustCompile(`(?s)<style>(.*)</style>`).FindStringSubmatch(got.body)
 	if style == nil {
 		t.Fatal("no style")
