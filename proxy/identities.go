@@ -34,9 +34,15 @@ type Lease interface {
 	// be changed; the same pointer is returned until something changed.
 	Current() (*Identity, error)
 
+	// Trust returns the bundles as of now, whether or not there is an
+	// identity: that ours was taken back does not make a peer's withdrawn
+	// authority good. It is never nil, and the same pointer until an
+	// authority came or went.
+	Trust() *Trust
+
 	// Changed returns a channel that is closed at the next change of what
-	// Current returns by an update of the source. The passing of NotAfter is
-	// not announced.
+	// Current or Trust returns by an update of the source. The passing of
+	// NotAfter is not announced.
 	Changed() <-chan struct{}
 
 	Close()
@@ -68,13 +74,12 @@ func (p Pick) matches(id *Identity) bool {
 	return p.Hint == "" || id.Hint == p.Hint
 }
 
-// Identity is one X.509-SVID with its key and the trust it came with.
-// It is immutable: a rotation makes a new one.
+// Identity is one X.509-SVID with its key. It is immutable: a rotation makes
+// a new one.
 type Identity struct {
 	ID          spiffeid.ID
 	Hint        string
 	Certificate tls.Certificate // with Leaf set
-	Trust       *Trust
 }
 
 // NotAfter is when the SVID expires.
@@ -93,9 +98,9 @@ var (
 	ErrExpired    = errors.New("SVID expired")
 )
 
-// newIdentity checks a certificate chain and its key against the rules for
-// the leaf of an X.509-SVID and binds them to trust.
-func newIdentity(cert tls.Certificate, hint string, trust *Trust) (*Identity, error) {
+// newIdentity checks a certificate chain against the rules for the leaf of an
+// X.509-SVID.
+func newIdentity(cert tls.Certificate, hint string) (*Identity, error) {
 	if cert.Leaf == nil {
 		leaf, err := x509.ParseCertificate(cert.Certificate[0])
 		if err != nil {
@@ -107,13 +112,13 @@ func newIdentity(cert tls.Certificate, hint string, trust *Trust) (*Identity, er
 	if err != nil {
 		return nil, fmt.Errorf("own certificate: %w", err)
 	}
-	return &Identity{ID: id, Hint: hint, Certificate: cert, Trust: trust}, nil
+	return &Identity{ID: id, Hint: hint, Certificate: cert}, nil
 }
 
-// same reports whether two identities present the same chain and trust the
-// same authorities, so that nobody has to be told.
+// same reports whether two identities present the same chain, so that nobody
+// has to be told.
 func (i *Identity) same(o *Identity) bool {
-	if i.Hint != o.Hint || i.Trust != o.Trust || len(i.Certificate.Certificate) != len(o.Certificate.Certificate) {
+	if i.Hint != o.Hint || len(i.Certificate.Certificate) != len(o.Certificate.Certificate) {
 		return false
 	}
 	for n, der := range i.Certificate.Certificate {
@@ -150,13 +155,13 @@ func (s *store) set(certs []hinted, authorities map[spiffeid.TrustDomain][]*x509
 	trust := s.trust.next(authorities)
 	ids := make([]*Identity, 0, len(certs))
 	for _, c := range certs {
-		id, err := newIdentity(c.cert, c.hint, trust)
+		id, err := newIdentity(c.cert, c.hint)
 		if err != nil {
 			return err
 		}
 		ids = append(ids, id)
 	}
-	same := s.err == nil && len(ids) == len(s.identities)
+	same := s.err == nil && trust == s.trust && len(ids) == len(s.identities)
 	for n := range ids {
 		if n < len(s.identities) && ids[n].same(s.identities[n]) {
 			ids[n] = s.identities[n]
@@ -178,6 +183,7 @@ type hinted struct {
 }
 
 // withdraw forgets all identities: the source may not give them out any more.
+// The bundles stay, for the connections that live.
 func (s *store) withdraw(why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -266,6 +272,12 @@ func orUnknown(problem string) string {
 		return "the source reported no problem"
 	}
 	return problem
+}
+
+func (l *storeLease) Trust() *Trust {
+	l.store.mu.Lock()
+	defer l.store.mu.Unlock()
+	return l.store.trust
 }
 
 func (l *storeLease) Changed() <-chan struct{} {

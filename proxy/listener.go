@@ -123,15 +123,16 @@ func (l *listener) lease() Lease { return l.leased.Load().Lease }
 // session returns the TLS configuration for the identity as of now, or why
 // there is none.
 func (l *listener) session() (*session, error) {
-	id, err := l.lease().Current()
+	lease := l.lease()
+	id, err := lease.Current()
 	if err != nil {
 		return nil, err
 	}
-	s := l.settings.Load()
-	if have := l.cached.Load(); have != nil && have.identity == id && have.settings == s {
+	trust, s := lease.Trust(), l.settings.Load()
+	if have := l.cached.Load(); have != nil && have.identity == id && have.trust == trust && have.settings == s {
 		return have, nil
 	}
-	made := newSession(id, s)
+	made := newSession(id, trust, s)
 	l.cached.Store(made)
 	return made, nil
 }
@@ -304,18 +305,22 @@ func (l *listener) change(s *settings, lease Lease) {
 	}
 }
 
-// watch follows the identity: every change asks the listener's connections
-// again, because their peers may no longer stand under the new bundles.
+// watch follows the identity and the bundles: every change asks the
+// listener's connections again, because their peers may no longer stand.
 func (l *listener) watch() {
-	var last *Identity
+	var last, was *Identity // the last there was, and nil while there is none
+	var trust *Trust
 	timer := time.NewTimer(time.Hour) // for the SVID's end
 	defer timer.Stop()
 	for {
 		lease := l.lease()
 		changed := lease.Changed()
 		id, err := lease.Current()
+		bundles := lease.Trust()
+		news := trust != nil && (id != was || bundles != trust)
+		was, trust = id, bundles
 		l.noteIdentity(id, err, last)
-		if last != nil && id != last {
+		if news {
 			asked, closed := l.proxy.ask(l.proxy.table.of(l))
 			l.proxy.log.Debug("identity or bundles changed", "listener", l.name, "connections_asked", asked, "connections_closed", closed)
 		}

@@ -41,7 +41,7 @@ func (c *conn) identify(s *session, t *secured, serverName string) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.chain, c.trusted = cs.PeerCertificates, s.identity.Trust.domains[peer.ID.TrustDomain()]
+	c.chain, c.trusted = cs.PeerCertificates, s.trust.domains[peer.ID.TrustDomain()]
 	c.setEnds(s.identity, peer)
 	c.request.SNI = serverName
 	c.ends[endHandshake] = deadline{}
@@ -160,20 +160,31 @@ func (c *conn) judge(now time.Time) verdict {
 	return verdict{closing: closing{"policy", why}}
 }
 
-// reverify checks our own identity and the peer's chain against what the
-// source holds now, with c.mu held.
+// reverify checks the peer's chain and our own identity against what the
+// source holds now, with c.mu held. The peer comes first: what became of our
+// own identity says nothing of the bundles.
 func (c *conn) reverify(now time.Time) verdict {
-	own, err := c.l.lease().Current()
-	if err != nil || own.ID != c.own.ID {
-		// Taken back, or expired. What was presented stays good until its
-		// end; the peer learns no sooner either.
-		if now.Before(c.own.NotAfter()) {
-			return verdict{ok: true}
-		}
-		return verdict{closing: closing{"expiry", fmt.Sprintf("our own SVID %s expired at %s and was not renewed", c.own.ID, c.own.NotAfter().UTC().Format(time.RFC3339))}}
+	lease := c.l.lease()
+	if v := c.reverifyPeer(lease.Trust(), now); !v.ok {
+		return v
 	}
-	c.own = own
-	d := own.Trust.domains[c.peer().ID.TrustDomain()]
+	own, err := lease.Current()
+	if err == nil && own.ID == c.own.ID {
+		c.own = own
+		return verdict{ok: true}
+	}
+	// Taken back, or expired. What was presented stays good until its end;
+	// the peer learns no sooner either.
+	if now.Before(c.own.NotAfter()) {
+		return verdict{ok: true}
+	}
+	return verdict{closing: closing{"expiry", fmt.Sprintf("our own SVID %s expired at %s and was not renewed", c.own.ID, c.own.NotAfter().UTC().Format(time.RFC3339))}}
+}
+
+// reverifyPeer checks the peer's chain against the newest bundles, with c.mu
+// held.
+func (c *conn) reverifyPeer(trust *Trust, now time.Time) verdict {
+	d := trust.domains[c.peer().ID.TrustDomain()]
 	if d == c.trusted {
 		return verdict{ok: true}
 	}
@@ -182,6 +193,7 @@ func (c *conn) reverify(now time.Time) verdict {
 	if at.After(leaf.NotAfter) {
 		at = leaf.NotAfter // expiry is on_peer_expiry's business, not that of a new bundle
 	}
+	var err error
 	switch {
 	case d == nil:
 		err = fmt.Errorf("trust domain %s is no longer trusted", c.peer().ID.TrustDomain())

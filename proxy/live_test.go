@@ -149,7 +149,7 @@ func TestNoWindowBeforeDecision(t *testing.T) {
 	p.table.add(c, time.Time{})
 	defer p.table.remove(c)
 	web := ca.svid("/web")
-	c.chain, c.trusted = []*x509.Certificate{web.Leaf}, session.identity.Trust.domains[ca.td]
+	c.chain, c.trusted = []*x509.Certificate{web.Leaf}, session.trust.domains[ca.td]
 	id, err := checkLeaf(web.Leaf)
 	if err != nil {
 		t.Fatal(err)
@@ -237,6 +237,50 @@ func TestRotationKeepsConnections(t *testing.T) {
 	gone(t, c)
 	if a := p.next(); a.Closed != "revoked" || !strings.Contains(a.Reason, "trust domain example.org is no longer trusted") {
 		t.Errorf("access record %+v", a)
+	}
+}
+
+// TestWithdrawnDomainWhateverBecameOfUs: that our own identity was taken back
+// or is another one now does not keep a peer whose trust domain is withdrawn.
+func TestWithdrawnDomainWhateverBecameOfUs(t *testing.T) {
+	t.Parallel()
+	for _, us := range []string{"the same", "taken back", "another"} {
+		t.Run(us, func(t *testing.T) {
+			ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
+			first, second := hinted{cert: ca.svid("/first")}, hinted{cert: ca.svid("/second")}
+			ids := newStore("test", nil)
+			if err := ids.set([]hinted{first, second}, bundles(ca, partner)); err != nil {
+				t.Fatal(err)
+			}
+			p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, `
+version: 1
+rules:
+  - {id: partner, effect: allow, from: ["spiffe://partner.example/**"], to: ["spiffe://example.org/**"]}
+`), Identities: ids})
+			c := dialTLS(t, p.addr("orders"), clientConfig(partner.svid("/web")))
+			say(t, c, "hello")
+			left := []hinted{first, second}
+			switch us {
+			case "taken back":
+				ids.withdraw(fmt.Errorf("the entry was deleted"))
+				left = left[1:]
+			case "another":
+				changed := p.config
+				changed.Listeners = []Listener{p.config.Listeners[0]}
+				changed.Listeners[0].Identity.SPIFFEID = ids.identities[1].ID
+				if _, err := p.Apply(changed); err != nil {
+					t.Fatal(err)
+				}
+			}
+			say(t, c, "still there")
+			if err := ids.set(left, bundles(ca)); err != nil {
+				t.Fatal(err)
+			}
+			gone(t, c)
+			if a := p.next(); a.Closed != "revoked" || !strings.Contains(a.Reason, "trust domain partner.example is no longer trusted") {
+				t.Errorf("access record %+v", a)
+			}
+		})
 	}
 }
 

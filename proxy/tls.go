@@ -27,7 +27,8 @@ var cipherSuites = []uint16{
 	tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 }
 
-// session is the immutable TLS configuration for one identity generation.
+// session is the immutable TLS configuration for one identity and the bundles
+// of the same moment.
 //
 // The peer is verified in VerifyConnection, which crypto/tls calls for every
 // handshake. VerifyPeerCertificate is not called for a resumed session, so
@@ -35,6 +36,7 @@ var cipherSuites = []uint16{
 // and no session cache either: every connection proves its identity afresh.
 type session struct {
 	identity *Identity
+	trust    *Trust
 	settings *settings
 	config   *tls.Config
 }
@@ -42,8 +44,7 @@ type session struct {
 // newSession makes the configuration. Outbound, expect is part of the
 // handshake: a peer that is not expected does not see our certificate in TLS
 // 1.3. Inbound, the policy decides after it.
-func newSession(id *Identity, s *settings) *session {
-	trust := id.Trust
+func newSession(id *Identity, trust *Trust, s *settings) *session {
 	c := &tls.Config{
 		Certificates:                []tls.Certificate{id.Certificate},
 		MinVersion:                  tls.VersionTLS12,
@@ -57,7 +58,7 @@ func newSession(id *Identity, s *settings) *session {
 			_, err := trust.verify(cs.PeerCertificates, time.Now())
 			return err
 		}
-		return &session{id, s, c}
+		return &session{id, trust, s, c}
 	}
 	c.ServerName = s.serverName
 	c.InsecureSkipVerify = true // of the host name, which proves nothing in SPIFFE; VerifyConnection verifies the identity
@@ -71,7 +72,7 @@ func newSession(id *Identity, s *settings) *session {
 		}
 		return nil
 	}
-	return &session{id, s, c}
+	return &session{id, trust, s, c}
 }
 
 // wire is the connection below TLS. It notes that the far end closed it.

@@ -135,7 +135,7 @@ func TestWorkloadAPI(t *testing.T) {
 	api.answer(t, update(t, map[string][]byte{"spiffe://partner.example": partner.cert.Raw}, ca, first))
 	until(t, lease, "first update", presents(first))
 	id, err := lease.Current()
-	if err != nil || len(id.Trust.domains) != 2 {
+	if err != nil || len(lease.Trust().domains) != 2 {
 		t.Fatalf("trust %+v, %v", id, err)
 	}
 	if again, _ := lease.Current(); again != id {
