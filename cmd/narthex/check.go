@@ -88,13 +88,16 @@ func checkFiles(path string) (findings []checkFinding, summary string) {
 	if !c.HasProxy() {
 		return findings, summary
 	}
-	files, err := c.Proxy.PolicyFiles()
+	files, err := c.PolicyFiles()
 	if err != nil {
-		return append(findings, checkFinding{Level: "error", File: path, Text: err.Error()}), ""
+		return append(findings, configFindings(path, err)...), ""
 	}
 	rules, err := policy.Load(files...)
 	if err != nil {
 		return append(findings, policyFindings(path, err)...), ""
+	}
+	if rules.Allowing() == 0 {
+		findings = append(findings, checkFinding{Level: "warning", File: files[0], Text: "no rule allows anything: every connection will be refused"})
 	}
 	for _, m := range rules.Listeners() {
 		if !hasListener(c, m.Listener) {

@@ -58,6 +58,7 @@ type proxyRunner struct {
 	sockets map[string]net.Listener // inherited, by listener name
 	metrics *telemetry.Metrics
 	access  *telemetry.AccessLog
+	out     accessFile
 	log     hclog.Logger
 	started time.Time
 	source  identitySource
@@ -79,13 +80,12 @@ func (r *proxyRunner) run(ctx context.Context, hangups <-chan os.Signal) (err er
 		return err
 	}
 	defer files.close()
-	out, err := openAccessLog(c.AccessLog.Path)
-	if err != nil {
+	if r.out, err = openAccessLog(c.AccessLog.Path); err != nil {
 		return err
 	}
-	defer out.Close()
+	defer r.out.Close()
 	r.metrics = telemetry.NewMetrics()
-	if r.access, err = telemetry.NewAccessLog(out, c.AccessLog.Format, r.metrics); err != nil {
+	if r.access, err = telemetry.NewAccessLog(r.out, c.AccessLog.Format, r.metrics); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.access.Close()) }()
@@ -174,7 +174,7 @@ func (r *proxyRunner) open(files inherited) error {
 		return err
 	}
 	r.policy = rules
-	if r.source, err = newSource(r.config.Proxy, r.log.Named("identities")); err != nil {
+	if r.source, err = newSource(r.config.TrustDomain, r.config.Proxy, r.log.Named("identities")); err != nil {
 		return err
 	}
 	p, err := proxy.New(r.proxyConfig(r.config, rules))
@@ -187,14 +187,15 @@ func (r *proxyRunner) open(files inherited) error {
 	return nil
 }
 
-func newSource(c *config.Proxy, log hclog.Logger) (identitySource, error) {
+func newSource(td spiffeid.TrustDomain, c *config.Proxy, log hclog.Logger) (identitySource, error) {
 	if c.Source == "files" {
 		bundles := make(map[spiffeid.TrustDomain]string, len(c.Files.Bundles))
-		for td, file := range c.Files.Bundles {
-			bundles[td] = string(file)
+		for domain, file := range c.Files.Bundles {
+			bundles[domain] = string(file)
 		}
 		return proxy.NewFiles(proxy.FilesConfig{
-			Cert: string(c.Files.Cert), Key: string(c.Files.Key), Bundle: string(c.Files.Bundle), Bundles: bundles, Log: log,
+			TrustDomain: td,
+			Cert:        string(c.Files.Cert), Key: string(c.Files.Key), Bundle: string(c.Files.Bundle), Bundles: bundles, Log: log,
 		})
 	}
 	return proxy.NewWorkloadAPI(proxy.WorkloadAPIConfig{Socket: string(c.WorkloadAPI.Socket), Log: log})
@@ -203,7 +204,7 @@ func newSource(c *config.Proxy, log hclog.Logger) (identitySource, error) {
 // loadPolicy reads the rule files and warns of rules that name a listener
 // this node does not have.
 func (r *proxyRunner) loadPolicy(c *config.Config) (*policy.Policy, error) {
-	files, err := c.Proxy.PolicyFiles()
+	files, err := c.PolicyFiles()
 	if err != nil {
 		return nil, err
 	}
@@ -300,6 +301,9 @@ func (r *proxyRunner) reloadWhenChanged(ctx context.Context, hangups <-chan os.S
 		case <-ctx.Done():
 			return
 		case <-hangups:
+			if err := r.out.Reopen(); err != nil {
+				r.log.Error("cannot open the access log anew: writing goes on to the old file", "error", err)
+			}
 			r.reload(true)
 		case <-changed:
 			r.reload(false)
@@ -414,22 +418,29 @@ func (r *proxyRunner) ready() error {
 	return errors.Join(problems...)
 }
 
-// openAccessLog opens where records go. Closing standard output is left to
-// the end of the process.
-func openAccessLog(path string) (io.WriteCloser, error) {
+// accessFile is where access records go: a file, which logrotate may move, or
+// a standard stream.
+type accessFile interface {
+	io.WriteCloser
+	Reopen() error
+}
+
+func openAccessLog(path string) (accessFile, error) {
 	switch path {
 	case "stdout":
-		return nopCloser{os.Stdout}, nil
+		return stream{os.Stdout}, nil
 	case "stderr":
-		return nopCloser{os.Stderr}, nil
+		return stream{os.Stderr}, nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	f, err := telemetry.OpenReopenable(path, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("access_log.path: %w", err)
 	}
 	return f, nil
 }
 
-type nopCloser struct{ io.Writer }
+// stream is a standard stream: it lives as long as the process.
+type stream struct{ io.Writer }
 
-func (nopCloser) Close() error { return nil }
+func (stream) Reopen() error { return nil }
+func (stream) Close() error  { return nil }

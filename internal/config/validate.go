@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -258,40 +257,24 @@ func (a Address) everywhere() bool {
 	return false
 }
 
-// PolicyFiles returns the files that the patterns of policies name now, each
-// once, in the order of the patterns. A pattern that names no file is an
-// error: a policy that is not there must not look like one that allows
-// nothing.
-//
-// Config.PolicyFiles is the same and says in its errors where the pattern
-// stands.
-func (p *Proxy) PolicyFiles() ([]string, error) {
-	return p.policyFiles(func(key string) string { return key })
-}
-
-// PolicyFiles returns the files that the patterns of proxy.policies name now;
-// see Proxy.PolicyFiles. Its errors begin with file:line:column of the
-// pattern. There is none without a proxy block.
+// PolicyFiles returns the files that the patterns of proxy.policies name now,
+// each once, in the order of the patterns. A pattern that names no file is an
+// error, an *Error: a policy that is not there must not look like one that
+// allows nothing. Without a proxy block there are none.
 func (c *Config) PolicyFiles() ([]string, error) {
 	if c.Proxy == nil {
 		return nil, nil
 	}
-	return c.Proxy.policyFiles(func(key string) string {
-		at := c.pos.of(key)
-		return fmt.Sprintf("%s:%d:%d: %s", c.file, at.line, at.column, key)
-	})
-}
-
-func (p *Proxy) policyFiles(place func(key string) string) ([]string, error) {
+	f := c.again()
 	var files []string
-	for i, pattern := range p.Policies {
+	for i, pattern := range c.Proxy.Policies {
 		key := fmt.Sprintf("proxy.policies[%d]", i)
 		found, err := filepath.Glob(string(pattern))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %q: %w", place(key), pattern, err)
-		}
-		if len(found) == 0 {
-			return nil, fmt.Errorf("%s: no file matches %s: %w", place(key), pattern, fs.ErrNotExist)
+		switch {
+		case err != nil:
+			f.addf(key, "%q: %v", pattern, err)
+		case len(found) == 0:
+			f.addf(key, "no file matches %s", pattern)
 		}
 		for _, name := range found {
 			if !slices.Contains(files, name) {
@@ -299,5 +282,5 @@ func (p *Proxy) policyFiles(place func(key string) string) ([]string, error) {
 			}
 		}
 	}
-	return files, nil
+	return files, f.err()
 }

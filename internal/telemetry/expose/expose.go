@@ -56,6 +56,7 @@ const (
 	readTimeout    = 10 * time.Second
 	writeTimeout   = 30 * time.Second
 	idleTimeout    = 30 * time.Second
+	healthTimeout  = 2 * time.Second // of each step on Health: whoever keeps a connection must not keep probes out
 	drainTimeout   = 2 * time.Second
 )
 
@@ -73,6 +74,7 @@ type Server struct {
 type face struct {
 	listener net.Listener
 	handler  http.Handler
+	open     bool // strangers reach it: a connection is for one request, sent and read without delay
 }
 
 // Listen opens the addresses. Nothing is answered before Serve.
@@ -85,7 +87,7 @@ func Listen(cfg Config) (*Server, error) {
 		s.remote = newClient(*cfg.Other)
 	}
 	if cfg.Private != nil {
-		s.faces = append(s.faces, face{cfg.Private, s.privateRoutes()})
+		s.faces = append(s.faces, face{listener: cfg.Private, handler: s.privateRoutes()})
 	}
 	for _, want := range []struct {
 		key, address string
@@ -107,7 +109,7 @@ func Listen(cfg Config) (*Server, error) {
 			}
 		}
 		*want.addr = l.Addr()
-		s.faces = append(s.faces, face{l, guard(want.address, want.routes())})
+		s.faces = append(s.faces, face{l, guard(want.address, want.routes()), want.key == "telemetry.health"})
 	}
 	return s, nil
 }
@@ -148,6 +150,10 @@ func (s *Server) Serve(ctx context.Context) error {
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    maxHeader,
 			ErrorLog:          s.cfg.Log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+		}
+		if f.open {
+			srv.SetKeepAlivesEnabled(false)
+			srv.ReadHeaderTimeout, srv.ReadTimeout, srv.WriteTimeout = healthTimeout, healthTimeout, healthTimeout
 		}
 		wg.Go(func() {
 			err := srv.Serve(netutil.LimitListener(f.listener, maxConnections))
