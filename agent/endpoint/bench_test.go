@@ -35,24 +35,35 @@ func newRawStreams(tb testing.TB, f *fixture) *rawStreams {
 	hello.WriteString(http2.ClientPreface)
 	framer := http2.NewFramer(&hello, nil)
 	must(tb, framer.WriteSettings())
+	must(tb, framer.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: 1, BlockFragment: callHeaders(tb, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName, 0), EndHeaders: true,
+	}))
+	must(tb, framer.WriteData(1, true, make([]byte, 5))) // an empty message
+	return &rawStreams{tb: tb, f: f, hello: hello.Bytes()}
+}
+
+// callHeaders are the headers of a call as gRPC sends them, and padding.
+func callHeaders(tb testing.TB, method string, padding int) []byte {
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
 	encoder.SetMaxDynamicTableSize(0) // what the server's settings ask for
-	for _, field := range [][2]string{
+	fields := [][2]string{
 		{":method", "POST"},
 		{":scheme", "http"},
-		{":path", workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName},
+		{":path", method},
 		{":authority", "localhost"},
 		{"content-type", "application/grpc"},
 		{"user-agent", "grpc-go/1.85.0"},
 		{"te", "trailers"},
 		{securityHeader, "true"},
-	} {
+	}
+	if padding > 0 {
+		fields = append(fields, [2]string{"x-padding", strings.Repeat("x", padding)})
+	}
+	for _, field := range fields {
 		must(tb, encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}))
 	}
-	must(tb, framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true}))
-	must(tb, framer.WriteData(1, true, make([]byte, 5))) // an empty message
-	return &rawStreams{tb: tb, f: f, hello: hello.Bytes()}
+	return block.Bytes()
 }
 
 // open opens one more stream and reads its first answer.

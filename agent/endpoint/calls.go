@@ -3,6 +3,7 @@ package endpoint
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -25,47 +26,70 @@ const securityHeader = "workload.spiffe.io"
 // stop watching for ever on that and on InvalidArgument.
 var errStopping = status.Error(codes.Unavailable, "the agent is shutting down: call again")
 
-// unaryCall and streamCall stand before every method.
-func (s *Server) unaryCall(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (answer any, err error) {
-	if err = s.admit(ctx, info.FullMethod); err == nil {
-		var free func()
-		ctx, free = s.tie(ctx)
-		answer, err = handler(ctx, req)
-		free()
-	}
-	return answer, s.finish(info.FullMethod, err)
+// registrar registers services with every method as a stream. gRPC reads the
+// request of a unary method before anybody may look at the call; of a stream
+// it reads nothing, so that all calls pass streamCall first.
+type registrar struct {
+	*grpc.Server
+	server *Server
 }
 
+// RegisterService implements grpc.ServiceRegistrar.
+func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	streams := *desc
+	streams.Methods, streams.Streams = nil, slices.Clone(desc.Streams)
+	for _, method := range desc.Methods {
+		handler := func(srv any, stream grpc.ServerStream) error {
+			answer, err := method.Handler(srv, stream.Context(), stream.RecvMsg, nil)
+			if err != nil {
+				return err
+			}
+			return stream.SendMsg(answer)
+		}
+		info := &grpc.StreamServerInfo{FullMethod: "/" + desc.ServiceName + "/" + method.MethodName}
+		streams.Streams = append(streams.Streams, grpc.StreamDesc{
+			StreamName: method.MethodName,
+			// gRPC has interceptors for streams that stream only.
+			Handler: func(srv any, stream grpc.ServerStream) error {
+				return r.server.streamCall(srv, stream, info, handler)
+			},
+		})
+	}
+	r.Server.RegisterService(&streams, impl)
+}
+
+// streamCall stands before every method.
 func (s *Server) streamCall(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	err := s.admit(stream.Context(), info.FullMethod)
-	switch {
-	case err != nil:
-	case isWorkloadAPI(info.FullMethod):
-		s.meter.open(info.FullMethod, 1)
-		err = handler(srv, &heldStream{stream})
-		s.meter.open(info.FullMethod, -1)
-	default:
-		ctx, free := s.tie(stream.Context())
-		err = handler(srv, &tiedStream{stream, ctx})
-		free()
+	c := connOf(stream.Context())
+	err := c.refusal
+	if err == nil {
+		// Limits come first, as they cost nothing.
+		if err = s.limits.beginStream(c.user, time.Now()); err == nil {
+			defer s.limits.endStream(c.user)
+			err = s.call(c, srv, stream, info, handler)
+		}
 	}
 	return s.finish(info.FullMethod, err)
 }
 
-// admit is what a call has to pass: limits first, as they cost nothing, then
-// the header.
-func (s *Server) admit(ctx context.Context, method string) error {
-	c := connOf(ctx)
-	if c.refusal != nil {
-		return c.refusal
+// call answers a call within the limits.
+func (s *Server) call(c *conn, srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if s.meter.isHeld(info.FullMethod) {
+		if err := checkHeader(stream.Context()); err != nil {
+			return err
+		}
+		s.meter.open(info.FullMethod, 1)
+		defer s.meter.open(info.FullMethod, -1)
+		return handler(srv, &heldStream{stream, s.limits.FirstMessage})
 	}
-	if err := s.limits.request(c.user, time.Now()); err != nil {
-		return err
+	ctx, free := s.tie(stream.Context())
+	defer free()
+	if isWorkloadAPI(info.FullMethod) {
+		if err := checkHeader(ctx); err != nil {
+			return err
+		}
 	}
-	if isWorkloadAPI(method) {
-		return checkHeader(ctx)
-	}
-	return nil
+	return handler(srv, &tiedStream{ServerStream: stream, ctx: ctx, limits: s.limits, user: c.user})
 }
 
 // tie returns a context that ends with ctx and with the server. The caller
@@ -76,27 +100,61 @@ func (s *Server) tie(ctx context.Context) (_ context.Context, free func()) {
 	return ctx, func() { detach(); cancel() }
 }
 
-// tiedStream is a stream whose context ends with the server too.
+// tiedStream is a stream whose context ends with the server too, and each of
+// whose messages counts as a request: one stream of reflection answers as many
+// as its client sends.
 type tiedStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx      context.Context
+	limits   *limiter
+	user     *user
+	received bool // the first message, which was counted as the call
 }
 
 func (t *tiedStream) Context() context.Context { return t.ctx }
+
+// RecvMsg is called by one goroutine at a time, as gRPC has it.
+func (t *tiedStream) RecvMsg(m any) error {
+	if !t.received {
+		t.received = true
+		return receiveFirst(t.ServerStream, m, t.limits.FirstMessage)
+	}
+	if err := t.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return t.limits.request(t.user, time.Now())
+}
 
 // heldStream is a stream that may stay for months. A goroutine's stack grows
 // to what it needed once and, at this depth of gRPC, does not shrink again, so
 // whatever needs a deep one is done elsewhere: 4 KiB less for each stream.
 // Its context is gRPC's own, another KiB less: watch ends with the server by
 // Server.held.
-type heldStream struct{ grpc.ServerStream }
-
-func (h *heldStream) RecvMsg(m any) error {
-	return elsewhere(func() error { return h.ServerStream.RecvMsg(m) })
+type heldStream struct {
+	grpc.ServerStream
+	first time.Duration // time to its one message
 }
+
+func (h *heldStream) RecvMsg(m any) error { return receiveFirst(h.ServerStream, m, h.first) }
 
 func (h *heldStream) SendMsg(m any) error {
 	return elsewhere(func() error { return h.ServerStream.SendMsg(m) })
+}
+
+// receiveFirst receives the request of a call, for which the client has so
+// much time. After an error the handler returns: that ends the stream, and
+// with it a RecvMsg that still waits.
+func receiveFirst(stream grpc.ServerStream, m any, within time.Duration) error {
+	received := make(chan error, 1)
+	go func() { received <- stream.RecvMsg(m) }()
+	late := time.NewTimer(within)
+	defer late.Stop()
+	select {
+	case err := <-received:
+		return err
+	case <-late.C:
+		return status.Errorf(codes.DeadlineExceeded, "the call was opened and no request came within %s", within)
+	}
 }
 
 // elsewhere runs f on a stack of its own and returns what f does.
@@ -168,7 +226,8 @@ type meter struct {
 // methodMeter counts the calls of one method.
 type methodMeter struct {
 	name  string
-	open  *telemetry.Gauge // nil unless it is a streaming method of the Workload API
+	held  bool             // a streaming method of the Workload API
+	open  *telemetry.Gauge // of such a method
 	codes *telemetry.Family[telemetry.Counter]
 }
 
@@ -184,7 +243,7 @@ func newMeter(m *telemetry.Metrics, services map[string]grpc.ServiceInfo, attest
 			full := "/" + service + "/" + method.Name
 			mm := &methodMeter{name: method.Name, codes: codes}
 			if method.IsServerStream && isWorkloadAPI(full) {
-				mm.open = open.With(method.Name)
+				mm.held, mm.open = true, open.With(method.Name)
 			}
 			r.methods[full] = mm
 		}
@@ -195,11 +254,16 @@ func newMeter(m *telemetry.Metrics, services map[string]grpc.ServiceInfo, attest
 	return r
 }
 
+// isHeld tells whether it is a streaming method of the Workload API.
+func (m *meter) isHeld(method string) bool {
+	mm := m.methods[method]
+	return mm != nil && mm.held
+}
+
+// open counts a stream of a method that isHeld.
 func (m *meter) open(method string, by int) {
-	if mm := m.methods[method]; mm != nil && mm.open != nil {
-		mm.open.Add(float64(by))
-		m.streams.Add(int64(by))
-	}
+	m.methods[method].open.Add(float64(by))
+	m.streams.Add(int64(by))
 }
 
 func (m *meter) count(method string, code codes.Code) {

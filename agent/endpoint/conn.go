@@ -112,6 +112,14 @@ func (c *conn) identify(now time.Time) error {
 	return nil
 }
 
+// Write hangs up on a client that does not read.
+func (c *conn) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(c.limits.Unread)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
+
 // Close closes the connection and lets its process go.
 func (c *conn) Close() error {
 	err := c.Conn.Close()

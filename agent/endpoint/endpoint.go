@@ -92,6 +92,11 @@ const (
 	healthPeriod = time.Second
 )
 
+// maxHeaders bounds the headers of a call, uncompressed and with 32 bytes for
+// each: they stay in memory for as long as the call is open. A client sends
+// about 400; a trace's context fits as well.
+const maxHeaders = 4 << 10
+
 // Server serves one socket.
 type Server struct {
 	agent     Agent
@@ -141,10 +146,11 @@ func Listen(cfg Config) (*Server, error) {
 		l.SetUnlinkOnClose(false)
 	}
 	s.grpc = s.newGRPC()
-	workload.RegisterSpiffeWorkloadAPIServer(s.grpc, newWorkloadAPI(s, cfg.AllowUnauthenticatedVerifiers))
+	services := registrar{s.grpc, s}
+	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, cfg.AllowUnauthenticatedVerifiers))
 	s.health = newHealth(cfg.Agent)
-	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
-	reflection.Register(s.grpc)
+	grpc_health_v1.RegisterHealthServer(services, s.health)
+	reflection.Register(services)
 	s.meter = newMeter(cfg.Metrics, s.grpc.GetServiceInfo(), cfg.Attestors)
 	s.attestors = cfg.Attestors
 	return s, nil
@@ -157,14 +163,13 @@ func (s *Server) newGRPC() *grpc.Server {
 	return grpc.NewServer(
 		grpc.Creds(peerCredentials{s}),
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.ChainUnaryInterceptor(s.unaryCall),
 		grpc.ChainStreamInterceptor(s.streamCall),
 		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.WaitForHandlers(true),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(uint32(s.limits.StreamsPerConnection)),
 		grpc.MaxRecvMsgSize(64<<10),
-		grpc.MaxHeaderListSize(8<<10),
+		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.HeaderTableSize(0), // calls are few: a table of headers would be kept for nothing
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),

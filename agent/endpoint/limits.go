@@ -21,15 +21,28 @@ type Limits struct {
 	Connections int
 	// ConnectionsPerUID bounds those of one uid: half of Connections.
 	ConnectionsPerUID int
-	// StreamsPerConnection bounds the calls open on one connection: 256.
+	// Streams bounds the calls open at a time: 8192; StreamsPerUID those of
+	// one uid: half of Streams. A call is open from its headers to its
+	// status, so a workload that watches holds one, on a connection of its
+	// own, and what a user's calls make the agent hold stays below 100 MiB.
+	Streams, StreamsPerUID int
+	// StreamsPerConnection bounds the calls open on one connection: 32.
 	// Clients hold back what is over it, or open another connection.
 	StreamsPerConnection int
+	// FirstMessage bounds the time from the headers of a call to its
+	// request: 10 s.
+	FirstMessage time.Duration
+	// Unread bounds the time a client leaves answers unread that do not fit
+	// the socket any more: 20 s. Calls that have ended stay in memory until
+	// their status is written.
+	Unread time.Duration
 	// Attestations bounds how many callers are looked at, at a time: 1024;
 	// AttestationsPerUID those of one uid: 256. A caller over it waits for
 	// two seconds before it is refused.
 	Attestations, AttestationsPerUID int
-	// RequestsPerSecond bounds the calls and connections one uid begins:
-	// 4000, after Burst, 8000, at once.
+	// RequestsPerSecond bounds the calls and connections one uid begins, and
+	// the further messages of calls that take several: 4000, after Burst,
+	// 8000, at once.
 	RequestsPerSecond, Burst int
 }
 
@@ -55,7 +68,15 @@ func (l Limits) withDefaults() Limits {
 	}
 	set(&l.Connections, min(8192, openFiles()/4))
 	set(&l.ConnectionsPerUID, (l.Connections+1)/2)
-	set(&l.StreamsPerConnection, 256)
+	set(&l.Streams, 8192)
+	set(&l.StreamsPerUID, (l.Streams+1)/2)
+	set(&l.StreamsPerConnection, 32)
+	if l.FirstMessage <= 0 {
+		l.FirstMessage = 10 * time.Second
+	}
+	if l.Unread <= 0 {
+		l.Unread = 20 * time.Second
+	}
 	set(&l.Attestations, 1024)
 	set(&l.AttestationsPerUID, min(256, l.Attestations))
 	set(&l.RequestsPerSecond, 4000)
@@ -82,6 +103,7 @@ type limiter struct {
 
 	mu          sync.Mutex // guards the following
 	connections int
+	streams     int
 	refused     int
 	users       map[uint32]*user
 	sweepAt     int // number of users at which to look for those to forget
@@ -94,6 +116,7 @@ type user struct {
 
 	// guarded by limiter.mu:
 	connections int
+	streams     int
 	requests    bucket
 	lines       bucket
 	muted       int // lines since the last that was let through
@@ -172,7 +195,7 @@ func (l *limiter) user(uid uint32, now time.Time) *user {
 		for _, u := range l.users {
 			u.requests.refill(now, l.RequestsPerSecond)
 			u.lines.refill(now, logRate)
-			if u.connections == 0 && u.requests.spent == 0 && u.lines.spent == 0 {
+			if u.connections == 0 && u.streams == 0 && u.requests.spent == 0 && u.lines.spent == 0 {
 				delete(l.users, u.uid)
 			}
 		}
@@ -186,7 +209,34 @@ func (l *limiter) user(uid uint32, now time.Time) *user {
 	return u
 }
 
-// request counts a call, and refuses it where the user calls too often.
+// beginStream counts a call that is open from now on, and refuses it where
+// there are too many, or where the user calls too often. Each one that
+// succeeds is followed by endStream.
+func (l *limiter) beginStream(u *user, now time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.streams >= l.Streams:
+		return status.Errorf(codes.ResourceExhausted, "the agent holds %d calls open, as many as it may: call again later", l.streams)
+	case u.streams >= l.StreamsPerUID:
+		return status.Errorf(codes.ResourceExhausted, "uid %d holds %d calls to the agent open, as many as one user may: end some, or share one", u.uid, u.streams)
+	case !u.requests.take(now, l.RequestsPerSecond, l.Burst):
+		return l.tooFast(u.uid)
+	}
+	l.streams++
+	u.streams++
+	return nil
+}
+
+func (l *limiter) endStream(u *user) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.streams--
+	u.streams--
+}
+
+// request counts a further message of a call, and refuses it where the user
+// sends too often.
 func (l *limiter) request(u *user, now time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,10 +1,14 @@
 package endpoint
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
+	"path"
+	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -12,7 +16,11 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	rpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
 	"github.com/narthex-id/narthex/attestor"
 )
@@ -20,7 +28,7 @@ import (
 func TestDefaultLimits(t *testing.T) {
 	l := Limits{}.withDefaults()
 	if l.Connections < 1 || l.Connections > 8192 || l.ConnectionsPerUID < 1 || l.ConnectionsPerUID > l.Connections ||
-		l.StreamsPerConnection < 1 || l.AttestationsPerUID < 1 || l.AttestationsPerUID > l.Attestations || l.RequestsPerSecond < 1 || l.Burst < l.RequestsPerSecond {
+		l.StreamsPerConnection < 1 || l.StreamsPerUID < 1 || l.StreamsPerUID > l.Streams || l.FirstMessage <= 0 || l.Unread <= 0 || l.AttestationsPerUID < 1 || l.AttestationsPerUID > l.Attestations || l.RequestsPerSecond < 1 || l.Burst < l.RequestsPerSecond {
 		t.Errorf("unusable defaults %+v", l)
 	}
 	if l := (Limits{Connections: 1}).withDefaults(); l.ConnectionsPerUID != 1 {
@@ -57,6 +65,30 @@ func TestConnectionLimits(t *testing.T) {
 	}
 	l.disconnect(nil)
 	connect(4, false, "the agent holds")
+}
+
+func TestStreamLimits(t *testing.T) {
+	l := newLimiter(Limits{Streams: 3, StreamsPerUID: 2})
+	now := time.Unix(1e9, 0)
+	connect := func(uid uint32) *user {
+		u, _, _ := l.connect(uid, now)
+		return u
+	}
+	a, b := connect(0), connect(1) // root is a user like others
+	must(t, l.beginStream(a, now))
+	must(t, l.beginStream(a, now))
+	wantCode(t, l.beginStream(a, now), codes.ResourceExhausted, "uid 0 holds 2 calls")
+	must(t, l.beginStream(b, now))
+	wantCode(t, l.beginStream(b, now), codes.ResourceExhausted, "the agent holds 3 calls")
+	l.endStream(a)
+	must(t, l.beginStream(b, now))
+	for range 2 {
+		l.endStream(b)
+	}
+	l.endStream(a)
+	if l.streams+a.streams+b.streams != 0 {
+		t.Error("streams are left counted")
+	}
 }
 
 func TestRequestRate(t *testing.T) {
@@ -214,6 +246,141 @@ func TestTooManyRequests(t *testing.T) {
 	}
 	if n := f.counter("narthex_workload_api_requests_total", "FetchX509SVID", "ResourceExhausted"); n < 1 {
 		t.Errorf("counted %v refused calls", n)
+	}
+}
+
+// headersOnly opens calls of a method and sends no request.
+func headersOnly(tb testing.TB, socket, method string, calls, padding int) net.Conn {
+	tb.Helper()
+	var hello bytes.Buffer
+	hello.WriteString(http2.ClientPreface)
+	framer := http2.NewFramer(&hello, nil)
+	must(tb, framer.WriteSettings())
+	for i := range calls {
+		must(tb, framer.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(1 + 2*i), BlockFragment: callHeaders(tb, method, padding), EndHeaders: true}))
+	}
+	c, err := net.Dial("unix", socket)
+	must(tb, err)
+	tb.Cleanup(func() { _ = c.Close() })
+	must(tb, c.SetDeadline(time.Now().Add(patience)))
+	_, err = c.Write(hello.Bytes())
+	must(tb, err)
+	return c
+}
+
+// readUntil returns the next frame that is wanted.
+func readUntil(tb testing.TB, c net.Conn, wanted func(http2.Frame) bool) http2.Frame {
+	tb.Helper()
+	framer := http2.NewFramer(nil, c)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	for {
+		frame, err := framer.ReadFrame()
+		must(tb, err)
+		if wanted(frame) {
+			return frame
+		}
+	}
+}
+
+// isStatus tells whether a frame ends a call with this code.
+func isStatus(code codes.Code) func(http2.Frame) bool {
+	return func(f http2.Frame) bool {
+		headers, ok := f.(*http2.MetaHeadersFrame)
+		return ok && slices.ContainsFunc(headers.Fields, func(h hpack.HeaderField) bool {
+			return h.Name == "grpc-status" && h.Value == strconv.Itoa(int(code))
+		})
+	}
+}
+
+// Calls count from their headers on, whatever the method, and whether or not
+// a request ever comes.
+func TestTooManyStreams(t *testing.T) {
+	for _, method := range []string{
+		workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName,
+		workload.SpiffeWorkloadAPI_FetchJWTSVID_FullMethodName,
+		grpc_health_v1.Health_Check_FullMethodName,
+		rpb.ServerReflection_ServerReflectionInfo_FullMethodName,
+	} {
+		t.Run(path.Base(method), func(t *testing.T) {
+			f := serve(t, func(c *Config) { c.Limits = Limits{StreamsPerUID: 3} })
+			f.register(f.entry("a", "/a"))
+			c := headersOnly(t, f.socket, method, 4, 0)
+			readUntil(t, c, isStatus(codes.ResourceExhausted))
+			_, err := f.fetch(testContext(t)).Recv()
+			wantCode(t, err, codes.ResourceExhausted, "holds 3 calls to the agent open")
+			must(t, c.Close())
+			eventually(t, "the calls are forgotten", func() bool {
+				f.server.limits.mu.Lock()
+				defer f.server.limits.mu.Unlock()
+				return f.server.limits.streams == 0
+			})
+			if _, err := f.fetch(testContext(t)).Recv(); err != nil {
+				t.Errorf("after the flood: %v", err)
+			}
+		})
+	}
+}
+
+func TestRequestThatNeverComes(t *testing.T) {
+	f := serve(t, func(c *Config) { c.Limits = Limits{FirstMessage: 50 * time.Millisecond} })
+	for _, method := range []string{workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName, grpc_health_v1.Health_Check_FullMethodName} {
+		readUntil(t, headersOnly(t, f.socket, method, 1, 0), isStatus(codes.DeadlineExceeded))
+	}
+	// A call that was opened properly stays.
+	f.register(f.entry("a", "/a"))
+	stream := f.fetch(testContext(t))
+	_, err := stream.Recv()
+	must(t, err)
+	readUntil(t, headersOnly(t, f.socket, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName, 1, 0), isStatus(codes.DeadlineExceeded))
+	f.sign(time.Hour)
+	if _, err := stream.Recv(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A client that writes and never reads is hung up on.
+func TestAnswersThatAreNotRead(t *testing.T) {
+	f := serve(t, func(c *Config) { c.Limits = Limits{Unread: 50 * time.Millisecond} })
+	c := headersOnly(t, f.socket, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName, 1, 0)
+	framer := http2.NewFramer(c, nil)
+	var err error
+	for err == nil {
+		err = framer.WritePing(false, [8]byte{})
+	}
+	if !isReset(err) {
+		t.Errorf("the server did not hang up: %v", err)
+	}
+}
+
+// Headers are held for as long as a call, and so are small.
+func TestLargeHeaders(t *testing.T) {
+	f := serve(t)
+	c := headersOnly(t, f.socket, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName, 1, maxHeaders)
+	readUntil(t, c, func(f http2.Frame) bool { return f.Header().Type == http2.FrameRSTStream })
+	if n := f.server.Streams(); n != 0 {
+		t.Errorf("%d streams are open", n)
+	}
+}
+
+// One stream of reflection may ask no more often than as many calls.
+func TestReflectionIsLimited(t *testing.T) {
+	f := serve(t, func(c *Config) { c.Limits = Limits{RequestsPerSecond: 1, Burst: 10} })
+	stream, err := rpb.NewServerReflectionClient(f.dial()).ServerReflectionInfo(testContext(t))
+	must(t, err)
+	answers := 0
+	for ; ; answers++ {
+		// Where the stream has ended, Recv tells why.
+		_ = stream.Send(&rpb.ServerReflectionRequest{MessageRequest: &rpb.ServerReflectionRequest_ListServices{}})
+		if _, err = stream.Recv(); err != nil {
+			break
+		}
+		if answers > 1000 {
+			t.Fatal("the stream is not limited")
+		}
+	}
+	wantCode(t, err, codes.ResourceExhausted, "more than 1 times a second")
+	if answers < 5 {
+		t.Errorf("%d answers of a burst of 10", answers)
 	}
 }
 
