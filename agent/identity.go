@@ -245,6 +245,9 @@ func (l *looper) keep(ctx context.Context, s state, key keys.Key) error {
 // keepBundle saves the bundle with which the server is verified, when it has
 // changed.
 func (l *looper) keepBundle(b *registry.Bundle) error {
+	if len(b.X509) == 0 {
+		return errors.New("keep the trust bundle: it has no X.509 authority; the one before it stays in force")
+	}
 	raw := rawCertificates(b.X509)
 	if equalCertificates(raw, l.self.state.Bundle) {
 		return nil

@@ -95,6 +95,7 @@ type looper struct {
 	nextSync  time.Time
 	left      time.Time                                 // when an SVID of a tainted authority was last renewed for that
 	federated map[spiffeid.TrustDomain]*registry.Bundle // as last applied
+	empty     map[spiffeid.TrustDomain]bool             // federated bundles without authorities, which the log was told of
 	problem   string                                    // the failure last logged, so that it is logged once
 	repeats   int
 }
@@ -285,12 +286,18 @@ func (l *looper) syncBundles(ctx context.Context, entries []registry.Entry) erro
 		}
 	}
 	federated := make(map[spiffeid.TrustDomain]*registry.Bundle, len(wanted))
+	empty := map[spiffeid.TrustDomain]bool{}
 	var problems error
 	for td := range wanted {
 		b, err := l.client.FederatedBundle(ctx, td)
 		switch {
-		case err == nil:
+		case err == nil && len(b.X509)+len(b.JWTKeys) > 0:
 			federated[td] = b
+		case err == nil: // clients cannot read a bundle without authorities
+			if !l.empty[td] {
+				l.log.Warn("a federated bundle has no authority in it and is left out", "trust_domain", td.Name())
+			}
+			empty[td] = true
 		case errors.Is(err, spire.ErrNotFound): // the server has no bundle of it (any more)
 		default:
 			problems = errors.Join(problems, err)
@@ -299,7 +306,7 @@ func (l *looper) syncBundles(ctx context.Context, entries []registry.Entry) erro
 			}
 		}
 	}
-	l.federated = federated
+	l.federated, l.empty = federated, empty
 	l.registry.Apply(registry.Update{Bundle: own, Federated: federated, HasFederated: true})
 	l.leaveTainted(own)
 	return errors.Join(problems, l.keepBundle(own))

@@ -53,11 +53,15 @@ func standingOf(v *registry.View) standing {
 		return unsynced
 	case len(v.Identities) == 0 && v.Pending == 0:
 		return denied
-	case len(v.Identities) == 0 || v.Bundle == nil:
+	case len(v.Identities) == 0 || !hasBundle(v):
 		return pending
 	}
 	return entitled
 }
+
+// hasBundle tells whether there is a bundle to verify anybody with: to hand
+// out one without authorities would cut callers off.
+func hasBundle(v *registry.View) bool { return v.Bundle != nil && len(v.Bundle.DER) > 0 }
 
 // watch answers a caller for as long as it stays: attest it, watch what it
 // may have, and send what e makes of each view. Its selectors are those it
@@ -254,7 +258,7 @@ func (s *Server) notReady(view *registry.View) error {
 	switch {
 	case view != nil && view.PendingErr != nil:
 		return status.Errorf(codes.Unavailable, "the caller is entitled to an identity that could not be signed: %v", view.PendingErr)
-	case view != nil && view.Synced && view.Bundle == nil:
+	case view != nil && view.Synced && !hasBundle(view):
 		return status.Error(codes.Unavailable, "the agent has no bundle of its trust domain yet")
 	case view != nil && !view.Synced:
 		return status.Error(codes.Unavailable, "the agent has not synced with the server yet")

@@ -48,7 +48,7 @@ func bundleStanding(allowUnauthenticated bool) func(*registry.View) standing {
 		switch {
 		case stands == unsynced, stands == denied && !allowUnauthenticated:
 			return stands
-		case v.Bundle == nil:
+		case !hasBundle(v):
 			return pending
 		}
 		return entitled
@@ -102,7 +102,9 @@ func encodeX509Bundles(v *registry.View) mem.BufferSlice {
 func (w *wire) bundles(field protowire.Number, bundles map[spiffeid.TrustDomain]*registry.Bundle) {
 	sorted := make([]*registry.Bundle, 0, len(bundles))
 	for _, b := range bundles {
-		sorted = append(sorted, b)
+		if len(b.DER) > 0 { // one without authorities is no bundle to clients
+			sorted = append(sorted, b)
+		}
 	}
 	slices.SortFunc(sorted, func(a, b *registry.Bundle) int {
 		return strings.Compare(a.TrustDomain.Name(), b.TrustDomain.Name())

@@ -17,6 +17,8 @@ func TestEncoding(t *testing.T) {
 	ca, other, third := newAuthority(t, td), newAuthority(t, partner), newAuthority(t, spiffeid.RequireTrustDomainFromString("a.example"))
 	a, b := ca.svid(spiffeid.RequireFromPath(td, "/a"), time.Hour), ca.svid(spiffeid.RequireFromPath(td, "/b"), time.Hour)
 	own, federated := ca.bundle(), map[spiffeid.TrustDomain]*registry.Bundle{other.td: other.bundle(), third.td: third.bundle()}
+	nobody := spiffeid.RequireTrustDomainFromString("nobody.example") // clients cannot read a bundle without authorities
+	federated[nobody] = &registry.Bundle{TrustDomain: nobody}
 	one := &workload.X509SVID{SpiffeId: a.ID.String(), X509Svid: a.Chain, X509SvidKey: a.Key, Bundle: own.DER, Hint: "external"}
 	two := &workload.X509SVID{SpiffeId: b.ID.String(), X509Svid: b.Chain, X509SvidKey: b.Key, Bundle: own.DER}
 	identities := []registry.Identity{{Entry: &registry.Entry{Hint: "external"}, SVID: a}, {Entry: &registry.Entry{}, SVID: b}}

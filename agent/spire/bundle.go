@@ -20,7 +20,8 @@ import (
 // maxRefreshHint keeps a hint from the server within a time.Duration.
 const maxRefreshHint = int64(365 * 24 * time.Hour / time.Second)
 
-// Bundle returns the trust domain's bundle (GetBundle). Tainted authorities
+// Bundle returns the trust domain's bundle (GetBundle), which has at least one
+// X.509 authority; the error wraps ErrBadAnswer otherwise. Tainted authorities
 // are in it, for SVIDs they signed are valid until replaced; Tainted names the
 // X.509 ones.
 func (c *Client) Bundle(ctx context.Context) (*registry.Bundle, error) {
@@ -36,7 +37,8 @@ func (c *Client) Bundle(ctx context.Context) (*registry.Bundle, error) {
 }
 
 // FederatedBundle returns the bundle of a foreign trust domain as the server
-// has it (GetFederatedBundle). The error wraps ErrNotFound where it has none.
+// has it (GetFederatedBundle), which may be without any authority. The error
+// wraps ErrNotFound where it has none.
 func (c *Client) FederatedBundle(ctx context.Context, td spiffeid.TrustDomain) (*registry.Bundle, error) {
 	var bundle *registry.Bundle
 	err := c.call(ctx, "get bundle of "+td.Name(), func(ctx context.Context, cn *conn) error {
@@ -58,7 +60,12 @@ func getBundle(ctx context.Context, cn *conn, td spiffeid.TrustDomain) (*registr
 	if err != nil {
 		return nil, err
 	}
-	return parseBundle(answer, td)
+	bundle, err := parseBundle(answer, td)
+	if err == nil && len(bundle.X509) == 0 {
+		// With it, neither the server nor any workload could be verified.
+		return nil, badAnswer("the bundle of %s has no X.509 authority", td)
+	}
+	return bundle, err
 }
 
 // parseBundle fails on a bundle of which any part makes no sense: half a

@@ -62,6 +62,7 @@ func TestBundleMalformed(t *testing.T) {
 	tests := map[string]func(*types.Bundle){
 		"no trust domain":    func(b *types.Bundle) { b.TrustDomain = "" },
 		"other trust domain": func(b *types.Bundle) { b.TrustDomain = "other.org" },
+		"no authority":       func(b *types.Bundle) { b.X509Authorities = nil },
 		"broken authority":   func(b *types.Bundle) { b.X509Authorities[0].Asn1 = []byte("x") },
 		"JWT key without id": func(b *types.Bundle) { b.JwtAuthorities = []*types.JWTKey{{}} },
 		"broken JWT key":     func(b *types.Bundle) { b.JwtAuthorities = []*types.JWTKey{{KeyId: "k"}} },
@@ -94,6 +95,8 @@ func TestFederatedBundle(t *testing.T) {
 		switch td {
 		case "partner.org":
 			return bundleOf(td, other), nil
+		case "empty.org": // as a new federation is, before its first refresh
+			return bundleOf(td), nil
 		case "liar.org":
 			return bundleOf("partner.org", other), nil
 		}
@@ -104,6 +107,10 @@ func TestFederatedBundle(t *testing.T) {
 	partner := spiffeid.RequireTrustDomainFromString("partner.org")
 	got, err := c.FederatedBundle(t.Context(), partner)
 	if err != nil || got.TrustDomain != partner || len(got.X509) != 1 || !got.X509[0].Equal(other.cert) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	got, err = c.FederatedBundle(t.Context(), spiffeid.RequireTrustDomainFromString("empty.org"))
+	if err != nil || len(got.X509) != 0 {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	_, err = c.FederatedBundle(t.Context(), spiffeid.RequireTrustDomainFromString("nobody.org"))
