@@ -210,9 +210,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			}
 			return errors.Join(err, s.Close())
 		case <-ctx.Done():
-			err := s.Close()
-			_ = <-served // it says no more than that it was closed
-			return err
+			return errors.Join(s.Close(), <-served) // in this order: what ends the one ends the other
 		}
 	}
 }
