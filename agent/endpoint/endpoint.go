@@ -210,7 +210,11 @@ func (s *Server) Serve(ctx context.Context) error {
 			}
 			return errors.Join(err, s.Close())
 		case <-ctx.Done():
-			return errors.Join(s.Close(), <-served) // in this order: what ends the one ends the other
+			err := s.Close()
+			if ended := <-served; !errors.Is(ended, grpc.ErrServerStopped) { // that is: stopped before it began
+				err = errors.Join(err, ended)
+			}
+			return err
 		}
 	}
 }
