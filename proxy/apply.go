@@ -26,11 +26,16 @@ type Applied struct {
 // error (a configuration that cannot be, an address that cannot be bound)
 // everything stays as it was.
 //
+// Rules and listeners come into force at one moment. A connection whose
+// handshake began under another Target, Identity or Expect than those of that
+// moment is refused, and so is one whose listener was removed meanwhile.
+//
 // A listener is known by its name. One that changes but keeps its Bind keeps
-// its socket and its connections; those already open go on under their
-// target. One with a new Bind or Direction is a new one, and connections of
-// the old one drain. Sockets pass from a removed listener to a new one with
-// the same Bind without closing.
+// its socket and its connections. Those already open stay with the target they
+// have and are asked by the new rules; where the Target is another one they
+// drain, because the rules now speak of that one. One with a new Bind or
+// Direction is a new one, and connections of the old one drain. Sockets pass
+// from a removed listener to a new one with the same Bind without closing.
 func (p *Proxy) Apply(c Config) (Applied, error) {
 	p.applying.Lock()
 	defer p.applying.Unlock()
@@ -38,20 +43,20 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 		return Applied{}, err
 	}
 	p.mu.Lock()
-	stopped, old := p.stopped, p.sorted()
-	sameSource := p.identities == c.Identities
+	stopped, sameSource := p.stopped, p.identities == c.Identities
 	p.mu.Unlock()
 	if stopped {
 		return Applied{}, ErrStopped
 	}
 
-	plan, err := p.plan(c, old, sameSource)
+	was := p.world.Load()
+	plan, err := p.plan(c, was, sameSource)
 	if err != nil {
 		return Applied{}, err
 	}
-	applied := p.commit(c, plan)
-	first := p.world.Load().generation == 0
-	swapped := p.swapPolicy(c.Policy)
+	first := was.generation == 0
+	swapped := first || was.policy != c.Policy
+	applied := p.commit(c, plan, was, swapped)
 	if swapped || len(applied.Changed) > 0 { // a listener's new `expect` asks too
 		applied.Asked, applied.Closed = p.ask(p.table.of(nil))
 	}
@@ -96,158 +101,145 @@ func (p *Proxy) logApplied(a *Applied, rules *policy.Policy, first, swapped bool
 	}
 }
 
-// swapPolicy puts a policy in force, and reports whether it is another one.
-func (p *Proxy) swapPolicy(next *policy.Policy) bool {
-	w := p.world.Load()
-	if w.generation > 0 && w.policy == next {
-		return false
-	}
-	w = &world{policy: next, generation: w.generation + 1, loaded: time.Now()}
-	p.world.Store(w)
-	p.instruments.generation.Set(float64(w.generation))
-	return true
-}
-
 // plan is what Apply is about to do, with everything that can fail done.
 type plan struct {
-	added   []*listener
-	changed []change
-	removed []*listener
+	added    []*listener
+	changed  []*listener
+	removed  []*listener
+	settings map[*listener]*settings // of all that will be in force
+	leases   []Lease                 // those that were taken for it
 }
 
-type change struct {
-	l        *listener
-	settings *settings
-	lease    Lease // nil: as before
-}
-
-func (p *Proxy) plan(c Config, old []*listener, sameSource bool) (*plan, error) {
-	var todo plan
-	kept := map[string]bool{}
-	byName := map[string]*listener{}
-	for _, l := range old {
-		byName[l.name] = l
-	}
+func (p *Proxy) plan(c Config, w *world, sameSource bool) (*plan, error) {
+	todo := plan{settings: make(map[*listener]*settings, len(c.Listeners))}
 	var fresh []Listener
 	for _, want := range c.Listeners {
-		l := byName[want.Name]
+		l := w.named(want.Name)
 		if l == nil {
 			fresh = append(fresh, want)
 			continue
 		}
-		was := l.settings.Load()
+		was := w.listeners[l]
 		next := newSettings(want, was)
 		if was.Bind != next.Bind || was.Direction != next.Direction || was.Socket != next.Socket {
 			fresh = append(fresh, want)
 			continue
 		}
-		kept[want.Name] = true
+		todo.settings[l] = was
 		if sameSource && reflect.DeepEqual(was.Listener, next.Listener) {
 			continue
 		}
-		ch := change{l: l, settings: next}
 		if !sameSource || was.Identity != next.Identity {
-			lease, err := c.Identities.Own(context.Background(), next.Identity)
-			if err != nil {
-				return nil, todo.undo(fmt.Errorf("listener %s: identity %s: %w", want.Name, next.Identity, err))
+			if err := todo.lease(c.Identities, next); err != nil {
+				return nil, todo.undo(err)
 			}
-			ch.lease = lease
 		}
-		todo.changed = append(todo.changed, ch)
+		todo.settings[l] = next
+		todo.changed = append(todo.changed, l)
 	}
-	for _, l := range old {
-		if !kept[l.name] {
+	for _, l := range w.sorted() {
+		if todo.settings[l] == nil {
 			todo.removed = append(todo.removed, l)
 		}
 	}
 	for _, want := range fresh {
-		l, err := p.open(c.Identities, newSettings(want, nil), todo.removed)
+		s := newSettings(want, nil)
+		if err := todo.lease(c.Identities, s); err != nil {
+			return nil, todo.undo(err)
+		}
+		l, err := p.open(s, todo.removed, w)
 		if err != nil {
 			return nil, todo.undo(fmt.Errorf("listener %s: %w", want.Name, err))
 		}
+		todo.settings[l] = s
 		todo.added = append(todo.added, l)
 	}
 	return &todo, nil
 }
 
+// lease takes the lease on the identity that s names.
+func (t *plan) lease(source Identities, s *settings) error {
+	lease, err := source.Own(context.Background(), s.Identity)
+	if err != nil {
+		return fmt.Errorf("listener %s: identity %s: %w", s.Name, s.Identity, err)
+	}
+	s.lease = lease
+	t.leases = append(t.leases, lease)
+	return nil
+}
+
 // undo gives back what was taken for a plan that is not carried out.
 func (t *plan) undo(err error) error {
-	for _, ch := range t.changed {
-		if ch.lease != nil {
-			ch.lease.Close()
-		}
+	for _, lease := range t.leases {
+		lease.Close()
 	}
 	for _, l := range t.added {
 		if l.from == nil {
 			l.closeSocket()
 		}
-		l.lease().Close()
 	}
 	return err
 }
 
 // open makes a listener: with the socket of a removed one that has the same
 // Bind, or a new socket.
-func (p *Proxy) open(source Identities, s *settings, removed []*listener) (*listener, error) {
+func (p *Proxy) open(s *settings, removed []*listener, w *world) (*listener, error) {
 	l := newListener(p, s)
 	at := slices.IndexFunc(removed, func(r *listener) bool {
-		was := r.settings.Load()
+		was := w.listeners[r]
 		return was.Bind == s.Bind && was.Socket == s.Socket && !anyPort(s.Bind)
 	})
-	if at >= 0 {
-		l.from = removed[at]
-		l.socket, l.unlink = l.from.socket, l.from.unlink
-	} else if err := l.bind(); err != nil {
-		return nil, err
+	if at < 0 {
+		return l, l.open(s)
 	}
-	lease, err := source.Own(context.Background(), s.Identity)
-	if err != nil {
-		if l.from == nil {
-			l.closeSocket()
-		}
-		return nil, fmt.Errorf("identity %s: %w", s.Identity, err)
-	}
-	l.leased.Store(&leased{lease})
+	l.from = removed[at]
+	l.socket, l.unlink = l.from.socket, l.from.unlink
 	return l, nil
 }
 
-// commit carries the plan out; nothing in it can fail.
-func (p *Proxy) commit(c Config, todo *plan) Applied {
+// commit carries the plan out; nothing in it can fail. What is removed has
+// stopped to accept before the new world is in force, and what is added
+// begins after it, so that nothing is accepted under settings that are not
+// in force together with their rules.
+func (p *Proxy) commit(c Config, todo *plan, was *world, swapped bool) Applied {
 	var applied Applied
-	for _, ch := range todo.changed {
-		ch.l.change(ch.settings, ch.lease)
-		applied.Changed = append(applied.Changed, ch.l.name)
-	}
-	for _, l := range todo.removed {
-		handed := slices.ContainsFunc(todo.added, func(n *listener) bool { return n.from == l })
-		l.pauseAccepting()
-		if !handed {
-			l.closeSocket()
-		}
-		applied.Removed = append(applied.Removed, l.name)
+	next := &world{policy: was.policy, generation: was.generation, loaded: was.loaded, listeners: todo.settings}
+	if swapped {
+		next.policy, next.generation, next.loaded = c.Policy, was.generation+1, time.Now()
 	}
 	p.mu.Lock()
-	p.identities = c.Identities
+	defer p.mu.Unlock()
 	for _, l := range todo.removed {
-		delete(p.listeners, l.name)
-		if p.running {
-			p.retired.Go(func() { l.retire("its listener was removed") })
-		} else {
-			l.lease().Close()
+		l.pauseAccepting()
+	}
+	p.world.Store(next)
+	p.instruments.generation.Set(float64(next.generation))
+	p.identities = c.Identities
+	for _, l := range todo.changed {
+		l.changed(was.listeners[l], next.listeners[l])
+		applied.Changed = append(applied.Changed, l.name)
+	}
+	for _, l := range todo.removed {
+		if !slices.ContainsFunc(todo.added, func(n *listener) bool { return n.from == l }) {
+			l.closeSocket()
 		}
+		if last := was.listeners[l]; p.running {
+			p.retired.Go(func() { l.retire(last, "its listener was removed") })
+		} else {
+			last.lease.Close()
+		}
+		applied.Removed = append(applied.Removed, l.name)
 	}
 	for _, l := range todo.added {
 		if l.from != nil {
 			l.resumeSocket()
 			l.from = nil
 		}
-		p.listeners[l.name] = l
 		if p.running {
 			l.start()
 		}
 		applied.Added = append(applied.Added, l.name)
 	}
-	p.mu.Unlock()
 	return applied
 }
 

@@ -25,17 +25,19 @@ type conn struct {
 	down   end // as accepted, without TLS
 	source string
 	start  time.Time
+	began  *settings // in force when it was accepted: the handshake's and the dial's
 
 	in, out atomic.Uint64 // bytes from source to target, and back
 
 	due   time.Time // guarded by table.mu
 	index int       // guarded by table.mu
 
-	mu      sync.Mutex // guards the following
-	phase   phase
-	up      net.Conn           // as dialled, without TLS
-	cancel  context.CancelFunc // ends the dial in progress
-	closing *closing           // why it was ended by us or broke off; set once
+	mu       sync.Mutex // guards the following
+	phase    phase
+	settings *settings          // the last in force that it knew of
+	up       net.Conn           // as dialled, without TLS
+	cancel   context.CancelFunc // ends the dial in progress
+	closing  *closing           // why it was ended by us or broke off; set once
 
 	request  policy.Request
 	decision policy.Decision
@@ -64,6 +66,7 @@ const (
 	endPolicy
 	endExpiry
 	endDrain
+	endMoved
 	causes
 )
 
@@ -98,7 +101,7 @@ func refuse(result, format string, args ...any) error {
 func (c *conn) serve() {
 	var err error
 	var record telemetry.Access
-	if c.l.settings.Load().Direction == policy.Inbound {
+	if c.began.Direction == policy.Inbound {
 		err = c.serveInbound(&record)
 	} else {
 		err = c.serveOutbound(&record)
@@ -107,10 +110,11 @@ func (c *conn) serve() {
 }
 
 // serveInbound: the peer proves who it is, the policy decides, and only then
-// the target hears of it.
+// the target hears of it. It is dialled under the settings the handshake
+// began with, and decide sees to it that they are those it decided on.
 func (c *conn) serveInbound(record *telemetry.Access) error {
-	s := c.l.settings.Load()
-	session, err := c.l.session()
+	s := c.began
+	session, err := c.l.session(s)
 	if err != nil {
 		return refuse("failed", "cannot present an identity: %v", err)
 	}
@@ -137,8 +141,8 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 // listener expects, the policy decides, and only then a byte of the caller
 // leaves.
 func (c *conn) serveOutbound(record *telemetry.Access) error {
-	s := c.l.settings.Load()
-	session, err := c.l.session()
+	s := c.began
+	session, err := c.l.session(s)
 	if err != nil {
 		return refuse("failed", "cannot present an identity: %v", err)
 	}
@@ -304,6 +308,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	c.closeEnds(err)
 	c.mu.Lock()
 	c.fill(record)
+	target := c.began.Target
 	ended := closing{reason: "peer"}
 	if c.closing != nil {
 		ended = *c.closing
@@ -326,7 +331,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	if err != nil || ended.reason == "policy" || ended.reason == "revoked" || ended.reason == "error" {
 		record.Outcome = "failure"
 	}
-	c.l.ended(record, result, hr != nil && hr.left)
+	c.l.ended(record, result, target, hr != nil && hr.left)
 }
 
 // fill copies what is known into the access record, with c.mu held.

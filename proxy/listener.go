@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -31,14 +32,13 @@ const maxUnixPath = 107
 // listener accepts connections on one socket.
 type listener struct {
 	name   string
+	bind   string // as it stands in the configuration
 	proxy  *Proxy
 	meters meters
 	socket net.Listener
 	unlink os.FileInfo // the unix socket we made; nil where there is none
 	from   *listener   // whose socket it takes over, while a plan is made
 
-	settings atomic.Pointer[settings]
-	leased   atomic.Pointer[leased]
 	cached   atomic.Pointer[session]
 	refusals logLimit
 
@@ -58,15 +58,15 @@ type listener struct {
 	identityProblem string
 }
 
-// settings is a listener's configuration with its defaults filled in.
+// settings is a listener's configuration with its defaults filled in, as it
+// stands in a world. It is immutable.
 type settings struct {
 	Listener
 	serverName string
+	lease      Lease         // on Identity
 	slots      chan struct{} // taken before accept, given back at close
 	handshakes chan struct{} // taken for the time of a handshake
 }
-
-type leased struct{ Lease }
 
 // Defaults of Listener and Timeouts.
 const (
@@ -98,7 +98,7 @@ func newSettings(l Listener, was *settings) *settings {
 		s.serverName = serverNameOf(l.Target)
 	}
 	if was != nil {
-		s.slots, s.handshakes = was.slots, was.handshakes
+		s.lease, s.slots, s.handshakes = was.lease, was.slots, was.handshakes
 	}
 	if cap(s.slots) != l.MaxConnections {
 		s.slots = make(chan struct{}, l.MaxConnections)
@@ -109,26 +109,42 @@ func newSettings(l Listener, was *settings) *settings {
 	return s
 }
 
-func newListener(p *Proxy, s *settings) *listener {
-	l := &listener{
-		name: s.Name, proxy: p, meters: p.instruments.of(s.Name),
-		stop: make(chan struct{}), relet: make(chan struct{}, 1), unwatch: make(chan struct{}),
+// replaced says what makes next another way in than s to a connection that
+// began under s; it is empty when nothing does. A nil next is a listener that
+// is no more.
+func (s *settings) replaced(next *settings) string {
+	switch {
+	case next == nil:
+		return "listener was removed"
+	case s.Target != next.Target:
+		return "listener's target changed"
+	case s.Identity != next.Identity:
+		return "listener's identity changed"
+	case !reflect.DeepEqual(s.Expect, next.Expect):
+		return "listener's expect changed"
 	}
-	l.settings.Store(s)
-	return l
+	return ""
 }
 
-func (l *listener) lease() Lease { return l.leased.Load().Lease }
+func newListener(p *Proxy, s *settings) *listener {
+	return &listener{
+		name: s.Name, bind: s.Bind, proxy: p, meters: p.instruments.of(s.Name),
+		stop: make(chan struct{}), relet: make(chan struct{}, 1), unwatch: make(chan struct{}),
+	}
+}
+
+// settings returns those in force. It is nil for a listener that is not, or
+// no more; while one accepts, it is in force.
+func (l *listener) settings() *settings { return l.proxy.world.Load().listeners[l] }
 
 // session returns the TLS configuration for the identity as of now, or why
 // there is none.
-func (l *listener) session() (*session, error) {
-	lease := l.lease()
-	id, err := lease.Current()
+func (l *listener) session(s *settings) (*session, error) {
+	id, err := s.lease.Current()
 	if err != nil {
 		return nil, err
 	}
-	trust, s := lease.Trust(), l.settings.Load()
+	trust := s.lease.Trust()
 	if have := l.cached.Load(); have != nil && have.identity == id && have.trust == trust && have.settings == s {
 		return have, nil
 	}
@@ -155,7 +171,7 @@ const (
 func (l *listener) accept() {
 	backoff := minBackoff
 	for {
-		slots := l.settings.Load().slots
+		slots := l.settings().slots
 		if !l.takeSlot(slots) {
 			return
 		}
@@ -211,8 +227,8 @@ func (l *listener) admit(raw net.Conn, slots chan struct{}) {
 		<-slots
 		return
 	}
-	c := &conn{l: l, down: down, start: time.Now()}
-	s := l.settings.Load()
+	s := l.settings()
+	c := &conn{l: l, down: down, start: time.Now(), began: s, settings: s}
 	c.source, c.request.Source = sourceOf(raw)
 	c.request.Listener, c.request.Direction = l.name, s.Direction
 	l.accepted.Add(1)
@@ -253,7 +269,7 @@ func (l *listener) handshaked(result string) {
 
 // ended counts and records a connection that is over. What is quiet leaves no
 // line in the log.
-func (l *listener) ended(record *telemetry.Access, result string, quiet bool) {
+func (l *listener) ended(record *telemetry.Access, result, target string, quiet bool) {
 	l.meters.active.Set(float64(l.active.Add(-1)))
 	if result == resultAllowed {
 		l.meters.closed[record.Closed].Inc()
@@ -267,7 +283,7 @@ func (l *listener) ended(record *telemetry.Access, result string, quiet bool) {
 		if result == resultAllowed {
 			what = "connection closed"
 		}
-		l.logRefusal(what, "source", record.Source, "from", record.From, "to", record.To, "target", l.settings.Load().Target, "reason", record.Reason)
+		l.logRefusal(what, "source", record.Source, "from", record.From, "to", record.To, "target", target, "reason", record.Reason)
 	}
 }
 
@@ -285,20 +301,17 @@ func (l *listener) logRefusal(what string, pairs ...any) {
 	l.proxy.log.Warn(what, pairs...)
 }
 
-// change puts new settings in force, and a new lease unless it is nil.
-func (l *listener) change(s *settings, lease Lease) {
-	was := l.settings.Swap(s)
+// changed does what is to be done once other settings are in force.
+func (l *listener) changed(was, s *settings) {
 	if l.unlink != nil && was.UnixMode != s.UnixMode {
-		if err := os.Chmod(strings.TrimPrefix(s.Bind, unixPrefix), s.UnixMode.Perm()); err != nil {
+		if err := os.Chmod(strings.TrimPrefix(l.bind, unixPrefix), s.UnixMode.Perm()); err != nil {
 			l.proxy.log.Error("cannot change the mode of a socket: it keeps the old one", "listener", l.name, "error", err)
 		}
 	}
-	if lease == nil {
+	if was.lease == s.lease {
 		return
 	}
-	old := l.lease()
-	l.leased.Store(&leased{lease})
-	old.Close()
+	was.lease.Close()
 	select {
 	case l.relet <- struct{}{}:
 	default:
@@ -310,10 +323,13 @@ func (l *listener) change(s *settings, lease Lease) {
 func (l *listener) watch() {
 	var last, was *Identity // the last there was, and nil while there is none
 	var trust *Trust
+	var lease Lease
 	timer := time.NewTimer(time.Hour) // for the SVID's end
 	defer timer.Stop()
 	for {
-		lease := l.lease()
+		if s := l.settings(); s != nil { // else it was removed, and the last lease goes on
+			lease = s.lease
+		}
 		changed := lease.Changed()
 		id, err := lease.Current()
 		bundles := lease.Trust()
@@ -402,16 +418,15 @@ func (l *listener) closeSocket() {
 	if l.unlink == nil {
 		return
 	}
-	path := strings.TrimPrefix(l.settings.Load().Bind, unixPrefix)
+	path := strings.TrimPrefix(l.bind, unixPrefix)
 	if now, err := os.Lstat(path); err == nil && os.SameFile(now, l.unlink) {
 		_ = os.Remove(path)
 	}
 }
 
 // retire lets the connections of a listener that accepts no more end, ends
-// those that do not, and waits for all.
-func (l *listener) retire(why string) {
-	s := l.settings.Load()
+// those that do not, and waits for all. s are its last settings.
+func (l *listener) retire(s *settings, why string) {
 	until := time.Now().Add(s.Timeouts.Drain)
 	for _, c := range l.proxy.table.of(l) {
 		c.endBy(endDrain, until, closing{"drain", why})
@@ -419,17 +434,16 @@ func (l *listener) retire(why string) {
 	l.conns.Wait()
 	close(l.unwatch)
 	l.watching.Wait()
-	l.lease().Close()
+	s.lease.Close()
 	l.proxy.mu.Lock()
 	defer l.proxy.mu.Unlock()
-	if l.proxy.listeners[l.name] == nil {
+	if l.proxy.world.Load().named(l.name) == nil {
 		l.proxy.instruments.forget(l.name)
 	}
 }
 
-// bind opens the listening socket.
-func (l *listener) bind() error {
-	s := l.settings.Load()
+// open opens the listening socket.
+func (l *listener) open(s *settings) error {
 	if s.Socket != nil {
 		l.socket = s.Socket
 		return nil
@@ -547,13 +561,12 @@ func splitAddress(address string) (network, rest string) {
 }
 
 // status describes the listener and its oldest connections.
-func (l *listener) status() telemetry.ListenerStatus {
-	s := l.settings.Load()
+func (l *listener) status(s *settings) telemetry.ListenerStatus {
 	out := telemetry.ListenerStatus{
 		Name: l.name, Direction: s.Direction.String(), Bind: s.Bind, Target: s.Target,
 		Active: int(l.active.Load()), Accepted: uint64(l.accepted.Load()), Refused: uint64(l.refused.Load()),
 	}
-	id, err := l.lease().Current()
+	id, err := s.lease.Current()
 	if err != nil {
 		out.Problem = err.Error()
 	} else {

@@ -18,10 +18,14 @@ import (
 // due, and ended.
 //
 // There is no window between the decision and a change. Who changes the
-// policy or an identity first swaps the pointer and then asks every
+// world or an identity first swaps the pointer and then asks every
 // connection in the table; a connection loads the pointer under its mutex
 // when it is asked. One that was registered before the swap is asked again
 // after it, and one that was not yet asked loads the new pointer.
+//
+// Nor is there one between rules and targets: a connection is decided by the
+// rules of a world whose settings of its listener are those it began under,
+// or refused.
 
 // peer returns the peer's side of the request, with c.mu held.
 func (c *conn) peer() *policy.Peer {
@@ -79,9 +83,19 @@ func (c *conn) decide() error {
 	if c.closing != nil {
 		return refuse("refused", "%s", c.closing.why)
 	}
+	w := c.l.proxy.world.Load()
+	s := w.listeners[c.l]
+	if what := c.began.replaced(s); what != "" {
+		return refuse("refused", "the %s while the handshake was going on", what)
+	}
+	if own, err := s.lease.Current(); err != nil {
+		return refuse("failed", "our own SVID %s went while the handshake was going on: %v", c.own.ID, err)
+	} else if own.ID != c.own.ID {
+		return refuse("failed", "our own SVID %s went while the handshake was going on: the listener presents %s by now", c.own.ID, own.ID)
+	}
 	c.phase = decided
 	c.moved = now
-	v := c.judge(now)
+	v := c.judge(w, now)
 	c.l.proxy.instruments.decided(c.l.name, c.decision.Rule, c.decision.Allow && v.ok)
 	if !v.ok {
 		c.decision.Allow = false
@@ -107,40 +121,56 @@ func (c *conn) ask(now time.Time) (asked, closed bool) {
 		return false, false
 	}
 	was := c.decision.Allow
-	v := c.judge(now)
+	w := c.l.proxy.world.Load()
+	v := c.judge(w, now)
 	if was && !v.ok {
 		c.l.proxy.instruments.decided(c.l.name, c.decision.Rule, false)
 	}
-	s := c.l.settings.Load()
-	switch {
-	case v.ok:
-		c.reprieve()
-	case v.always || s.OnPolicyChange == ActionClose:
-		c.kill(v.closing)
-		return true, true
-	case s.OnPolicyChange == ActionDrain:
-		c.endLocked(endPolicy, now.Add(s.Timeouts.Drain), v.closing)
+	if !v.ok {
+		c.violate(v, now, c.settings)
+	} else {
+		c.ends[endPolicy] = deadline{} // a drain that an earlier policy had begun
 	}
-	return true, false
+	c.followTarget(now)
+	return true, c.closing != nil
 }
 
-// reprieve takes back a drain that an earlier policy had begun, with c.mu
-// held.
-func (c *conn) reprieve() {
-	c.ends[endPolicy] = deadline{}
+// followTarget is for a connection whose listener has another target than it
+// began with, with c.mu held. It stays with the one it has, for as long as
+// those of a removed listener may; what has not come there yet does not come.
+func (c *conn) followTarget(now time.Time) {
+	s := c.settings
+	if s.Target == c.began.Target {
+		c.ends[endMoved] = deadline{}
+		return
+	}
+	why := closing{"drain", "its listener has another target, " + s.Target}
+	if c.phase != copying {
+		c.kill(why)
+		return
+	}
+	c.endLocked(endMoved, now.Add(s.Timeouts.Drain), why)
 }
 
-// judge decides as of now, with c.mu held: is the peer's chain still good
-// under today's bundles, is it still whom the listener expects, does the
-// policy in force allow it.
-func (c *conn) judge(now time.Time) verdict {
-	w := c.l.proxy.world.Load()
+// under returns the settings of c's listener in w, or, once that was removed,
+// the last ones, with c.mu held.
+func (c *conn) under(w *world) *settings {
+	if s := w.listeners[c.l]; s != nil {
+		c.settings = s
+	}
+	return c.settings
+}
+
+// judge decides as of now in w, with c.mu held: is the peer's chain still
+// good under today's bundles, is it still whom the listener expects, does the
+// policy allow it.
+func (c *conn) judge(w *world, now time.Time) verdict {
+	s := c.under(w)
 	c.request.Time = now
-	if v := c.reverify(now); !v.ok {
+	if v := c.reverify(s.lease, now); !v.ok {
 		c.decision = policy.Decision{Generation: w.generation}
 		return v
 	}
-	s := c.l.settings.Load()
 	if peer := c.peer().ID; c.request.Direction == policy.Outbound && !expected(s.Expect, peer) {
 		c.decision = policy.Decision{Generation: w.generation}
 		return verdict{closing: closing{"policy", fmt.Sprintf("%s is not who `expect` names: %s", peer, someOf(s.Expect))}}
@@ -163,8 +193,7 @@ func (c *conn) judge(now time.Time) verdict {
 // reverify checks the peer's chain and our own identity against what the
 // source holds now, with c.mu held. The peer comes first: what became of our
 // own identity says nothing of the bundles.
-func (c *conn) reverify(now time.Time) verdict {
-	lease := c.l.lease()
+func (c *conn) reverify(lease Lease, now time.Time) verdict {
 	if v := c.reverifyPeer(lease.Trust(), now); !v.ok {
 		return v
 	}
@@ -248,7 +277,7 @@ func (c *conn) check(now time.Time) {
 	if c.phase == opening {
 		return
 	}
-	s := c.l.settings.Load()
+	s := c.under(c.l.proxy.world.Load())
 	if s.MaxAge > 0 && now.Sub(c.start) >= s.MaxAge {
 		c.kill(closing{"expiry", fmt.Sprintf("older than max_age %s", s.MaxAge)})
 		return
@@ -262,7 +291,7 @@ func (c *conn) check(now time.Time) {
 		c.endLocked(endExpiry, end.Add(s.Timeouts.Drain), why)
 	}
 	if !now.Before(c.own.NotAfter()) {
-		if v := c.reverify(now); !v.ok {
+		if v := c.reverify(s.lease, now); !v.ok {
 			c.violate(v, now, s)
 			return
 		}
@@ -270,11 +299,11 @@ func (c *conn) check(now time.Time) {
 	c.checkIdle(now, s)
 }
 
-// violate applies on_policy_change to a verdict that came by the clock, with
-// c.mu held.
+// violate applies on_policy_change to a verdict, with c.mu held. What is not
+// copying yet is not there to be kept: it is refused.
 func (c *conn) violate(v verdict, now time.Time, s *settings) {
 	switch {
-	case v.always || s.OnPolicyChange == ActionClose:
+	case v.always || c.phase != copying || s.OnPolicyChange == ActionClose:
 		c.kill(v.closing)
 	case s.OnPolicyChange == ActionDrain:
 		c.endLocked(endPolicy, now.Add(s.Timeouts.Drain), v.closing)
@@ -310,7 +339,7 @@ func (c *conn) nextDue() time.Time {
 		return next
 	}
 	now := time.Now()
-	s := c.l.settings.Load()
+	s := c.under(c.l.proxy.world.Load())
 	if s.MaxAge > 0 {
 		sooner(c.start.Add(s.MaxAge))
 	}

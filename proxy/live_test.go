@@ -137,14 +137,14 @@ func TestRegistrationRace(t *testing.T) {
 func TestNoWindowBeforeDecision(t *testing.T) {
 	ca := newAuthority(t, "example.org")
 	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	held := p.listeners["orders"]
-	session, err := held.session()
+	held := p.world.Load().named("orders")
+	session, err := held.session(held.settings())
 	if err != nil {
 		t.Fatal(err)
 	}
 	ours, theirs := net.Pipe()
 	defer func() { _ = theirs.Close() }()
-	c := &conn{l: held, down: halfPipe{ours}, start: time.Now()}
+	c := &conn{l: held, down: halfPipe{ours}, start: time.Now(), began: held.settings(), settings: held.settings()}
 	c.request.Listener = "orders"
 	p.table.add(c, time.Time{})
 	defer p.table.remove(c)

@@ -27,6 +27,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -128,18 +129,36 @@ type Proxy struct {
 	applying sync.Mutex     // one Apply at a time
 	retired  sync.WaitGroup // listeners that were removed and drain
 
-	mu         sync.Mutex // guards the following
+	mu         sync.Mutex // guards the following, and world while it is swapped
 	identities Identities
-	listeners  map[string]*listener
 	running    bool
 	stopped    bool
 }
 
-// world is what every decision depends on, swapped as one.
+// world is what every decision and every dial depends on, swapped as one:
+// rules are written for the listeners they come with, so that a connection
+// that is decided by one policy must not reach the target of another. It is
+// immutable.
 type world struct {
 	policy     *policy.Policy
 	generation uint64
 	loaded     time.Time
+	listeners  map[*listener]*settings // those in force
+}
+
+// sorted returns the listeners in force by name.
+func (w *world) sorted() []*listener {
+	return slices.SortedFunc(maps.Keys(w.listeners), func(a, b *listener) int { return cmp.Compare(a.name, b.name) })
+}
+
+// named returns the listener in force of that name, or nil.
+func (w *world) named(name string) *listener {
+	for l := range w.listeners {
+		if l.name == name {
+			return l
+		}
+	}
+	return nil
 }
 
 // New checks the configuration and binds the sockets, so that mistakes and
@@ -151,7 +170,7 @@ func New(c Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		log: c.Log, access: c.Access, instruments: newInstruments(c.Metrics), table: newTable(),
-		dial: (&net.Dialer{}).DialContext, listeners: map[string]*listener{},
+		dial: (&net.Dialer{}).DialContext,
 	}
 	p.world.Store(&world{})
 	if _, err := p.Apply(c); err != nil {
@@ -175,7 +194,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		return ErrStopped
 	}
 	p.running = true
-	for _, l := range p.listeners {
+	for l := range p.world.Load().listeners {
 		l.start()
 	}
 	p.mu.Unlock()
@@ -185,18 +204,18 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.applying.Lock() // an Apply that has begun ends first
 	p.mu.Lock()
 	p.stopped = true
-	listeners := p.sorted()
+	w := p.world.Load() // the last one
 	p.mu.Unlock()
 	p.applying.Unlock()
-	for _, l := range listeners {
+	for l := range w.listeners {
 		l.stopAccepting()
 	}
 	if live := len(p.table.of(nil)); live > 0 {
 		p.log.Info("draining", "connections", live)
 	}
 	var drains sync.WaitGroup
-	for _, l := range listeners {
-		drains.Go(func() { l.retire("the proxy is shutting down") })
+	for l, s := range w.listeners {
+		drains.Go(func() { l.retire(s, "the proxy is shutting down") })
 	}
 	drains.Wait()
 	p.retired.Wait()
@@ -216,30 +235,19 @@ func (p *Proxy) Close() {
 		return
 	}
 	p.stopped = true
-	for _, l := range p.listeners {
+	for l, s := range p.world.Load().listeners {
 		l.closeSocket()
-		l.lease().Close()
+		s.lease.Close()
 	}
 }
 
 // Addr returns the address a listener is bound to, or nil when there is no
 // such listener.
 func (p *Proxy) Addr(name string) net.Addr {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if l := p.listeners[name]; l != nil {
+	if l := p.world.Load().named(name); l != nil {
 		return l.socket.Addr()
 	}
 	return nil
-}
-
-func (p *Proxy) sorted() []*listener { // with p.mu held
-	all := make([]*listener, 0, len(p.listeners))
-	for _, l := range p.listeners {
-		all = append(all, l)
-	}
-	slices.SortFunc(all, func(a, b *listener) int { return cmp.Compare(a.name, b.name) })
-	return all
 }
 
 // ask asks every given connection again and counts those that were asked and
@@ -266,19 +274,18 @@ const maxStatusConnections = 100
 // policy's files are the loader's to fill in.
 func (p *Proxy) Status() *telemetry.ProxyStatus {
 	p.mu.Lock()
-	report, listeners := p.identities.Report(), p.sorted()
+	report, w := p.identities.Report(), p.world.Load()
 	p.mu.Unlock()
-	w := p.world.Load()
 	s := &telemetry.ProxyStatus{
 		Source: report.Source, Problem: report.Problem, Identities: report.Identities,
 		Policy: telemetry.PolicyStatus{
 			Generation: w.generation, LoadedAt: w.loaded, Files: w.policy.Files(), Rules: w.policy.Rules(),
 			Decisions: p.instruments.decisionCounts(),
 		},
-		Listeners: make([]telemetry.ListenerStatus, 0, len(listeners)),
+		Listeners: make([]telemetry.ListenerStatus, 0, len(w.listeners)),
 	}
-	for _, l := range listeners {
-		s.Listeners = append(s.Listeners, l.status())
+	for _, l := range w.sorted() {
+		s.Listeners = append(s.Listeners, l.status(w.listeners[l]))
 	}
 	return s
 }
