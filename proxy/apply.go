@@ -284,8 +284,8 @@ func checkListener(l Listener) error {
 	if l.MaxConnections < 0 || l.MaxHandshakes < 0 || l.MaxAge < 0 {
 		return errors.New("limits cannot be negative")
 	}
-	if t := l.Timeouts; t.Handshake < 0 || t.Connect < 0 || t.Drain < 0 {
-		return errors.New("timeouts cannot be negative, but idle, where it means none")
+	if t := l.Timeouts; t.Handshake < 0 || t.Connect < 0 {
+		return errors.New("timeouts cannot be negative, but idle, where it means none, and drain, where it means at once")
 	}
 	switch l.Direction {
 	case policy.Inbound:

@@ -179,7 +179,7 @@ func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) erro
 	s.returnHandshake()
 	cs := t.ConnectionState()
 	record.TLSVersion, record.Cipher = versionName(cs.Version), cipherName(cs.CipherSuite)
-	record.ServerName, record.Protocol = cs.ServerName, cs.NegotiatedProtocol
+	record.ServerName, record.Protocol = hostName(cs.ServerName), cs.NegotiatedProtocol
 	if err != nil {
 		if ended := c.ended(); ended != nil {
 			c.l.handshaked("timeout")
@@ -326,7 +326,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	case errors.As(err, &r):
 		result, ended = r.result, closing{why: r.why}
 	}
-	record.Reason, record.Closed = ended.why, ended.reason
+	record.Reason, record.Closed = tidy(ended.why), ended.reason
 	record.Outcome = "success"
 	if err != nil || ended.reason == "policy" || ended.reason == "revoked" || ended.reason == "error" {
 		record.Outcome = "failure"

@@ -86,7 +86,7 @@ func newSettings(l Listener, was *settings) *settings {
 	t.Handshake = cmp.Or(t.Handshake, defaultHandshake)
 	t.Connect = cmp.Or(t.Connect, defaultConnect)
 	t.Idle = cmp.Or(t.Idle, defaultIdle)
-	t.Drain = cmp.Or(t.Drain, defaultDrain)
+	t.Drain = max(0, cmp.Or(t.Drain, defaultDrain))
 	l.OnPolicyChange = cmp.Or(l.OnPolicyChange, ActionClose)
 	l.OnPeerExpiry = cmp.Or(l.OnPeerExpiry, ActionKeep)
 	l.MaxConnections = cmp.Or(l.MaxConnections, defaultMaxConnections)

@@ -48,7 +48,7 @@ func TestConfigurationsThatCannotBe(t *testing.T) {
 		{"outbound without expect", with(func(l *Listener) { l.Direction = policy.Outbound }), "an outbound listener needs expect"},
 		{"inbound with expect", with(func(l *Listener) { l.Expect = make([]policy.Pattern, 1) }), "expect is for outbound listeners"},
 		{"negative limit", with(func(l *Listener) { l.MaxConnections = -1 }), "limits cannot be negative"},
-		{"negative timeout", with(func(l *Listener) { l.Timeouts.Drain = -1 }), "timeouts cannot be negative"},
+		{"negative timeout", with(func(l *Listener) { l.Timeouts.Connect = -1 }), "timeouts cannot be negative"},
 		{"direction", with(func(l *Listener) { l.Direction = 7 }), "direction 7 is neither"},
 		{"one bind twice", []Listener{{Name: "a", Bind: "127.0.0.1:9", Target: "127.0.0.1:1"}, {Name: "b", Bind: "127.0.0.1:9", Target: "127.0.0.1:1"}}, "bind 127.0.0.1:9 is taken by listener a"},
 		{"taken", with(func(l *Listener) { l.Bind = busy.Addr().String() }), "another program listens there; stop it, or give the listener another bind: listen tcp"},

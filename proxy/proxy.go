@@ -76,13 +76,13 @@ type Listener struct {
 	Socket net.Listener
 }
 
-// Timeouts bound what a peer can make us wait for. Zero is the default, and
-// a negative Idle is no idle timeout.
+// Timeouts bound what a peer can make us wait for. Zero is the default. A
+// negative Idle is no idle timeout, and a negative Drain is no time at all.
 type Timeouts struct {
 	Handshake time.Duration // TLS, from its first byte: 10s
 	Connect   time.Duration // to the target: 5s
 	Idle      time.Duration // without a byte either way: 5m; noticed up to a quarter late
-	Drain     time.Duration // for connections that are to end: 30s
+	Drain     time.Duration // for connections that are to end: 30s; negative: at once
 }
 
 // Action is what becomes of a connection that is no longer what it was

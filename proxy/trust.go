@@ -87,11 +87,42 @@ func (e *PeerError) Error() string {
 
 func (e *PeerError) Unwrap() error { return e.Err }
 
+// Bounds on what a peer presents. A SPIFFE ID has at most 2048 bytes
+// (SPIFFE-ID §2.3); chains are those of a deep hierarchy with large keys.
+const (
+	maxSPIFFEID   = 2048
+	maxChain      = 10       // certificates
+	maxChainBytes = 64 << 10 // of all of them
+)
+
+// checkSize refuses chains that are more work than any peer needs us to have.
+func checkSize(chain []*x509.Certificate) error {
+	if len(chain) > maxChain {
+		return fmt.Errorf("%d certificates, at most %d are accepted", len(chain), maxChain)
+	}
+	size := 0
+	for _, c := range chain {
+		size += len(c.Raw)
+	}
+	if size > maxChainBytes {
+		return fmt.Errorf("certificates of %d bytes, at most %d are accepted", size, maxChainBytes)
+	}
+	return nil
+}
+
 // checkLeaf applies the rules for the leaf of an X.509-SVID and returns its
 // SPIFFE ID: exactly one URI SAN that is a SPIFFE ID (X509-SVID §2), with a
 // path (§3.1 of the SPIFFE ID specification reserves the bare trust domain
 // for authorities), and not a certificate that can sign others (§5.2).
+//
+// An ID that is too long is not even returned: who sent it has proved nothing
+// when it is read.
 func checkLeaf(leaf *x509.Certificate) (spiffeid.ID, error) {
+	for _, uri := range leaf.URIs {
+		if n := len(uri.String()); n > maxSPIFFEID {
+			return spiffeid.ID{}, fmt.Errorf("a URI SAN has %d bytes, a SPIFFE ID has at most %d", n, maxSPIFFEID)
+		}
+	}
 	id, err := x509svid.IDFromCert(leaf)
 	switch {
 	case err != nil:
@@ -115,6 +146,9 @@ var peerKeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUs
 func (t *Trust) verify(chain []*x509.Certificate, at time.Time) (spiffeid.ID, error) {
 	if len(chain) == 0 {
 		return spiffeid.ID{}, &PeerError{Result: "no_certificate", Err: errors.New("the peer sent none")}
+	}
+	if err := checkSize(chain); err != nil {
+		return spiffeid.ID{}, &PeerError{Result: "not_svid", Err: err}
 	}
 	leaf := chain[0]
 	id, err := checkLeaf(leaf)

@@ -272,6 +272,32 @@ func TestTargetChanges(t *testing.T) {
 	}
 }
 
+// TestDrainAtOnce: a negative drain time is none, not the default.
+func TestDrainAtOnce(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.Timeouts.Drain, in.OnPolicyChange = -1, ActionDrain
+	removed, stopped := in, in
+	removed.Name, stopped.Name = "removed", "stopped"
+	p := run(t, Config{Listeners: []Listener{in, removed, stopped}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	refused := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/batch")))
+	gone1 := dialTLS(t, p.addr("removed"), clientConfig(ca.svid("/web")))
+	last := dialTLS(t, p.addr("stopped"), clientConfig(ca.svid("/web")))
+	for _, c := range []net.Conn{refused, gone1, last} {
+		say(t, c, "hello")
+	}
+	c := p.config
+	c.Listeners, c.Policy = []Listener{in, stopped}, rulesOf(t, allowWeb)
+	if _, err := p.Apply(c); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, refused)
+	gone(t, gone1)
+	say(t, last, "still there")
+	p.stop()
+	gone(t, last)
+}
+
 // TestChangesWhileDialling: what is on its way to the target and may not be
 // any more does not arrive, whatever on_policy_change says of those that live.
 func TestChangesWhileDialling(t *testing.T) {
