@@ -26,11 +26,15 @@ import (
 const (
 	childRole   = "ATTESTOR_TEST_ROLE"
 	childSocket = "ATTESTOR_TEST_SOCKET"
+	childFrom   = "ATTESTOR_TEST_FROM"
+	childOver   = "ATTESTOR_TEST_OVER"
 
 	roleWorkload = "workload" // connects, then obeys the commands on its standard input
 	roleHold     = "hold"     // says "ok" and stays until its standard input ends
 	rolePeerOf   = "peerof"   // accepts from the listener in fd 3 and prints the error of PeerOf
 	rolePinSelf  = "pinself"  // prints the error of pinning its own PID
+	roleDisguise = "disguise" // runs a child in user and mount namespaces of its own, as roleMount
+	roleMount    = "mount"    // mounts childFrom, if any, over childOver and becomes the workload found there
 
 	inherited = 3 // the first of exec.Cmd.ExtraFiles
 )
@@ -46,6 +50,10 @@ func TestMain(m *testing.M) {
 		io.Copy(io.Discard, os.Stdin)
 	case rolePeerOf:
 		exitOn(playPeerOf())
+	case roleDisguise:
+		playDisguise()
+	case roleMount:
+		exitOn(playMount())
 	case rolePinSelf:
 		_, err := Pin(os.Getpid())
 		fmt.Println(err)
@@ -122,6 +130,37 @@ func abandon(c *net.UnixConn) error {
 	grandchild.Stdin, grandchild.Stdout = os.Stdin, os.Stdout
 	grandchild.ExtraFiles = []*os.File{f}
 	return grandchild.Start()
+}
+
+// playDisguise does what "unshare -Urm" does, which every user may, unless the
+// system forbids it. Then it says "denied".
+func playDisguise() {
+	uid, gid := os.Geteuid(), os.Getegid()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), childRole+"="+roleMount)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: gid, Size: 1}},
+	}
+	if err := cmd.Start(); err != nil {
+		fmt.Println("denied:", err)
+		return
+	}
+	exitOn(cmd.Wait())
+}
+
+func playMount() error {
+	from, over := os.Getenv(childFrom), os.Getenv(childOver)
+	if from != "" {
+		if err := unix.Mount(from, over, "", unix.MS_BIND, ""); err != nil {
+			fmt.Println("denied:", err)
+			return nil
+		}
+	}
+	os.Setenv(childRole, roleWorkload)
+	return syscall.Exec(filepath.Join(over, "workload"), []string{"workload", "-test.run=^$"}, os.Environ())
 }
 
 func playPeerOf() error {

@@ -46,7 +46,8 @@ func versionOf(st *unix.Stat_t) version {
 // the same time share one reading; files of different callers never wait for
 // each other.
 type digests struct {
-	now func() time.Time
+	now    func() time.Time
+	hashes *slots // files being hashed
 
 	mu    sync.Mutex // guards the following
 	known map[version]*digest
@@ -61,24 +62,36 @@ type digest struct {
 }
 
 func newDigests() *digests {
-	return &digests{now: time.Now, known: make(map[version]*digest)}
+	return &digests{now: time.Now, hashes: newSlots(hashesPerUser, hashesInAll), known: make(map[version]*digest)}
 }
 
 // of returns the SHA-256, in hexadecimal, of the opened file f, of which v was
-// just read.
-func (d *digests) of(ctx context.Context, f *os.File, v version) (string, error) {
-	if d.now().Sub(time.Unix(v.ctime.Unix())) < settled {
-		return hash(ctx, f, v)
-	}
+// just read. What has to be hashed for it waits for a slot of the user.
+func (d *digests) of(ctx context.Context, f *os.File, v version, uid uint32) (string, error) {
+	fresh := d.now().Sub(time.Unix(v.ctime.Unix())) < settled
 	for {
-		g, mine := d.claim(v)
-		if mine {
-			g.sum, g.err = hash(ctx, f, v)
-			if g.err != nil {
-				d.forget(v, g)
+		g := d.find(v)
+		if g == nil {
+			// The slot comes before the claim: who waits for one holds
+			// nobody up that has one.
+			if err := d.hashes.acquire(ctx, uid); err != nil {
+				return "", err
 			}
-			close(g.done)
-			return g.sum, g.err
+			if fresh {
+				defer d.hashes.release(uid)
+				return hash(ctx, f, v)
+			}
+			var mine bool
+			if g, mine = d.claim(v); mine {
+				defer d.hashes.release(uid)
+				g.sum, g.err = hash(ctx, f, v)
+				if g.err != nil {
+					d.forget(v, g)
+				}
+				close(g.done)
+				return g.sum, g.err
+			}
+			d.hashes.release(uid)
 		}
 		select {
 		case <-g.done:
@@ -90,6 +103,13 @@ func (d *digests) of(ctx context.Context, f *os.File, v version) (string, error)
 			return g.sum, g.err
 		}
 	}
+}
+
+// find returns the reading of v, or nil.
+func (d *digests) find(v version) *digest {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.known[v]
 }
 
 // claim returns the reading of v, and whether the caller is the one to do it.

@@ -20,10 +20,13 @@ const (
 	headOfStatus = 4 << 10
 )
 
-// procRoot returns where the proc file system is mounted: HOST_PROC as stock
-// spire-agent reads it, or /proc.
+// hostProc names the variable that says where the host's proc file system is
+// mounted, as stock spire-agent reads it.
+const hostProc = "HOST_PROC"
+
+// procRoot returns where the proc file system is mounted.
 func procRoot() string {
-	return cmp.Or(os.Getenv("HOST_PROC"), "/proc")
+	return cmp.Or(os.Getenv(hostProc), "/proc")
 }
 
 // parseStat returns the PID and the start time (in clock ticks since boot) of

@@ -333,15 +333,27 @@ func readOwner(proc string) (uid, gid uint32, err error) {
 // readProgram returns the file the process executes: zero if we may not look,
 // or if there is none, as for kernel threads.
 func readProgram(proc string) (program, error) {
-	var st unix.Stat_t
-	err := unix.Stat(filepath.Join(proc, "exe"), &st)
+	found, err := statProgram(filepath.Join(proc, "exe"))
 	switch {
 	case err == nil:
-		return programOf(&st), nil
+		return found, nil
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
 		return program{}, nil
 	default:
 		return program{}, fmt.Errorf("look at the program: %w", err)
+	}
+}
+
+// statProgram looks at a file without asking the file system's server, which
+// may not answer: device and inode of an open file are known.
+func statProgram(path string) (program, error) {
+	var st unix.Statx_t
+	for {
+		err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return program{dev: unix.Mkdev(st.Dev_major, st.Dev_minor), ino: st.Ino}, err
 	}
 }
 

@@ -1,32 +1,29 @@
 package attestor
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"os/user"
-	"path/filepath"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 )
 
 const typeUnix = "unix"
 
 // UnixConfig configures the unix attestor. Its zero value works.
 type UnixConfig struct {
-	// DiscoverPath adds the selectors path and sha256 of the program. It is
-	// spire-agent's discover_workload_path, and needs the same user as the
-	// workload, or CAP_SYS_PTRACE and read access to its program. Where the
-	// program cannot be read, attestation by this attestor fails.
+	// DiscoverPath adds the selectors path and sha256 of the program; see
+	// NewUnix for when there is a path. It is spire-agent's
+	// discover_workload_path, and needs the same user as the workload, or
+	// CAP_SYS_PTRACE and read access to its program. Where the program cannot
+	// be read, attestation by this attestor fails.
 	DiscoverPath bool
 
 	// SizeLimit is spire-agent's workload_size_limit: the size in bytes above
 	// which a program is not hashed and attestation by this attestor fails.
-	// 0 is no limit. Below 0 programs are never hashed and there is no sha256
+	// 0 is 512 MiB, where spire-agent has no limit: anybody may execute a
+	// sparse file of any size. Below 0 programs are never hashed and there is no sha256
 	// selector.
 	SizeLimit int64
 }
@@ -36,6 +33,7 @@ type UnixConfig struct {
 type unixAttestor struct {
 	config  UnixConfig
 	digests *digests
+	looks   *slots // executables being looked at
 }
 
 // NewUnix returns the attestor "unix". Its selectors are uid and gid (the
@@ -43,12 +41,17 @@ type unixAttestor struct {
 // group and supplementary_group for those that have a name here; with
 // DiscoverPath also path and sha256 of the program.
 //
-// The path is what the kernel gives for /proc/PID/exe: as the process's own
-// mount namespace names it, and followed by " (deleted)" once the file was
-// removed or replaced. Who may build a mount namespace may choose the path,
-// so it proves little without sha256 or a selector of another kind.
+// The kernel gives the path of a program as the process's own mount namespace
+// names it, and every user may make a mount namespace in which a program of
+// theirs has the path of another. So there is a path selector only where that
+// path names the same file (device and inode) in the agent's mount namespace
+// or, where HOST_PROC is set, in that of the host's init. It is missing for a
+// program that was removed or replaced since it was started, and for programs
+// inside containers, which have file systems of their own: those are told by
+// sha256, or by a selector of another kind. spire-agent gives the path in all
+// of these cases.
 func NewUnix(config UnixConfig) Workload {
-	return &unixAttestor{config: config, digests: newDigests()}
+	return &unixAttestor{config: config, digests: newDigests(), looks: newSlots(looksPerUser, looksInAll)}
 }
 
 // Type returns "unix".
@@ -93,13 +96,15 @@ func (u *unixAttestor) Attest(ctx context.Context, p *Process) ([]Selector, erro
 		}
 	}
 	if u.config.DiscoverPath {
-		path, sum, err := u.readExecutable(ctx, p)
+		exe, err := u.executableOf(ctx, p)
 		if err != nil {
 			return nil, err
 		}
-		add("path", path)
-		if sum != "" {
-			add("sha256", sum)
+		if exe.path != "" {
+			add("path", exe.path)
+		}
+		if exe.sum != "" {
+			add("sha256", exe.sum)
 		}
 	}
 	return found, nil
@@ -111,49 +116,6 @@ func readGroups(p *Process) ([]uint32, error) {
 		return nil, err
 	}
 	return parseGroups(status)
-}
-
-// readExecutable returns the path and, unless hashing is off, the SHA-256 in
-// hexadecimal of the program. Both are taken from one opened file, which must
-// be the one the process executed when it was pinned: reading the path and
-// the content one after the other through /proc/PID/exe could give those of
-// two programs.
-func (u *unixAttestor) readExecutable(ctx context.Context, p *Process) (path, sum string, err error) {
-	flags := unix.O_RDONLY
-	if u.config.SizeLimit < 0 {
-		flags = unix.O_PATH // needs no read access to the file
-	}
-	f, err := os.OpenFile(p.ProcPath("exe"), flags, 0)
-	if err != nil {
-		return "", "", fmt.Errorf("open the program: %w", err)
-	}
-	defer f.Close()
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return "", "", err
-	}
-	var st unix.Stat_t
-	var statErr, linkErr error
-	err = raw.Control(func(fd uintptr) {
-		statErr = unix.Fstat(int(fd), &st)
-		path, linkErr = os.Readlink(filepath.Join(procRoot(), "self", "fd", strconv.Itoa(int(fd))))
-	})
-	if err := cmp.Or(err, statErr, linkErr); err != nil {
-		return "", "", fmt.Errorf("look at the program: %w", err)
-	}
-	if programOf(&st) != p.exe {
-		return "", "", fmt.Errorf("it executes another program than when it was pinned: %w", ErrProcessGone)
-	}
-	if u.config.SizeLimit < 0 {
-		return path, "", nil
-	}
-	if u.config.SizeLimit > 0 && st.Size > u.config.SizeLimit {
-		return "", "", fmt.Errorf("hash %s: %d bytes is above the size limit of %d", path, st.Size, u.config.SizeLimit)
-	}
-	if sum, err = u.digests.of(ctx, f, versionOf(&st)); err != nil {
-		return "", "", fmt.Errorf("hash %s: %w", path, err)
-	}
-	return path, sum, nil
 }
 
 // userName returns the name of a user ID, empty if it has none here. Other

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -140,10 +141,111 @@ func TestUnixPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := attestUnix(t, UnixConfig{DiscoverPath: true}, p)
-	if want := []string{"path:" + program + " (deleted)", sum}; !slices.Equal(got[len(got)-2:], want) {
-		t.Errorf("deleted program: %q, want %q at the end", got, want)
+	if want := append(expectedOwn(t), sum); !slices.Equal(got, want) {
+		t.Errorf("deleted program: %q, want %q", got, want)
 	}
 	wantAlive(t, p)
+}
+
+// A user who mounts a program of theirs over a registered one, in a mount
+// namespace of their own, does not get its path.
+func TestUnixPathInAnotherMountNamespace(t *testing.T) {
+	registered, own := copyOfSelf(t), copyOfSelf(t)
+	content, err := os.ReadFile(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := fmt.Sprintf("sha256:%x", sha256.Sum256(content))
+	for _, program := range []string{registered, own} {
+		// An ordinary user has to come there; directories of tests are private.
+		for dir := filepath.Dir(program); dir != os.TempDir(); dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, test := range map[string]struct {
+		from string // mounted over the directory of the registered program
+		want []string
+	}{
+		"nothing mounted":        {"", []string{"path:" + registered, sum}},
+		"another one in its way": {filepath.Dir(own), []string{sum}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := listen(t)
+			child := start(t, self, roleDisguise, l.Addr().String(), func(cmd *exec.Cmd) {
+				cmd.Env = append(cmd.Env, childFrom+"="+test.from, childOver+"="+filepath.Dir(registered))
+				if isRoot() {
+					asUser(4001, 4002)(cmd)
+				}
+			})
+			line, err := child.out.ReadString('\n')
+			if strings.HasPrefix(line, "denied") {
+				t.Logf("mount namespaces may not be made here: %s", line)
+				return
+			}
+			if line != "ok\n" {
+				t.Fatalf("child said %q (%v), want ok", line, err)
+			}
+			c, err := l.AcceptUnix()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			p := mustPin(t, c, PeerOf)
+			if link, err := os.Readlink(p.ProcPath("exe")); err != nil || link != registered {
+				t.Fatalf("the kernel names the program %q (%v), want %q", link, err, registered)
+			}
+			got := slices.DeleteFunc(attestUnix(t, UnixConfig{DiscoverPath: true}, p), func(s string) bool {
+				return !strings.HasPrefix(s, "path:") && !strings.HasPrefix(s, "sha256:")
+			})
+			if !slices.Equal(got, test.want) {
+				t.Errorf("selectors %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+// With HOST_PROC, what counts is what init sees, too.
+func TestPathInTheNamespaceOfInit(t *testing.T) {
+	own, err := os.Readlink(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := statProgram(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proc := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(proc, "1", "root", "host"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(own, filepath.Join(proc, "1", "root", "host", "program")); err != nil {
+		t.Fatal(err)
+	}
+	if isHere("/host/program", file) {
+		t.Error("without HOST_PROC init's namespace was asked")
+	}
+	t.Setenv(hostProc, proc)
+	for path, want := range map[string]bool{"/host/program": true, own: true, "/host/other": false, "host/program": false, "": false} {
+		if got := isHere(path, file); got != want {
+			t.Errorf("%q: %t, want %t", path, got, want)
+		}
+	}
+}
+
+func TestUnixDefaultSizeLimit(t *testing.T) {
+	program := copyOfSelf(t)
+	// A sparse file: it takes no space, and would take minutes to hash.
+	if err := os.Truncate(program, 1<<40); err != nil {
+		t.Logf("no large files here: %v", err)
+		return
+	}
+	_, c := connect(t, program, nil)
+	_, err := NewUnix(UnixConfig{DiscoverPath: true}).Attest(testContext(t), mustPin(t, c, PeerOf))
+	if err == nil || !strings.Contains(err.Error(), "size limit") {
+		t.Errorf("a program of 1 TiB: %v", err)
+	}
 }
 
 func TestUnixHonoursContext(t *testing.T) {
@@ -187,7 +289,7 @@ func TestDigestIsRemembered(t *testing.T) {
 	want := fmt.Sprintf("%x", sha256.Sum256([]byte("program")))
 
 	// A file changed just now may change again without a trace.
-	if sum, err := d.of(t.Context(), f, v); sum != want || err != nil {
+	if sum, err := d.of(t.Context(), f, v, 0); sum != want || err != nil {
 		t.Fatalf("digest %s, %v", sum, err)
 	}
 	if len(d.known) != 0 {
@@ -195,13 +297,13 @@ func TestDigestIsRemembered(t *testing.T) {
 	}
 	d.now = later
 	for range 2 {
-		if sum, err := d.of(t.Context(), f, v); sum != want || err != nil {
+		if sum, err := d.of(t.Context(), f, v, 0); sum != want || err != nil {
 			t.Fatalf("digest %s, %v", sum, err)
 		}
 	}
 	// The second time nothing is read: a closed file would not do.
 	f.Close()
-	if sum, err := d.of(t.Context(), f, v); sum != want || err != nil {
+	if sum, err := d.of(t.Context(), f, v, 0); sum != want || err != nil {
 		t.Fatalf("digest %s, %v", sum, err)
 	}
 }
@@ -213,14 +315,14 @@ func TestDigestOfAChangedFile(t *testing.T) {
 	if err := os.Truncate(f.Name(), 3); err != nil {
 		t.Fatal(err)
 	}
-	if sum, err := d.of(t.Context(), f, v); err == nil || sum != "" {
+	if sum, err := d.of(t.Context(), f, v, 0); err == nil || sum != "" {
 		t.Fatalf("digest %s of a file that changed", sum)
 	}
 	if len(d.known) != 0 || len(d.order) != 0 {
 		t.Fatal("a failed reading was remembered")
 	}
 	v = versionOfFile(t, f)
-	if sum, err := d.of(t.Context(), f, v); sum != fmt.Sprintf("%x", sha256.Sum256([]byte("pro"))) || err != nil {
+	if sum, err := d.of(t.Context(), f, v, 0); sum != fmt.Sprintf("%x", sha256.Sum256([]byte("pro"))) || err != nil {
 		t.Fatalf("digest %s, %v", sum, err)
 	}
 }
@@ -236,13 +338,13 @@ func TestDigestOutlivesTheCallerThatGaveUp(t *testing.T) {
 	}
 	expired, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := d.of(expired, f, v); !errors.Is(err, context.Canceled) {
+	if _, err := d.of(expired, f, v, 0); !errors.Is(err, context.Canceled) {
 		t.Fatalf("a caller without time: %v", err)
 	}
 	var waiting sync.WaitGroup
 	for range 4 {
 		waiting.Go(func() {
-			if sum, err := d.of(t.Context(), f, v); sum == "" || err != nil {
+			if sum, err := d.of(t.Context(), f, v, 0); sum == "" || err != nil {
 				t.Errorf("digest %q, %v", sum, err)
 			}
 		})
@@ -270,7 +372,7 @@ func TestDigestsAreBounded(t *testing.T) {
 	if len(d.known) != maxDigests || len(d.order) != maxDigests {
 		t.Fatalf("%d digests remembered, want %d", len(d.known), maxDigests)
 	}
-	if _, err := d.of(t.Context(), f, oldest); err != nil {
+	if _, err := d.of(t.Context(), f, oldest, 0); err != nil {
 		t.Fatal(err)
 	}
 }
