@@ -40,6 +40,8 @@ type Limits struct {
 	// AttestationsPerUID those of one uid: 256. A caller over it waits for
 	// two seconds before it is refused.
 	Attestations, AttestationsPerUID int
+	// AttestationTime is how long attestors have for a caller: 10 s.
+	AttestationTime time.Duration
 	// RequestsPerSecond bounds the calls and connections one uid begins, and
 	// the further messages of calls that take several: 4000, after Burst,
 	// 8000, at once.
@@ -73,6 +75,9 @@ func (l Limits) withDefaults() Limits {
 	set(&l.StreamsPerConnection, 32)
 	if l.FirstMessage <= 0 {
 		l.FirstMessage = 10 * time.Second
+	}
+	if l.AttestationTime <= 0 {
+		l.AttestationTime = 10 * time.Second
 	}
 	if l.Unread <= 0 {
 		l.Unread = 20 * time.Second

@@ -28,7 +28,7 @@ import (
 func TestDefaultLimits(t *testing.T) {
 	l := Limits{}.withDefaults()
 	if l.Connections < 1 || l.Connections > 8192 || l.ConnectionsPerUID < 1 || l.ConnectionsPerUID > l.Connections ||
-		l.StreamsPerConnection < 1 || l.StreamsPerUID < 1 || l.StreamsPerUID > l.Streams || l.FirstMessage <= 0 || l.Unread <= 0 || l.AttestationsPerUID < 1 || l.AttestationsPerUID > l.Attestations || l.RequestsPerSecond < 1 || l.Burst < l.RequestsPerSecond {
+		l.StreamsPerConnection < 1 || l.StreamsPerUID < 1 || l.StreamsPerUID > l.Streams || l.FirstMessage <= 0 || l.Unread <= 0 || l.AttestationTime <= 0 || l.AttestationsPerUID < 1 || l.AttestationsPerUID > l.Attestations || l.RequestsPerSecond < 1 || l.Burst < l.RequestsPerSecond {
 		t.Errorf("unusable defaults %+v", l)
 	}
 	if l := (Limits{Connections: 1}).withDefaults(); l.ConnectionsPerUID != 1 {
@@ -408,6 +408,19 @@ func TestTooManyAttestations(t *testing.T) {
 	must(t, f.stop())
 	_, err = first.Recv()
 	wantCode(t, err, codes.Unavailable)
+}
+
+// An attestor that hangs holds up neither its caller nor the next one.
+func TestAttestationThatHangs(t *testing.T) {
+	attestations := stuck{make(chan struct{}, 2)}
+	f := serve(t, func(c *Config) {
+		c.Attestors = []attestor.Workload{attestations}
+		c.Limits = Limits{AttestationsPerUID: 1, AttestationTime: 20 * time.Millisecond}
+	})
+	for range 2 {
+		_, err := f.fetch(testContext(t)).Recv()
+		wantCode(t, err, codes.Unavailable, "workload attestation failed")
+	}
 }
 
 // A client may send what it likes: the connection ends, the server does not.

@@ -178,7 +178,9 @@ func (s *Server) attest(ctx context.Context, c *conn) ([]attestor.Selector, erro
 		return nil, err
 	}
 	defer s.limits.endAttestation(c.user)
-	selectors, err := attestor.AttestObserved(ctx, c.process, s.attestors, func(o attestor.Outcome) {
+	bounded, cancel := context.WithTimeout(ctx, s.limits.AttestationTime)
+	defer cancel()
+	selectors, err := attestor.AttestObserved(bounded, c.process, s.attestors, func(o attestor.Outcome) {
 		s.meter.attested(o)
 		if o.Err != nil && ctx.Err() == nil {
 			s.note(c, "attestor failed", "attestor", o.Type, "error", o.Err)
