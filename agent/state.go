@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +56,7 @@ func openDataDir(path string) (*dataDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("make data_dir: %w; set data_dir to a directory that the agent's user can make", err)
 	}
-	info, err := os.Stat(path)
+	info, err := ownDir(path)
 	if err != nil {
 		return nil, fmt.Errorf("open data_dir: %w", err)
 	}
@@ -82,6 +83,33 @@ func openDataDir(path string) (*dataDir, error) {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0) // for the message above only
 	}
 	return &dataDir{path: path, lease: f}, nil
+}
+
+// ownDir returns what is known of a directory of ours. It fails where the
+// directory belongs to somebody else, who could read and replace what is in
+// it, or is reached by a link that somebody else but root can point elsewhere.
+func ownDir(path string) (fs.FileInfo, error) {
+	owner := func(info fs.FileInfo) int {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			return int(st.Uid)
+		}
+		return -1
+	}
+	link, err := os.Lstat(filepath.Clean(path))
+	if err != nil {
+		return nil, err
+	}
+	if uid := owner(link); link.Mode().Type() == fs.ModeSymlink && uid != os.Geteuid() && uid != 0 {
+		return nil, fmt.Errorf("%s is a symbolic link that belongs to user %d, not to user %d who runs this: name the directory itself", path, uid, os.Geteuid())
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if uid := owner(info); uid != os.Geteuid() {
+		return nil, fmt.Errorf("%s belongs to user %d, not to user %d who runs this: chown it, or choose another", path, uid, os.Geteuid())
+	}
+	return info, nil
 }
 
 // close gives the lease back.
