@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -25,9 +26,11 @@ type conn struct {
 	down   end // as accepted, without TLS
 	source string
 	start  time.Time
-	began  *settings // in force when it was accepted: the handshake's and the dial's
+	began  *settings // in force when the handshake began: the handshake's and the dial's
 
 	in, out atomic.Uint64 // bytes from source to target, and back
+
+	silent *list.Element // in listener.silent; guarded by listener.mu
 
 	due   time.Time // guarded by table.mu
 	index int       // guarded by table.mu
@@ -62,7 +65,8 @@ type deadline struct {
 type cause int
 
 const (
-	endHandshake cause = iota
+	endHello cause = iota
+	endHandshake
 	endPolicy
 	endExpiry
 	endDrain
@@ -113,6 +117,9 @@ func (c *conn) serve() {
 // the target hears of it. It is dialled under the settings the handshake
 // began with, and decide sees to it that they are those it decided on.
 func (c *conn) serveInbound(record *telemetry.Access) error {
+	if err := c.hear(); err != nil {
+		return err
+	}
 	s := c.began
 	session, err := c.l.session(s)
 	if err != nil {
@@ -170,13 +177,13 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 // long; how many run at once is bounded for each listener.
 func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) error {
 	c.endBy(endHandshake, time.Now().Add(s.Timeouts.Handshake), closing{"error", fmt.Sprintf("the handshake took longer than %s", s.Timeouts.Handshake)})
-	if !s.takeHandshake() {
+	if !c.l.takeHandshake(s.Timeouts.Handshake) {
 		c.l.handshaked("timeout")
 		return refuse("refused", "too many handshakes at once: none of %d ended within %s", s.MaxHandshakes, s.Timeouts.Handshake)
 	}
 	begin := time.Now()
 	err := t.Handshake()
-	s.returnHandshake()
+	c.l.handshakes.give()
 	cs := t.ConnectionState()
 	record.TLSVersion, record.Cipher = versionName(cs.Version), cipherName(cs.CipherSuite)
 	record.ServerName, record.Protocol = hostName(cs.ServerName), cs.NegotiatedProtocol

@@ -422,10 +422,10 @@ func TestMaxHandshakes(t *testing.T) {
 	in := inbound("orders", serve(t, echo))
 	in.MaxHandshakes, in.Timeouts.Handshake = 1, 200*time.Millisecond
 	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	s := p.world.Load().named("orders").settings()
-	s.handshakes <- struct{}{} // another one's handshake takes its time
+	l := p.world.Load().named("orders")
+	l.handshakes.force() // another one's handshake takes its time
 	wantRefused(t, p, clientConfig(ca.svid("/web")), "too many handshakes at once: none of 1 ended within 200ms")
-	s.returnHandshake()
+	l.handshakes.give()
 	say(t, dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web"))), "hello")
 }
 

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -53,7 +54,11 @@ type listener struct {
 
 	active, accepted, refused atomic.Int64
 
-	mu              sync.Mutex // guards the following
+	slots      gate // taken before a connection is served, given back at close
+	handshakes gate // taken for the time of a handshake
+
+	mu              sync.Mutex // guards the following, and conn.silent
+	silent          list.List  // of *conn, those that sent nothing yet, oldest first
 	acceptProblem   string
 	identityProblem string
 }
@@ -63,9 +68,7 @@ type listener struct {
 type settings struct {
 	Listener
 	serverName string
-	lease      Lease         // on Identity
-	slots      chan struct{} // taken before accept, given back at close
-	handshakes chan struct{} // taken for the time of a handshake
+	lease      Lease // on Identity
 }
 
 // Defaults of Listener and Timeouts.
@@ -79,8 +82,7 @@ const (
 	defaultUnixMode       = 0o660
 )
 
-// newSettings fills in the defaults. Connections that were accepted under was
-// keep counting while the limit stays what it was.
+// newSettings fills in the defaults, and the lease that was had.
 func newSettings(l Listener, was *settings) *settings {
 	t := &l.Timeouts
 	t.Handshake = cmp.Or(t.Handshake, defaultHandshake)
@@ -98,13 +100,7 @@ func newSettings(l Listener, was *settings) *settings {
 		s.serverName = serverNameOf(l.Target)
 	}
 	if was != nil {
-		s.lease, s.slots, s.handshakes = was.lease, was.slots, was.handshakes
-	}
-	if cap(s.slots) != l.MaxConnections {
-		s.slots = make(chan struct{}, l.MaxConnections)
-	}
-	if cap(s.handshakes) != l.MaxHandshakes {
-		s.handshakes = make(chan struct{}, l.MaxHandshakes)
+		s.lease = was.lease
 	}
 	return s
 }
@@ -127,10 +123,13 @@ func (s *settings) replaced(next *settings) string {
 }
 
 func newListener(p *Proxy, s *settings) *listener {
-	return &listener{
+	l := &listener{
 		name: s.Name, bind: s.Bind, proxy: p, meters: p.instruments.of(s.Name),
 		stop: make(chan struct{}), relet: make(chan struct{}, 1), unwatch: make(chan struct{}),
 	}
+	l.slots.resize(s.MaxConnections)
+	l.handshakes.resize(s.MaxHandshakes)
+	return l
 }
 
 // settings returns those in force. It is nil for a listener that is not, or
@@ -166,23 +165,19 @@ const (
 	maxBackoff = time.Second
 )
 
-// accept accepts until stop is closed. The slot is taken first, so that a
-// client beyond the limit waits in the kernel's backlog and costs us nothing.
+// accept accepts until stop is closed. Beyond the limit one client is held
+// here, the others wait in the kernel's backlog and cost us nothing.
 func (l *listener) accept() {
 	backoff := minBackoff
 	for {
-		slots := l.settings().slots
-		if !l.takeSlot(slots) {
-			return
-		}
 		raw, err := l.socket.Accept()
 		if err == nil {
 			backoff = minBackoff
 			l.setAcceptProblem("")
-			l.admit(raw, slots)
+			l.takeSlot()
+			l.admit(raw)
 			continue
 		}
-		<-slots
 		select {
 		case <-l.stop:
 			return
@@ -203,28 +198,27 @@ func (l *listener) accept() {
 	}
 }
 
-func (l *listener) takeSlot(slots chan struct{}) bool {
-	select {
-	case slots <- struct{}{}:
-		return true
-	default:
+// takeSlot waits for a slot for the client that was accepted. One that waits
+// when the listener stops is served beyond the limit, like the others that
+// came before that.
+func (l *listener) takeSlot() {
+	if l.slots.try() {
+		return
 	}
-	l.logRefusal("connection limit reached: further clients wait", "max_connections", cap(slots))
-	select {
-	case slots <- struct{}{}:
-		return true
-	case <-l.stop:
-		return false
+	l.logRefusal("connection limit reached: clients that sent nothing go first, then further ones wait", "max_connections", l.settings().MaxConnections)
+	l.makeRoom()
+	if !l.slots.take(l.stop, nil) {
+		l.slots.force()
 	}
 }
 
 // admit registers an accepted connection and sends it on its way.
-func (l *listener) admit(raw net.Conn, slots chan struct{}) {
+func (l *listener) admit(raw net.Conn) {
 	down, ok := raw.(end)
 	if !ok {
 		l.logRefusal("cannot serve this kind of connection", "type", fmt.Sprintf("%T", raw))
 		_ = raw.Close()
-		<-slots
+		l.slots.give()
 		return
 	}
 	s := l.settings()
@@ -233,31 +227,23 @@ func (l *listener) admit(raw net.Conn, slots chan struct{}) {
 	c.request.Listener, c.request.Direction = l.name, s.Direction
 	l.accepted.Add(1)
 	l.meters.active.Set(float64(l.active.Add(1)))
+	l.waits(c)
 	l.proxy.table.add(c, time.Time{})
 	l.conns.Go(func() {
-		defer func() { <-slots }()
+		defer l.slots.give()
 		c.serve()
 	})
 }
 
 // takeHandshake waits for one of the bounded number of handshakes.
-func (s *settings) takeHandshake() bool {
-	select {
-	case s.handshakes <- struct{}{}:
+func (l *listener) takeHandshake(within time.Duration) bool {
+	if l.handshakes.try() {
 		return true
-	default:
 	}
-	timer := time.NewTimer(s.Timeouts.Handshake)
+	timer := time.NewTimer(within)
 	defer timer.Stop()
-	select {
-	case s.handshakes <- struct{}{}:
-		return true
-	case <-timer.C:
-		return false
-	}
+	return l.handshakes.take(nil, timer.C)
 }
-
-func (s *settings) returnHandshake() { <-s.handshakes }
 
 func (l *listener) handshaked(result string) {
 	if result == "ok" {
@@ -303,6 +289,8 @@ func (l *listener) logRefusal(what string, pairs ...any) {
 
 // changed does what is to be done once other settings are in force.
 func (l *listener) changed(was, s *settings) {
+	l.slots.resize(s.MaxConnections)
+	l.handshakes.resize(s.MaxHandshakes)
 	if l.unlink != nil && was.UnixMode != s.UnixMode {
 		if err := os.Chmod(strings.TrimPrefix(l.bind, unixPrefix), s.UnixMode.Perm()); err != nil {
 			l.proxy.log.Error("cannot change the mode of a socket: it keeps the old one", "listener", l.name, "error", err)

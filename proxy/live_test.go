@@ -370,7 +370,7 @@ func TestTimeouts(t *testing.T) {
 	if _, err := io.ReadAll(silent); err == nil {
 		t.Log("closed in good order")
 	}
-	if a := p.next(); a.Reason != "the handshake took longer than 50ms" || a.Outcome != "failure" {
+	if a := p.next(); a.Reason != "the client sent no TLS hello within 50ms" || a.Outcome != "failure" {
 		t.Errorf("access record %+v", a)
 	}
 	if got := p.metric("narthex_tls_handshakes_total", "orders", "timeout"); got != 1 {

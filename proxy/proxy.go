@@ -67,7 +67,7 @@ type Listener struct {
 	OnPolicyChange Action        // of connections the new policy refuses: ActionClose
 	OnPeerExpiry   Action        // of connections whose peer's SVID has expired: ActionKeep
 	MaxAge         time.Duration // of a connection; 0: unbounded
-	MaxConnections int           // at once, 10,000; further ones wait in the kernel's backlog
+	MaxConnections int           // at once, 10,000; clients that sent no hello yet make room, then further ones wait in the kernel's backlog
 	MaxHandshakes  int           // at once, 1,000; further ones wait until their deadline
 	UnixMode       os.FileMode   // of a unix socket that Bind creates, 0660: who may connect speaks as us
 
@@ -79,7 +79,7 @@ type Listener struct {
 // Timeouts bound what a peer can make us wait for. Zero is the default. A
 // negative Idle is no idle timeout, and a negative Drain is no time at all.
 type Timeouts struct {
-	Handshake time.Duration // TLS, from its first byte: 10s
+	Handshake time.Duration // TLS, of which a client may take 3s to send its hello: 10s
 	Connect   time.Duration // to the target: 5s
 	Idle      time.Duration // without a byte either way: 5m; noticed up to a quarter late
 	Drain     time.Duration // for connections that are to end: 30s; negative: at once

@@ -1,0 +1,85 @@
+package proxy
+
+import (
+	"container/list"
+	"sync"
+	"time"
+)
+
+// gate lets a bounded number through at once, the others in the order in
+// which they came. Its bound can change while they wait.
+type gate struct {
+	mu      sync.Mutex // guards the following
+	most    int
+	taken   int
+	waiting list.List // of chan struct{}, closed to let one through
+}
+
+// try takes a place if there is one.
+func (g *gate) try() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.taken >= g.most || g.waiting.Len() > 0 {
+		return false
+	}
+	g.taken++
+	return true
+}
+
+// take waits for a place until stop is closed or late comes; either may be
+// nil.
+func (g *gate) take(stop <-chan struct{}, late <-chan time.Time) bool {
+	if g.try() {
+		return true
+	}
+	turn := make(chan struct{})
+	g.mu.Lock()
+	place := g.waiting.PushBack(turn)
+	g.admit()
+	g.mu.Unlock()
+	select {
+	case <-turn:
+		return true
+	case <-stop:
+	case <-late:
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-turn: // meanwhile
+		return true
+	default:
+		g.waiting.Remove(place)
+		return false
+	}
+}
+
+// force takes a place beyond the bound.
+func (g *gate) force() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.taken++
+}
+
+// give gives a place back.
+func (g *gate) give() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.taken--
+	g.admit()
+}
+
+// resize changes the bound. Those who are through stay.
+func (g *gate) resize(most int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.most = most
+	g.admit()
+}
+
+func (g *gate) admit() { // with g.mu held
+	for g.taken < g.most && g.waiting.Len() > 0 {
+		g.taken++
+		close(g.waiting.Remove(g.waiting.Front()).(chan struct{}))
+	}
+}

@@ -1,0 +1,206 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// until waits until what is true.
+func (r *running) until(what string, is func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(patience); !is(); runtime.Gosched() {
+		if time.Now().After(end) {
+			r.t.Fatalf("still not so: %s", what)
+		}
+	}
+}
+
+// TestSilentClientsDelayNobody: clients that connect, send nothing or a bit of
+// a hello and wait, 400 a second of them, keep those away that have business
+// here neither by connections nor by handshakes.
+func TestSilentClientsDelayNobody(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.MaxConnections, in.MaxHandshakes = 200, 20
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca), Log: hclog.NewNullLogger()})
+	addr, stop := p.addr("orders"), make(chan struct{})
+	var flood sync.WaitGroup
+	for n := range 4 {
+		flood.Go(func() {
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+				}
+				c, err := net.Dial("tcp", addr)
+				if err != nil {
+					continue
+				}
+				_, _ = io.WriteString(c, "\x16\x03\x01\x02"[:n])
+				flood.Go(func() {
+					_, _ = c.Read(make([]byte, 1))
+					_ = c.Close()
+				})
+			}
+		})
+	}
+	p.until("the flood fills the connections", func() bool { return p.Status().Listeners[0].Accepted > 250 })
+	cc := clientConfig(ca.svid("/web"))
+	var longest time.Duration
+	for range 20 {
+		begin := time.Now()
+		c := dialTLS(t, addr, cc)
+		say(t, c, "hello")
+		_ = c.Close()
+		longest = max(longest, time.Since(begin))
+	}
+	close(stop)
+	p.stop()
+	flood.Wait()
+	t.Logf("the slowest of 20 clients took %s", longest)
+	if longest > time.Second {
+		t.Errorf("a client waited %s", longest)
+	}
+}
+
+// TestSilentGoFirst: of the silent the oldest, and nobody who spoke.
+func TestSilentGoFirst(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.MaxConnections = 3
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	cc := clientConfig(ca.svid("/web"))
+	live := dialTLS(t, p.addr("orders"), cc)
+	say(t, live, "hello")
+	var silent []net.Conn
+	for range 2 {
+		c, err := net.Dial("tcp", p.addr("orders"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		silent = append(silent, c)
+		p.until("it is accepted", func() bool { return p.Status().Listeners[0].Active == 1+len(silent) })
+	}
+	say(t, dialTLS(t, p.addr("orders"), cc), "in its place")
+	gone(t, silent[0])
+	if a := p.next(); a.Source != silent[0].LocalAddr().String() || !strings.HasPrefix(a.Reason, "it had sent no TLS hello yet") || a.Outcome != "failure" {
+		t.Errorf("access record %+v", a)
+	}
+	say(t, live, "still there")
+	later := tls.Client(silent[1], cc)
+	_ = later.SetDeadline(time.Now().Add(patience))
+	say(t, later, "not so silent")
+}
+
+// TestRaisedLimitLetsThoseWhoWaitIn: also those who waited under the old one.
+func TestRaisedLimitLetsThoseWhoWaitIn(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.MaxConnections = 1
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	cc := clientConfig(ca.svid("/web"))
+	first := dialTLS(t, p.addr("orders"), cc)
+	say(t, first, "hello")
+	raw, err := net.Dial("tcp", p.addr("orders"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = raw.Close() }()
+	l := p.world.Load().named("orders")
+	p.until("it waits", func() bool { l.slots.mu.Lock(); defer l.slots.mu.Unlock(); return l.slots.waiting.Len() == 1 })
+	c := p.config
+	in.MaxConnections = 2
+	c.Listeners = []Listener{in}
+	if _, err := p.Apply(c); err != nil {
+		t.Fatal(err)
+	}
+	second := tls.Client(raw, cc)
+	_ = second.SetDeadline(time.Now().Add(patience))
+	say(t, second, "hello")
+	say(t, first, "still there")
+}
+
+// dripping writes a byte at a time.
+type dripping struct{ net.Conn }
+
+func (d dripping) Write(b []byte) (int, error) {
+	for n := range b {
+		if _, err := d.Conn.Write(b[n : n+1]); err != nil {
+			return n, err
+		}
+	}
+	return len(b), nil
+}
+
+// TestHelloInPieces: a hello may come as slowly as it likes within its time.
+func TestHelloInPieces(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	path := t.TempDir() + "/in.sock"
+	tcp, unixes := inbound("orders", serve(t, echo)), inbound("unix", serve(t, echo))
+	unixes.Bind = "unix:" + path
+	p := run(t, Config{Listeners: []Listener{tcp, unixes}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	for network, addr := range map[string]string{"tcp": p.addr("orders"), "unix": path} {
+		raw, err := net.Dial(network, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = raw.Close() }()
+		c := tls.Client(dripping{raw}, clientConfig(ca.svid("/web")))
+		_ = c.SetDeadline(time.Now().Add(patience))
+		say(t, c, "over "+network)
+	}
+}
+
+func TestGate(t *testing.T) {
+	var g gate
+	g.resize(1)
+	if !g.try() || g.try() {
+		t.Fatal("a gate for one lets others through")
+	}
+	stop, late := make(chan struct{}), make(chan time.Time)
+	close(stop)
+	if g.take(stop, nil) {
+		t.Error("let through after stop")
+	}
+	through := make(chan string, 3)
+	var all sync.WaitGroup
+	for n := range 3 {
+		all.Go(func() {
+			if g.take(nil, late) {
+				through <- fmt.Sprint(n)
+			}
+		})
+		for waits := 0; waits != n+1; runtime.Gosched() {
+			g.mu.Lock()
+			waits = g.waiting.Len()
+			g.mu.Unlock()
+		}
+	}
+	g.give()
+	if who := <-through; who != "0" {
+		t.Errorf("%s came before the first", who)
+	}
+	g.resize(2)
+	if who := <-through; who != "1" {
+		t.Errorf("%s came before the second", who)
+	}
+	close(late)
+	all.Wait()
+	if g.taken != 2 || g.waiting.Len() != 0 || g.try() {
+		t.Errorf("%d are through, %d wait", g.taken, g.waiting.Len())
+	}
+}
