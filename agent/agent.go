@@ -55,6 +55,8 @@ type Config struct {
 	Socket  string // path of the Workload API
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger
+
+	minPause time.Duration // default minPause; tests have less time
 }
 
 // Agent is a running agent. Make it with New.
@@ -98,6 +100,9 @@ type flight struct {
 func New(cfg Config) (*Agent, error) {
 	if cfg.SyncInterval <= 0 {
 		cfg.SyncInterval = 5 * time.Second
+	}
+	if cfg.minPause <= 0 {
+		cfg.minPause = minPause
 	}
 	if cfg.WorkloadKeyType == "" {
 		cfg.WorkloadKeyType = "ec-p256"

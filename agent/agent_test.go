@@ -70,6 +70,7 @@ func newStage(t *testing.T, entries ...devserver.Entry) *stage {
 		Log:               hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Debug}),
 		BootstrapBundle:   func(context.Context) ([]*x509.Certificate, error) { return parsePEM(bundle) },
 	}
+	s.cfg.SetMinPause(50 * time.Millisecond)
 	return s
 }
 
@@ -306,7 +307,7 @@ func TestServerAway(t *testing.T) {
 		err := a.Unready()
 		return err != nil && strings.Contains(err.Error(), addr)
 	})
-	_, err := workloadapi.FetchX509SVID(timeout(t, 10*time.Second), workloadapi.WithAddr("unix://"+s.cfg.Socket))
+	_, err := workloadapi.FetchX509SVID(timeout(t, 2*time.Second), workloadapi.WithAddr("unix://"+s.cfg.Socket))
 	if err == nil || !strings.Contains(err.Error(), addr) {
 		t.Errorf("a caller is told %v, want the server's address in it", err)
 	}
@@ -334,7 +335,7 @@ func TestBannedAgentStopsServing(t *testing.T) {
 	if got := a.Status(); len(got.Identities) != 0 || got.ID != "" {
 		t.Errorf("a banned agent still holds %+v", got)
 	}
-	if _, err := workloadapi.FetchX509SVID(timeout(t, 10*time.Second), workloadapi.WithAddr("unix://"+s.cfg.Socket)); err == nil ||
+	if _, err := workloadapi.FetchX509SVID(timeout(t, 2*time.Second), workloadapi.WithAddr("unix://"+s.cfg.Socket)); err == nil ||
 		!strings.Contains(err.Error(), "banned") {
 		t.Errorf("a caller is told %v", err)
 	}

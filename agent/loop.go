@@ -64,7 +64,7 @@ func (a *Agent) loop(ctx context.Context) error {
 	if err := l.restore(ctx); err != nil {
 		return err
 	}
-	pause := minPause
+	pause := a.cfg.minPause
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := l.advance(ctx)
@@ -73,7 +73,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case ctx.Err() != nil:
 			continue // what failed, failed because it is over
 		case err == nil:
-			pause = minPause
+			pause = a.cfg.minPause
 		default:
 			l.failed(err, pause)
 			until = time.Now().Add(pause + time.Duration(rand.Int64N(int64(pause)/2)))
