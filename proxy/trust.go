@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -22,7 +24,19 @@ type Trust struct {
 type domain struct {
 	authorities []*x509.Certificate
 	pool        *x509.CertPool
+
+	mu       sync.Mutex // guards the following
+	verified map[[sha256.Size]byte]validity
 }
+
+// validity is when a chain that was verified is good, ends included.
+type validity struct {
+	from, to time.Time
+}
+
+// maxVerified bounds how many chains a domain remembers. Only chains that
+// verified are, so strangers cannot push out others.
+const maxVerified = 1024
 
 func newTrust(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *Trust {
 	return (*Trust)(nil).next(authorities)
@@ -42,7 +56,7 @@ func (t *Trust) next(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *
 			}
 		}
 		same = false
-		d := &domain{authorities: certs, pool: x509.NewCertPool()}
+		d := &domain{authorities: certs, pool: x509.NewCertPool(), verified: map[[sha256.Size]byte]validity{}}
 		for _, c := range certs {
 			d.pool.AddCert(c)
 		}
@@ -165,9 +179,55 @@ func (t *Trust) verify(chain []*x509.Certificate, at time.Time) (spiffeid.ID, er
 	return id, nil
 }
 
+// verify verifies chain as of at. What verified before under these same
+// authorities is not computed again while all its certificates are valid;
+// everything else that speaks for or against a peer is no part of this.
 func (d *domain) verify(chain []*x509.Certificate, at time.Time) error {
-	_, err := d.chains(chain, at)
-	return err
+	key := sumOf(chain)
+	d.mu.Lock()
+	v, known := d.verified[key]
+	d.mu.Unlock()
+	if known && !at.Before(v.from) && !at.After(v.to) {
+		return nil
+	}
+	chains, err := d.chains(chain, at)
+	if err != nil {
+		return err
+	}
+	d.remember(key, chains[0])
+	return nil
+}
+
+func (d *domain) remember(key [sha256.Size]byte, chain []*x509.Certificate) {
+	v := validity{chain[0].NotBefore, chain[0].NotAfter}
+	for _, c := range chain[1:] {
+		if c.NotBefore.After(v.from) {
+			v.from = c.NotBefore
+		}
+		if c.NotAfter.Before(v.to) {
+			v.to = c.NotAfter
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for old := range d.verified { // any one
+		if len(d.verified) < maxVerified {
+			break
+		}
+		delete(d.verified, old)
+	}
+	d.verified[key] = v
+}
+
+// sumOf is the same for the same certificates in the same order only: each is
+// DER, which says how long it is.
+func sumOf(chain []*x509.Certificate) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	for _, c := range chain {
+		h.Write(c.Raw)
+	}
+	h.Sum(sum[:0])
+	return sum
 }
 
 func (d *domain) chains(chain []*x509.Certificate, at time.Time) ([][]*x509.Certificate, error) {
