@@ -59,6 +59,9 @@ func hide(cmd *cobra.Command, flag string) {
 func runAgent(parent context.Context, c *config.Config, half bool, hangups <-chan os.Signal) error {
 	nameProcess("narthex-agent")
 	log := newLogger("narthex.agent", c.Log)
+	if err := agent.Undumpable(); err != nil {
+		log.Warn("the agent's memory is not kept from core files and debuggers", "error", err)
+	}
 	warn(log, c)
 	files, err := takeInherited()
 	if err != nil {
