@@ -49,7 +49,6 @@ type Process struct {
 
 	pidfd *os.File // nil in a Process that was not made by PeerOf or Pin
 	proc  string   // its folder in the proc file system
-	start uint64   // clock ticks since boot
 	exe   program
 }
 
@@ -114,8 +113,8 @@ func Pin(pid int) (*Process, error) {
 	return pinPID(pid, nil)
 }
 
-// pinPID pins by PID. The start time is read before the PID is opened, and
-// pin reads it again.
+// pinPID pins by PID. The start time is the same before and after the PID is
+// opened: it did not come to mean another process meanwhile.
 func pinPID(pid int, cred *unix.Ucred) (*Process, error) {
 	if pid <= 0 {
 		return nil, fmt.Errorf("pin process %d: not a PID", pid)
@@ -132,11 +131,12 @@ func pinPID(pid int, cred *unix.Ucred) (*Process, error) {
 	case err != nil:
 		return nil, fmt.Errorf("pin process %d: pidfd_open: %w", pid, err)
 	}
-	p, err := pin(pid, os.NewFile(uintptr(fd), "pidfd"), cred)
+	after, afterErr := readStart(procFolder(pid), pid)
+	p, err := pin(pid, os.NewFile(uintptr(fd), "pidfd"), cred) // looks last whether it has exited
 	if err != nil {
 		return nil, err
 	}
-	if beforeErr != nil || before != p.start {
+	if beforeErr != nil || afterErr != nil || before != after {
 		p.Close()
 		return nil, fmt.Errorf("pin process %d: the PID changed hands meanwhile: %w", pid, ErrProcessGone)
 	}
@@ -162,7 +162,7 @@ func (p *Process) fill(cred *unix.Ucred) error {
 	if err != nil {
 		return err
 	}
-	p.start, p.exe, p.UID, p.GID = now.start, now.exe, now.uid, now.gid
+	p.exe, p.UID, p.GID = now.exe, now.uid, now.gid
 	if cred != nil {
 		p.UID, p.GID = cred.Uid, cred.Gid
 		return p.compare(now)
@@ -179,10 +179,12 @@ func (p *Process) sameNamespace() error {
 	if err != nil {
 		return err
 	}
+	b := buffers.Get().(*buffer)
+	defer b.free()
 	var fdinfo []byte
 	var readErr error
 	if err := raw.Control(func(fd uintptr) {
-		fdinfo, readErr = readHead(filepath.Join(procRoot(), "self", "fdinfo", strconv.Itoa(int(fd))), maxFdinfo)
+		fdinfo, readErr = b.head(filepath.Join(procRoot(), "self", "fdinfo", strconv.Itoa(int(fd))), maxFdinfo)
 	}); err != nil {
 		return err
 	}
@@ -225,7 +227,6 @@ func (p *Process) Alive() error {
 
 // state is what a process may not change while it is pinned.
 type state struct {
-	start    uint64
 	uid, gid uint32
 	exe      program
 }
@@ -236,10 +237,7 @@ type state struct {
 func (p *Process) look() (state, error) {
 	var now state
 	var err error
-	if now.start, err = readStart(p.proc, p.PID); err == nil {
-		now.uid, now.gid, err = readOwner(p.proc)
-	}
-	if err == nil {
+	if now.uid, now.gid, err = p.owner(); err == nil {
 		now.exe, err = readProgram(p.proc)
 	}
 	if gone := p.exited(); gone != nil {
@@ -253,8 +251,6 @@ func (p *Process) look() (state, error) {
 
 func (p *Process) compare(now state) error {
 	switch {
-	case now.start != p.start:
-		return fmt.Errorf("it has another start time: %w", ErrProcessGone)
 	case now.uid != p.UID || now.gid != p.GID:
 		return fmt.Errorf("it runs as %d:%d, not as %d:%d any more: %w", now.uid, now.gid, p.UID, p.GID, ErrProcessGone)
 	case now.exe == program{} && p.exe != program{}:
@@ -311,7 +307,9 @@ func (p *Process) ProcPath(name string) string { return filepath.Join(p.proc, na
 func procFolder(pid int) string { return filepath.Join(procRoot(), strconv.Itoa(pid)) }
 
 func readStart(proc string, pid int) (uint64, error) {
-	stat, err := readHead(filepath.Join(proc, "stat"), maxStat)
+	b := buffers.Get().(*buffer)
+	defer b.free()
+	stat, err := b.head(filepath.Join(proc, "stat"), maxStat)
 	if err != nil {
 		return 0, err
 	}
@@ -322,8 +320,32 @@ func readStart(proc string, pid int) (uint64, error) {
 	return start, err
 }
 
+// owner returns the effective user and group the process has now: from its
+// pidfd, of which Linux 6.13 and later can be asked, or from the proc file
+// system.
+func (p *Process) owner() (uid, gid uint32, err error) {
+	if p.pidfd == nil {
+		return readOwner(p.proc)
+	}
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return 0, 0, err
+	}
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_CREDS}
+	var infoErr error
+	if err := raw.Control(func(fd uintptr) { infoErr = unix.IoctlPidfdInfo(int(fd), &info) }); err != nil {
+		return 0, 0, err
+	}
+	if infoErr == nil && info.Mask&unix.PIDFD_INFO_CREDS != 0 {
+		return info.Euid, info.Egid, nil
+	}
+	return readOwner(p.proc)
+}
+
 func readOwner(proc string) (uid, gid uint32, err error) {
-	status, err := readHead(filepath.Join(proc, "status"), headOfStatus)
+	b := buffers.Get().(*buffer)
+	defer b.free()
+	status, err := b.head(filepath.Join(proc, "status"), headOfStatus)
 	if err != nil {
 		return 0, 0, err
 	}

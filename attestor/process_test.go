@@ -126,6 +126,50 @@ func TestChangedOwnerIsGone(t *testing.T) {
 	}
 }
 
+// The pidfd and the proc file system, of which older kernels are asked, tell
+// the same.
+func TestOwner(t *testing.T) {
+	change, uid, gid := func(*exec.Cmd) {}, uint32(os.Geteuid()), uint32(os.Getegid())
+	if isRoot() {
+		change, uid, gid = asUser(4001, 4002), 4001, 4002
+	}
+	_, c := connect(t, self, change)
+	p := mustPin(t, c, PeerOf)
+	for name, owner := range map[string]func() (uint32, uint32, error){
+		"pidfd": p.owner,
+		"proc":  func() (uint32, uint32, error) { return readOwner(p.proc) },
+	} {
+		if u, g, err := owner(); u != uid || g != gid || err != nil {
+			t.Errorf("%s: %d:%d, %v, want %d:%d", name, u, g, err, uid, gid)
+		}
+	}
+}
+
+func TestBuffer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	long := strings.Repeat("0123456789", 3000)
+	for _, content := range []string{"", "short", long} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var b buffer
+		for range 2 {
+			if got, err := b.whole(path, len(long)); string(got) != content || err != nil {
+				t.Errorf("%d bytes of %d, %v", len(got), len(content), err)
+			}
+			if got, err := b.head(path, 3); string(got) != content[:min(3, len(content))] || err != nil {
+				t.Errorf("head %q, %v", got, err)
+			}
+		}
+	}
+	if got, err := new(buffer).whole(path, len(long)-1); got != nil || err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if _, err := new(buffer).head(path+"x", 3); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}
+
 func TestExitedIsGone(t *testing.T) {
 	eachWay(t, func(t *testing.T, pinPeer func(*net.UnixConn) (*Process, error)) {
 		child, c := connect(t, self, nil)

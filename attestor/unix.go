@@ -111,7 +111,9 @@ func (u *unixAttestor) Attest(ctx context.Context, p *Process) ([]Selector, erro
 }
 
 func readGroups(p *Process) ([]uint32, error) {
-	status, err := readBounded(p.ProcPath("status"), maxStatus)
+	b := buffers.Get().(*buffer)
+	defer b.free()
+	status, err := b.whole(p.ProcPath("status"), maxStatus)
 	if err != nil {
 		return nil, err
 	}
