@@ -122,9 +122,9 @@ type WorkloadAttestors struct {
 
 // UnixAttestor configures the unix workload attestor.
 type UnixAttestor struct {
-	// Adds unix:path and unix:sha256 of the caller's executable.
+	// Adds unix:sha256 of the caller's executable, and unix:path where that path names the same file on the host.
 	DiscoverWorkloadPath bool `yaml:"discover_workload_path" default:"false"`
-	// The largest executable to hash, in bytes. 0: any size. -1: no unix:sha256 at all.
+	// The largest executable to hash, in bytes; attestation of a larger one fails. 0: 512 MiB. -1: no unix:sha256 at all.
 	WorkloadSizeLimit int64 `yaml:"workload_size_limit" default:"0" min:"-1"`
 }
 
