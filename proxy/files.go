@@ -116,6 +116,10 @@ func (f *Files) load() {
 	if err == nil {
 		err = f.checkTime(m)
 	}
+	if err != nil && m != nil {
+		f.narrow(m.authorities)
+		f.seen = [sha256.Size]byte{} // what was in force is so no more, also if its files come back
+	}
 	if err == nil && !known {
 		if err = f.set([]hinted{{cert: m.cert}}, m.authorities); err == nil {
 			f.seen = m.sum
@@ -166,7 +170,8 @@ func (f *Files) warnExpiry() {
 	}
 }
 
-// read reads all files and checks that they fit together.
+// read reads all files and checks that they fit together. With an error, the
+// material is that of bundles which are good in themselves, or nil.
 func (f *Files) read() (*material, error) {
 	hash := sha256.New()
 	take := func(key, path string) ([]byte, error) {

@@ -370,3 +370,53 @@ func TestFilesWarnOfExpiry(t *testing.T) {
 		t.Errorf("warned %d times, want once", n)
 	}
 }
+
+// TestWithdrawnAuthorityIsNotTrustedOn replaces the bundle by one that our own
+// SVID does not chain to: it cannot be put in force as a whole, and the
+// authority it lacks is not trusted any more all the same.
+func TestWithdrawnAuthorityIsNotTrustedOn(t *testing.T) {
+	old, next := newAuthority(t, "example.org"), newAuthority(t, "example.org")
+	dir := t.TempDir()
+	svid := old.svid("/orders")
+	write(t, dir+"/svid.pem", certPEM(svid.Certificate[0]))
+	write(t, dir+"/svid.key", keyPEM(t, svid))
+	write(t, dir+"/bundle.pem", certPEM(old.cert.Raw))
+	s := openFiles(t, dir, 20*time.Millisecond, nil)
+	s.await(svid.Leaf)
+	lease, err := s.Own(context.Background(), Pick{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	trusts := func(want bool) {
+		t.Helper()
+		late := time.After(patience)
+		for {
+			changed := lease.Changed()
+			d := lease.Trust().domains[svidDomain(svid)]
+			if got := d != nil && d.holds([]*x509.Certificate{old.cert}); got == want {
+				return
+			}
+			select {
+			case <-changed:
+			case <-late:
+				t.Fatalf("trusts the old authority: want %t; %+v", want, s.Report())
+			}
+		}
+	}
+	trusts(true)
+	write(t, dir+"/bundle.pem", certPEM(next.cert.Raw))
+	trusts(false)
+	if _, err := lease.Current(); err != nil {
+		t.Errorf("the identity went with the authority: %v", err)
+	}
+	write(t, dir+"/bundle.pem", certPEM(old.cert.Raw))
+	trusts(true)
+}
+
+func svidDomain(c tls.Certificate) spiffeid.TrustDomain {
+	id, err := checkLeaf(c.Leaf)
+	if err != nil {
+		panic(err)
+	}
+	return id.TrustDomain()
+}

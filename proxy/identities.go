@@ -177,6 +177,19 @@ func (s *store) set(certs []hinted, authorities map[spiffeid.TrustDomain][]*x509
 	return nil
 }
 
+// narrow takes back every authority that is in force and not among these,
+// while the identities stay as they are: what came with them cannot be used,
+// but what was withdrawn is withdrawn.
+func (s *store) narrow(authorities map[spiffeid.TrustDomain][]*x509.Certificate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	trust := s.trust.next(s.trust.within(authorities))
+	if trust != s.trust {
+		s.trust = trust
+		s.wake()
+	}
+}
+
 type hinted struct {
 	cert tls.Certificate
 	hint string

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -66,6 +67,19 @@ func (t *Trust) next(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *
 		return t
 	}
 	return n
+}
+
+// within returns the authorities of t that are among the given ones too.
+func (t *Trust) within(authorities map[spiffeid.TrustDomain][]*x509.Certificate) map[spiffeid.TrustDomain][]*x509.Certificate {
+	both := map[spiffeid.TrustDomain][]*x509.Certificate{}
+	for td, d := range t.domains {
+		for _, c := range d.authorities {
+			if slices.ContainsFunc(authorities[td], c.Equal) {
+				both[td] = append(both[td], c)
+			}
+		}
+	}
+	return both
 }
 
 // holds reports whether every one of certs is an authority of d.
