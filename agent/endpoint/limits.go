@@ -43,8 +43,8 @@ type Limits struct {
 	// AttestationTime is how long attestors have for a caller: 10 s.
 	AttestationTime time.Duration
 	// RequestsPerSecond bounds the calls and connections one uid begins, and
-	// the further messages of calls that take several: 4000, after Burst,
-	// 8000, at once.
+	// the further messages of calls that take several: 20000, after Burst,
+	// 40000, at once.
 	RequestsPerSecond, Burst int
 }
 
@@ -84,7 +84,7 @@ func (l Limits) withDefaults() Limits {
 	}
 	set(&l.Attestations, 1024)
 	set(&l.AttestationsPerUID, min(256, l.Attestations))
-	set(&l.RequestsPerSecond, 4000)
+	set(&l.RequestsPerSecond, 20000)
 	set(&l.Burst, 2*l.RequestsPerSecond)
 	return l
 }
