@@ -75,12 +75,13 @@ func (a *Agent) loop(ctx context.Context) error {
 		case err == nil:
 			pause = a.cfg.minPause
 		default:
-			l.failed(err, pause)
-			until = time.Now().Add(pause + time.Duration(rand.Int64N(int64(pause)/2)))
-			pause = min(2*pause, maxPause)
+			wait := pause + time.Duration(rand.Int64N(int64(pause)/2))
 			if errors.Is(err, errBanned) {
-				until = time.Now().Add(spread(bannedPause))
+				wait = spread(bannedPause)
 			}
+			l.failed(err, wait.Round(time.Millisecond))
+			until = time.Now().Add(wait)
+			pause = min(2*pause, maxPause)
 		}
 		l.sleep(ctx, started, until)
 	}
