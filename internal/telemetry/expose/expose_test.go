@@ -569,3 +569,20 @@ func TestInheritedSocket(t *testing.T) {
 		}
 	}
 }
+
+// TestHealthConnectionsAreForOneRequest: whoever keeps connections to the
+// probes' port would keep the probes out.
+func TestHealthConnectionsAreForOneRequest(t *testing.T) {
+	s := start(t, Config{Listen: "127.0.0.1:0", Health: "127.0.0.1:0", Process: "proxy"})
+	for name, want := range map[string]bool{s.HealthAddr().String(): true, s.Addr().String(): false} {
+		resp, err := http.Get("http://" + name + "/livez")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.Close != want {
+			t.Errorf("%s closes the connection after a request: %t, want %t", name, resp.Close, want)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
