@@ -199,7 +199,7 @@ func TestLargeLists(t *testing.T) {
 	for i := range 20000 {
 		q := request(id(), id())
 		if i%50 == 0 {
-			q.From = Peer{}
+			q.From = Peer{Unauthenticated: i%100 == 0}
 		}
 		var d Decision
 		p.Decide(&q, &d)

@@ -20,8 +20,7 @@ var (
 )
 
 const (
-	groupPrefix     = "group:"
-	unauthenticated = "unauthenticated"
+	groupPrefix = "group:"
 
 	// maxName bounds ids and names, which stand in logs and metrics; in bytes.
 	maxName = 128
@@ -225,6 +224,10 @@ func (l *loader) group(p *pair, path string) {
 	if !l.name(p.key, p.at, pathOf) {
 		return
 	}
+	if p.key == Unauthenticated {
+		l.findings.add(p.at, path, "unauthenticated is the word for peers that came in plaintext; give the group another name")
+		return
+	}
 	if first, ok := l.groups[p.key]; ok {
 		l.findings.add(p.at, path, "group %q is defined twice; first at %s", clip(p.key), first.place)
 		return
@@ -244,7 +247,7 @@ func (l *loader) group(p *pair, path string) {
 		switch pattern, err := l.pattern(s); {
 		case strings.HasPrefix(s, groupPrefix):
 			l.findings.add(n.at, itemPath(), "a group holds SPIFFE IDs, not groups; name both groups in the rule")
-		case s == unauthenticated:
+		case s == Unauthenticated:
 			l.findings.add(n.at, itemPath(), "unauthenticated is written into the rule itself, where it is seen")
 		case err != nil:
 			l.findings.add(n.at, itemPath(), "%q: %v", clip(s), err)

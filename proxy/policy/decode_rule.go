@@ -15,6 +15,7 @@ func (l *loader) rule(n *node, path func() string) {
 	r := rule{at: bothEnds, place: n.at}
 	seen := make([]string, 0, len(ruleKeys))
 	var on []node
+	var from place
 	for i := range n.pairs {
 		p := &n.pairs[i]
 		keyPath := func() string { return path() + "." + clip(p.key) }
@@ -33,6 +34,7 @@ func (l *loader) rule(n *node, path func() string) {
 			on = p.value.items
 			l.listeners(&r, &p.value, keyPath)
 		case "from":
+			from = p.value.at
 			l.subjects(&r.from, sideFrom, &p.value, keyPath)
 		case "to":
 			l.subjects(&r.to, sideTo, &p.value, keyPath)
@@ -49,6 +51,9 @@ func (l *loader) rule(n *node, path func() string) {
 	}
 	if r.allow && !slices.Contains(seen, "from") {
 		l.findings.add(n.at, path(), "an allow needs from: the identities it allows")
+	}
+	if r.allow && r.from.unauthenticated && !r.at.has(Inbound) {
+		l.findings.add(from, path()+".from", "unauthenticated is never who an outbound connection comes from: it comes from our own SVID; use at: inbound")
 	}
 	for _, at := range on {
 		if name := at.text; l.mentions[name].Listener == "" {
@@ -135,7 +140,7 @@ func (l *loader) subjects(s *subjects, side side, n *node, path func() string) {
 			l.refs = append(l.refs, groupRef{len(l.rules), side, name, item.at, itemPath()})
 			continue
 		}
-		if value == unauthenticated {
+		if value == Unauthenticated {
 			if side == sideTo {
 				l.findings.add(item.at, itemPath(), "unauthenticated belongs into from: who is spoken to always has an identity")
 			}
@@ -159,5 +164,5 @@ func (l *loader) subjectHint(s string) string {
 	if _, ok := l.groups[s]; ok {
 		return fmt.Sprintf("; did you mean %q?", groupPrefix+s)
 	}
-	return didYouMean(s, unauthenticated)
+	return didYouMean(s, Unauthenticated)
 }

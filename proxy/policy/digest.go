@@ -71,7 +71,7 @@ func (d *digester) subjects(s *subjects) {
 		words = append(words, "anyone")
 	}
 	if s.unauthenticated {
-		words = append(words, unauthenticated)
+		words = append(words, Unauthenticated)
 	}
 	for i := range s.patterns {
 		words = append(words, s.patterns[i].text)

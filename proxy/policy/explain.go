@@ -90,8 +90,11 @@ func (p *Policy) ceilingDetail(r *Request) string {
 }
 
 func (p *Peer) describe() string {
-	if !p.Authenticated() {
-		return unauthenticated
+	switch {
+	case p.Unauthenticated:
+		return Unauthenticated
+	case p.ID.IsZero():
+		return "nobody"
 	}
 	return p.ID.String()
 }
@@ -116,7 +119,7 @@ func (r *rule) note(q *Request) RuleNote {
 func (s *subjects) describe() string {
 	var words []string
 	if s.unauthenticated {
-		words = append(words, unauthenticated)
+		words = append(words, Unauthenticated)
 	}
 	for _, p := range s.patterns {
 		words = append(words, p.text)

@@ -70,8 +70,12 @@ func (id *identity) list(i int, where side) []ref {
 
 // identify finds what matches a peer on its side of the request.
 func (x *index) identify(p *Peer, where side, out *identity) {
-	if p.ID.IsZero() {
+	switch {
+	case p.Unauthenticated:
 		out.refs = x.plain[where]
+		return
+	case p.ID.IsZero():
+		out.refs = x.anyone[where]
 		return
 	}
 	if s := x.known.find(p.ID.String()); s != nil {

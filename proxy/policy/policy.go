@@ -52,9 +52,13 @@ func (d Direction) String() string {
 	return "inbound"
 }
 
-// Peer is one side of a connection. The zero Peer is unauthenticated: it came
-// in plaintext.
+// Peer is one side of a connection. The zero Peer is nobody: it matches what
+// asks for nothing, such as a deny without from, and no allow.
 type Peer struct {
+	// Unauthenticated says that the peer came in plaintext, to a listener that
+	// takes it, and proved nothing. Of what a rule may name it matches the word
+	// unauthenticated alone, whatever the other fields say.
+	Unauthenticated bool
 	// ID is the SPIFFE ID that the handshake proved.
 	ID spiffeid.ID
 	// Serial is the serial number of the peer's certificate in hexadecimal, as
@@ -73,7 +77,35 @@ func PeerOf(id spiffeid.ID, leaf *x509.Certificate) Peer {
 }
 
 // Authenticated reports whether the peer proved a SPIFFE ID.
-func (p *Peer) Authenticated() bool { return !p.ID.IsZero() }
+func (p *Peer) Authenticated() bool { return !p.Unauthenticated && !p.ID.IsZero() }
+
+// Unauthenticated is the word that stands in rules, and in what people are
+// shown, for a peer that came in plaintext.
+const Unauthenticated = "unauthenticated"
+
+// AllowsUnauthenticated reports whether plaintext to an inbound listener of
+// that name can be allowed at all. A zero to is an SVID not known yet: then it
+// is enough that there is one to which it could.
+func (p *Policy) AllowsUnauthenticated(listener string, to spiffeid.ID) bool {
+	if p == nil {
+		return false
+	}
+	q := Request{Listener: listener, From: Peer{Unauthenticated: true}, To: Peer{ID: to}}
+	if !to.IsZero() {
+		return p.Admit(&q) != Never
+	}
+	allowed := false
+	for i := range p.rules {
+		switch r := &p.rules[i]; {
+		case r.allow:
+			missed := r.misses(&q)
+			allowed = allowed || missed == met || missed == condTo
+		case r.misses(&q) == met: // whoever it goes to: only a deny without `to` matches nobody
+			return false
+		}
+	}
+	return allowed
+}
 
 // Request is what a decision is made on.
 type Request struct {

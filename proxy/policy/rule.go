@@ -41,7 +41,7 @@ func (s *subjects) match(p *Peer) bool {
 		return true
 	}
 	if !p.Authenticated() {
-		return s.unauthenticated
+		return p.Unauthenticated && s.unauthenticated
 	}
 	if matchAny(s.patterns, p) {
 		return true

@@ -12,7 +12,7 @@ import (
 func request(from, to string) Request {
 	peer := func(id string) Peer {
 		if id == "" {
-			return Peer{}
+			return Peer{Unauthenticated: true}
 		}
 		return Peer{ID: spiffeid.RequireFromString(id), Serial: "1f", Issuer: "aabb"}
 	}
@@ -82,6 +82,7 @@ func TestSemantics(t *testing.T) {
 		{"plaintext matches unauthenticated only", "rules:\n- {id: a, effect: allow, from: ['spiffe://example.org/**']}\n- {id: b, effect: allow, on: [p], from: [unauthenticated]}", []asked{
 			{"", orders, "x", Inbound, NoRule.String()},
 			{"", orders, "p", Inbound, "allow:b"},
+			{"", orders, "p", Outbound, "allow:b"}, // asked nowhere: an outbound connection comes from our SVID
 			{web, orders, "p", Inbound, "allow:a"},
 			{other, orders, "p", Inbound, NoRule.String()},
 		}},

@@ -50,6 +50,15 @@ func slowMatch(pattern, id string) bool {
 	return len(p) == len(i)
 }
 
+// subject is what a peer is to a rule: its ID, the word for plaintext, or
+// nothing.
+func subject(p Peer) string {
+	if p.Unauthenticated {
+		return "unauthenticated"
+	}
+	return p.ID.String()
+}
+
 func (s *slowPolicy) sideMatches(list []string, id string) bool {
 	if list == nil {
 		return true
@@ -62,7 +71,7 @@ func (s *slowPolicy) sideMatches(list []string, id string) bool {
 				}
 			}
 		} else if item == "unauthenticated" {
-			if id == "" {
+			if id == "unauthenticated" {
 				return true
 			}
 		} else if id != "" && slowMatch(item, id) {
@@ -74,7 +83,7 @@ func (s *slowPolicy) sideMatches(list []string, id string) bool {
 
 func (s *slowPolicy) isRevoked(p Peer) bool {
 	id := p.ID.String()
-	if id == "" {
+	if id == "" || p.Unauthenticated {
 		return false
 	}
 	for _, pattern := range s.revoked {
@@ -88,7 +97,7 @@ func (s *slowPolicy) isRevoked(p Peer) bool {
 func (s *slowPolicy) isOutside(p Peer) bool {
 	id := p.ID.String()
 	paths, bounded := s.ceilings[p.ID.TrustDomain().Name()]
-	if id == "" || !bounded {
+	if id == "" || p.Unauthenticated || !bounded {
 		return false
 	}
 	for _, path := range paths {
@@ -114,7 +123,7 @@ func (s *slowPolicy) decide(r *Request) (bool, string, Reason) {
 			if rule.effect == effect &&
 				(rule.on == nil || slices.Contains(rule.on, r.Listener)) &&
 				(rule.at == "" || rule.at == map[Direction]string{Inbound: "inbound", Outbound: "outbound"}[r.Direction]) &&
-				s.sideMatches(rule.from, r.From.ID.String()) && s.sideMatches(rule.to, r.To.ID.String()) {
+				s.sideMatches(rule.from, subject(r.From)) && s.sideMatches(rule.to, subject(r.To)) {
 				ids = append(ids, rule.id)
 			}
 		}
@@ -211,13 +220,14 @@ func worldPattern(r *rand.Rand) string {
 func worldPeer(r *rand.Rand) Peer {
 	switch r.IntN(20) {
 	case 0:
-		return Peer{}
+		return Peer{Unauthenticated: r.IntN(2) == 0}
 	case 1:
 		return Peer{ID: spiffeid.RequireFromString("spiffe://" + worldDomains[r.IntN(3)])}
 	}
 	return Peer{
-		ID:     spiffeid.RequireFromString("spiffe://" + worldDomains[r.IntN(3)] + worldPath(r, 0)),
-		Serial: fmt.Sprintf("%x", 1+r.IntN(40)), Issuer: fmt.Sprintf("a%d", r.IntN(3)),
+		Unauthenticated: r.IntN(30) == 0,
+		ID:              spiffeid.RequireFromString("spiffe://" + worldDomains[r.IntN(3)] + worldPath(r, 0)),
+		Serial:          fmt.Sprintf("%x", 1+r.IntN(40)), Issuer: fmt.Sprintf("a%d", r.IntN(3)),
 	}
 }
 
@@ -272,7 +282,7 @@ func worldPolicy(r *rand.Rand) *slowPolicy {
 			rule.on = several(3, func(r *rand.Rand) string { return worldOn[r.IntN(4)] })
 		}
 		if rule.effect == "allow" || r.IntN(2) == 0 {
-			rule.from = subjects(true)
+			rule.from = subjects(rule.effect == "deny" || rule.at != "outbound")
 		}
 		if r.IntN(2) == 0 {
 			rule.to = subjects(false)
