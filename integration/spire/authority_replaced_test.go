@@ -11,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
+	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -55,11 +56,11 @@ func TestAuthorityReplaced(t *testing.T) {
 	old := s.server.localAuthorities().Active.ID
 	s.server.cli("localauthority", "x509", "prepare")
 	for _, n := range nodes {
-		n.says(soon, "the trust bundle changed: authorities=2")
+		n.Says(stage.Soon, "the trust bundle changed: authorities=2")
 	}
 	s.server.cli("localauthority", "x509", "activate", "-authorityID", s.server.localAuthorities().Prepared.ID)
 	s.server.cli("localauthority", "x509", "taint", "-authorityID", old)
-	eventually(t, soon, "all SVIDs are signed anew", func() error {
+	stage.Eventually(t, stage.Soon, "all SVIDs are signed anew", func() error {
 		for name, serial := range s.presented(t) {
 			if serial == serials[name] {
 				return fmt.Errorf("%s still presents the SVID that the old authority signed", name)
@@ -78,14 +79,14 @@ func TestAuthorityReplaced(t *testing.T) {
 	traffic = newTraffic(t, s.orders.bind(toInventory), "inventory")
 	s.server.cli("localauthority", "x509", "revoke", "-authorityID", old)
 	for _, n := range nodes {
-		n.says(soon, "the trust bundle changed: authorities=1")
+		n.Says(stage.Soon, "the trust bundle changed: authorities=1")
 	}
 	checkBundleWithout(t, s, old)
 	s.server.add(entry{path: "/news", parent: s.ordersAgent, selector: proxyUser.selector()})
-	s.orders.becomes(soon, "hears of an entry made afterwards", func(st telemetry.Status) bool {
+	s.orders.Becomes(stage.Soon, "hears of an entry made afterwards", func(st telemetry.Status) bool {
 		return len(st.Proxy.Identities) == 3 && st.Agent.Problem == ""
 	})
-	if n := s.orders.count("attested: "); n != 1 {
+	if n := s.orders.Count("attested: "); n != 1 {
 		t.Errorf("the agent with a join token attested %d times", n)
 	}
 	traffic.finish()
@@ -105,7 +106,7 @@ func (s *shop) presented(t *testing.T) map[string]string {
 	t.Helper()
 	serials := map[string]string{}
 	for _, n := range []*node{s.orders, s.inventory} {
-		status, err := n.status()
+		status, err := n.Status()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +120,7 @@ func (s *shop) presented(t *testing.T) map[string]string {
 // checkBundleWithout waits until workloads no longer trust an authority.
 func checkBundleWithout(t *testing.T, s *shop, authority string) {
 	t.Helper()
-	eventually(t, soon, "workloads no longer trust the old authority", func() error {
+	stage.Eventually(t, stage.Soon, "workloads no longer trust the old authority", func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), callTime)
 		defer cancel()
 		fetched, err := workloadapi.FetchX509Context(ctx, workloadapi.WithAddr("unix://"+s.orders.api))

@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
 // authority is a CA that has nothing to do with SPIRE: of the nodes' own
@@ -89,10 +91,10 @@ func (a *authority) issue(name, spiffeID string) (certFile, keyFile string, cert
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	dir := folder(a.t, "cert")
+	dir := stage.Folder(a.t, "cert")
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	writeFile(a.t, certFile, certificatePEM(cert), 0o644)
-	writeFile(a.t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), 0o600)
+	stage.WriteFile(a.t, certFile, certificatePEM(cert), 0o644)
+	stage.WriteFile(a.t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), 0o600)
 	return certFile, keyFile, cert
 }
 

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
 // TestRefusedAgents starts agents that cannot be attested. Each says so once,
@@ -16,7 +18,7 @@ import (
 func TestRefusedAgents(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, serverOptions{cacheReload: time.Second})
-	nobody := freeAddress(t)
+	nobody := stage.FreeAddress(t)
 	used, _ := s.token()
 	first := newNode(t, "first", proxyUser)
 	first.joins(s)
@@ -51,7 +53,7 @@ func TestRefusedAgents(t *testing.T) {
 			[]string{s.id("/spire/server"), "spiffe://other.example/spire/server"},
 		},
 		{
-			"bundle", func(n *node) { writeFile(t, n.bundle, newAuthority(t, "stranger").pem(), 0o644) },
+			"bundle", func(n *node) { stage.WriteFile(t, n.bundle, newAuthority(t, "stranger").pem(), 0o644) },
 			[]string{"authority that is not in the trust bundle", s.address, "spire-server bundle show", "agent.server.bundle"},
 			[]string{"authority that is not in the trust bundle", s.address},
 		},
@@ -88,19 +90,19 @@ func TestRefusedAgents(t *testing.T) {
 
 func checkRefused(t *testing.T, n *node, says, told []string) {
 	const telling = "cannot go on yet"
-	n.says(soon, append(says, telling)...)
-	eventually(t, soon, "a caller is told", func() error { return n.tells(told...) })
-	if code, body, err := n.get("/readyz"); err != nil || code != 503 || !strings.Contains(body, told[0]) {
+	n.Says(stage.Soon, append(says, telling)...)
+	stage.Eventually(t, stage.Soon, "a caller is told", func() error { return n.tells(told...) })
+	if code, body, err := n.Get("/readyz"); err != nil || code != 503 || !strings.Contains(body, told[0]) {
 		t.Errorf("/readyz: %d %q, %v; want 503 with the reason", code, body, err)
 	}
-	if code, _, err := n.get("/livez"); err != nil || code != 200 {
+	if code, _, err := n.Get("/livez"); err != nil || code != 200 {
 		t.Errorf("/livez: %d, %v; want 200: a restart would not help", code, err)
 	}
-	if err := n.alive(); err != nil {
+	if err := n.Alive(); err != nil {
 		t.Error(err)
 	}
-	if errors := n.count("[ERROR]"); errors != 1 {
-		t.Errorf("the agent logged %d errors, want one:\n%s", errors, n.said())
+	if errors := n.Count("[ERROR]"); errors != 1 {
+		t.Errorf("the agent logged %d errors, want one:\n%s", errors, n.Said())
 	}
 }
 
@@ -126,11 +128,11 @@ func TestMendedAgent(t *testing.T) {
 	s := newServer(t, serverOptions{cacheReload: time.Second})
 	n := newNode(t, "mended", proxyUser)
 	n.joins(s)
-	good := readFile(t, n.bundle)
-	writeFile(t, n.bundle, newAuthority(t, "stranger").pem(), 0o644)
+	good := stage.ReadFile(t, n.bundle)
+	stage.WriteFile(t, n.bundle, newAuthority(t, "stranger").pem(), 0o644)
 	n.start("agent")
-	n.says(soon, "authority that is not in the trust bundle")
-	writeFile(t, n.bundle, good, 0o644)
+	n.Says(stage.Soon, "authority that is not in the trust bundle")
+	stage.WriteFile(t, n.bundle, good, 0o644)
 	n.ready()
 }
 

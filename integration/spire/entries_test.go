@@ -14,6 +14,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
+	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -63,7 +64,7 @@ func TestManyEntries(t *testing.T) {
 	// The server's cache may have taken in the changes in several steps; all
 	// together they are these, and nothing was sent that had not changed.
 	var added, changed, removed int
-	for _, m := range regexp.MustCompile(`entries changed: added=(\d+) changed=(\d+) removed=(\d+)`).FindAllStringSubmatch(n.said(), -1) {
+	for _, m := range regexp.MustCompile(`entries changed: added=(\d+) changed=(\d+) removed=(\d+)`).FindAllStringSubmatch(n.Said(), -1) {
 		for i, sum := range []*int{&added, &changed, &removed} {
 			count, err := strconv.Atoi(m[i+1])
 			if err != nil {
@@ -81,9 +82,9 @@ func TestManyEntries(t *testing.T) {
 // the wanted identities and no others.
 func (n *node) holds(entries int, want map[string]bool) {
 	n.t.Helper()
-	n.becomes(soon, fmt.Sprintf("%d entries", entries), func(s telemetry.Status) bool { return s.Agent.Entries == entries })
-	eventually(n.t, soon, "root is given its identities", func() error {
-		ctx, cancel := context.WithTimeout(n.t.Context(), soon)
+	n.Becomes(stage.Soon, fmt.Sprintf("%d entries", entries), func(s telemetry.Status) bool { return s.Agent.Entries == entries })
+	stage.Eventually(n.t, stage.Soon, "root is given its identities", func() error {
+		ctx, cancel := context.WithTimeout(n.t.Context(), stage.Soon)
 		defer cancel()
 		svids, err := workloadapi.FetchX509SVIDs(ctx, workloadapi.WithAddr("unix://"+n.api))
 		if err != nil {

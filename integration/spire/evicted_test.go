@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -21,28 +22,28 @@ func TestEvictedAndBanned(t *testing.T) {
 	before := s.agentSerial(t, s.inventoryAgent)
 
 	s.server.cli("agent", "evict", "-spiffeID", s.inventoryAgent)
-	eventually(t, soon, "inventory's agent attests again", func() error {
+	stage.Eventually(t, stage.Soon, "inventory's agent attests again", func() error {
 		_, err := s.server.agent(s.inventoryAgent)
 		return err
 	})
 	if s.agentSerial(t, s.inventoryAgent) == before {
 		t.Error("the agent has the SVID it had before it was evicted")
 	}
-	s.inventory.becomes(soon, "is well again", func(st telemetry.Status) bool { return st.Agent.Problem == "" && st.Agent.ID == s.inventoryAgent })
+	s.inventory.Becomes(stage.Soon, "is well again", func(st telemetry.Status) bool { return st.Agent.Problem == "" && st.Agent.ID == s.inventoryAgent })
 	traffic.finish()
 
 	// A banned agent stops serving and takes back what it gave.
 	s.server.cli("agent", "ban", "-spiffeID", s.inventoryAgent)
-	s.inventory.becomes(soon, "says that it is banned", func(st telemetry.Status) bool {
+	s.inventory.Becomes(stage.Soon, "says that it is banned", func(st telemetry.Status) bool {
 		return strings.Contains(st.Agent.Problem, "banned") && len(st.Agent.Identities) == 0
 	})
-	eventually(t, soon, "a caller is told", func() error { return s.inventory.tells("banned") })
-	s.inventory.says(soon, "spire-server agent evict")
-	s.inventory.becomes(soon, "the proxy has no identity left", func(st telemetry.Status) bool {
+	stage.Eventually(t, stage.Soon, "a caller is told", func() error { return s.inventory.tells("banned") })
+	s.inventory.Says(stage.Soon, "spire-server agent evict")
+	s.inventory.Becomes(stage.Soon, "the proxy has no identity left", func(st telemetry.Status) bool {
 		return strings.Contains(st.Proxy.Listeners[0].Problem, "taken back")
 	})
 	refused(t, s.orders.bind(toInventory), s.service)
-	s.inventory.record(0, "refused for want of an identity", func(a telemetry.Access) bool {
+	s.inventory.Record(0, "refused for want of an identity", func(a telemetry.Access) bool {
 		return a.Outcome == "failure" && strings.Contains(a.Reason, "cannot present an identity")
 	})
 }

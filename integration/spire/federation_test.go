@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -19,7 +20,7 @@ func TestFederation(t *testing.T) {
 	service := newService(t, "stock")
 	stock := newNode(t, "stock", otherProxyUser)
 	stockAgent := stock.joins(home)
-	stock.listeners = []listener{{name: "stock", bind: freeAddress(t), target: service.address}}
+	stock.listeners = []listener{{name: "stock", bind: stage.FreeAddress(t), target: service.address}}
 	buyer := newNode(t, "buyer", proxyUser)
 	buyerAgent := buyer.joins(partner)
 	buyer.listeners = []listener{{name: "to-stock", target: stock.bind("stock"), expect: home.id("/stock")}}
@@ -39,7 +40,7 @@ func TestFederation(t *testing.T) {
 
 	// A rule without a bundle.
 	refused(t, buyer.bind("to-stock"), service)
-	stock.record(0, "refused without a bundle", func(a telemetry.Access) bool {
+	stock.Record(0, "refused without a bundle", func(a telemetry.Access) bool {
 		return a.Outcome == "failure" && strings.Contains(a.Reason, "no bundle for trust domain partner.example") && a.Decision == ""
 	})
 
@@ -47,25 +48,25 @@ func TestFederation(t *testing.T) {
 	home.trust(partner.bundle())
 	stockEntry.federates = []string{"partner.example"}
 	home.change(stockEntry)
-	eventually(t, soon, "the buyer is let in once home has the partner's bundle", func() error {
+	stage.Eventually(t, stage.Soon, "the buyer is let in once home has the partner's bundle", func() error {
 		return call(buyer.bind("to-stock"), "stock")
 	})
-	stock.record(0, "let in", func(a telemetry.Access) bool {
+	stock.Record(0, "let in", func(a telemetry.Access) bool {
 		return a.From == partner.id("/buyer") && a.To == home.id("/stock") && a.Rule == "partner-buys" && a.Decision == "allow"
 	})
 
 	// A bundle without a rule.
 	stock.rules(nil, rule{id: "home-only", from: home.id("/**"), at: "inbound"})
-	stock.becomes(soon, "new policy in force", func(s telemetry.Status) bool { return s.Proxy.Policy.Generation > 1 })
+	stock.Becomes(stage.Soon, "new policy in force", func(s telemetry.Status) bool { return s.Proxy.Policy.Generation > 1 })
 	refused(t, buyer.bind("to-stock"), service)
-	stock.record(0, "refused without a rule", func(a telemetry.Access) bool {
+	stock.Record(0, "refused without a rule", func(a telemetry.Access) bool {
 		return a.From == partner.id("/buyer") && a.Decision == "deny" && a.Rule == ""
 	})
 
 	// The bundle is taken back: a live connection ends, though its rule holds.
 	stock.rules(nil, letIn)
 	var live *caller
-	eventually(t, soon, "the buyer is let in again", func() (err error) {
+	stage.Eventually(t, stage.Soon, "the buyer is let in again", func() (err error) {
 		if live, err = dial(buyer.bind("to-stock")); err == nil {
 			if err = live.ask("stock"); err != nil {
 				_ = live.Close()
@@ -75,7 +76,7 @@ func TestFederation(t *testing.T) {
 	})
 	defer live.Close()
 	home.distrust("partner.example")
-	if err := live.ends(soon); err != nil {
+	if err := live.ends(stage.Soon); err != nil {
 		t.Errorf("a live connection of a trust domain that is no longer federated: %v", err)
 	}
 	refused(t, buyer.bind("to-stock"), service)

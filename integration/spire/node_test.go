@@ -3,30 +3,24 @@
 package spire_test
 
 import (
-	"bufio"
-	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
 // node is one host as far as narthex is concerned: a configuration, a data
 // directory and sockets of its own. The zero fields below are left out of the
 // configuration.
 type node struct {
-	*process
+	*stage.Process
+	*stage.Face
 	t    *testing.T
 	name string
 	dir  string
@@ -58,7 +52,8 @@ type listener struct {
 // newNode prepares a host whose proxy runs as u. Nothing runs yet.
 func newNode(t *testing.T, name string, u user) *node {
 	t.Helper()
-	n := &node{t: t, name: name, user: u, dir: folder(t, name)}
+	n := &node{t: t, name: name, user: u, dir: stage.Folder(t, name)}
+	n.Face = stage.NewFace(t, name, n.own())
 	n.api = filepath.Join(n.dir, "public", "api.sock")
 	// The proxy makes its sockets and its access log here.
 	if err := os.Mkdir(n.own(), 0o755); err != nil {
@@ -84,7 +79,7 @@ func (n *node) joins(s *server) (agentID string) {
 func (n *node) useToken(token string) {
 	n.t.Helper()
 	file := filepath.Join(n.dir, "token")
-	writeFile(n.t, file, token+"\n", 0o600)
+	stage.WriteFile(n.t, file, token+"\n", 0o600)
 	n.attestor = "join_token: {token_file: " + file + "}"
 }
 
@@ -102,17 +97,13 @@ func (n *node) pairs(s *server) {
 	n.t.Helper()
 	n.server, n.td, n.syncs = s.address, s.td.Name(), time.Second
 	n.bundle = filepath.Join(n.dir, "bundle.pem")
-	writeFile(n.t, n.bundle, s.bundlePEM(), 0o644)
+	stage.WriteFile(n.t, n.bundle, s.bundlePEM(), 0o644)
 }
 
 func (n *node) own() string        { return filepath.Join(n.dir, "own") }
 func (n *node) dataDir() string    { return filepath.Join(n.dir, "data") }
-func (n *node) accessFile() string { return filepath.Join(n.own(), "access.log") }
 func (n *node) policyFile() string { return filepath.Join(n.dir, "policy.yaml") }
 func (n *node) configFile() string { return filepath.Join(n.dir, "narthex.yaml") }
-
-// figures is where the node's status is shown.
-func (n *node) figures() string { return filepath.Join(n.own(), "figures.sock") }
 
 // configure writes narthex.yaml.
 func (n *node) configure() {
@@ -141,15 +132,14 @@ func (n *node) configure() {
 			n.configureListener(&n.listeners[i], line)
 		}
 	}
-	line("telemetry: {listen: %q}", "unix:"+n.figures())
-	line("access_log: {path: %s}", n.accessFile())
+	b.WriteString(n.YAML())
 	line("log: {level: debug}")
-	writeFile(n.t, n.configFile(), b.String(), 0o644)
+	stage.WriteFile(n.t, n.configFile(), b.String(), 0o644)
 }
 
 func (n *node) configureListener(l *listener, line func(string, ...any)) {
 	if l.bind == "" {
-		l.bind = freeAddress(n.t)
+		l.bind = stage.FreeAddress(n.t)
 	}
 	line("    - name: %s", l.name)
 	line("      bind: %q", l.bind)
@@ -198,14 +188,14 @@ func (n *node) rules(revoked []string, rules ...rule) {
 		}
 		b.WriteString("}\n")
 	}
-	writeFile(n.t, n.policyFile(), b.String(), 0o644)
+	stage.WriteFile(n.t, n.policyFile(), b.String(), 0o644)
 }
 
 // start starts `narthex run`, `agent` or `proxy` on the node.
 func (n *node) start(command string, how ...func(*exec.Cmd)) {
 	n.t.Helper()
 	n.configure()
-	n.process = start(n.t, n.name+": narthex "+command, narthex, []string{command, "-c", n.configFile()}, how...)
+	n.Process = stage.Start(n.t, n.name+": narthex "+command, stage.Narthex, []string{command, "-c", n.configFile()}, how...)
 }
 
 // bind returns the address of a listener.
@@ -220,133 +210,25 @@ func (n *node) bind(name string) string {
 	return ""
 }
 
-// get asks for a page of the node's figures.
-func (n *node) get(page string) (code int, body string, err error) {
-	var dialer net.Dialer
-	client := &http.Client{
-		Timeout: 5 * time.Second,
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return dialer.DialContext(ctx, "unix", n.figures())
-			},
-		},
-	}
-	resp, err := client.Get("http://localhost" + page)
-	if err != nil {
-		return 0, "", err
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(data), err
-}
-
 // ready waits until the node can do its work.
 func (n *node) ready() {
 	n.t.Helper()
-	n.readyWithin(soon)
+	n.readyWithin(stage.Soon)
 }
 
 func (n *node) readyWithin(d time.Duration) {
 	n.t.Helper()
-	eventually(n.t, d, n.name+" is ready", func() error {
-		if err := n.alive(); err != nil {
+	stage.Eventually(n.t, d, n.name+" is ready", func() error {
+		if err := n.Alive(); err != nil {
 			return err
 		}
-		code, body, err := n.get("/readyz")
-		if err == nil && code != http.StatusOK {
-			err = fmt.Errorf("%d %s", code, body)
-		}
-		return err
+		return n.Ready()
 	})
-}
-
-// status returns the node's status document.
-func (n *node) status() (telemetry.Status, error) {
-	var s telemetry.Status
-	code, body, err := n.get("/api/v1/status")
-	if err == nil && code != http.StatusOK {
-		err = fmt.Errorf("status: %d %s", code, body)
-	}
-	if err == nil {
-		err = json.Unmarshal([]byte(body), &s)
-	}
-	return s, err
-}
-
-// becomes waits until the status document is as ok wants it.
-func (n *node) becomes(within time.Duration, what string, ok func(telemetry.Status) bool) {
-	n.t.Helper()
-	eventually(n.t, within, n.name+": "+what, func() error {
-		s, err := n.status()
-		if err == nil && !ok(s) {
-			text, _ := json.Marshal(s)
-			err = fmt.Errorf("status is %s", text)
-		}
-		return err
-	})
-}
-
-// metric returns the value of one line of the node's metrics, 0 where it is
-// not there.
-func (n *node) metric(series string) float64 {
-	n.t.Helper()
-	_, body, err := n.get("/metrics")
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for line := range strings.SplitSeq(body, "\n") {
-		if value, ok := strings.CutPrefix(line, series+" "); ok {
-			f, err := strconv.ParseFloat(value, 64)
-			if err != nil {
-				n.t.Fatalf("metric %q: %v", line, err)
-			}
-			return f
-		}
-	}
-	return 0
-}
-
-// records returns the node's access log.
-func (n *node) records() []telemetry.Access {
-	n.t.Helper()
-	f, err := os.Open(n.accessFile())
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	defer f.Close()
-	var all []telemetry.Access
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		var a telemetry.Access
-		if err := json.Unmarshal(lines.Bytes(), &a); err != nil {
-			break // the last line, half written
-		}
-		all = append(all, a)
-	}
-	return all
-}
-
-// record waits for an access record that is as ok wants it. It looks at
-// those after the first skip ones.
-func (n *node) record(skip int, what string, ok func(telemetry.Access) bool) telemetry.Access {
-	n.t.Helper()
-	var found telemetry.Access
-	eventually(n.t, soon, n.name+" has an access record: "+what, func() error {
-		all := n.records()
-		all = all[min(skip, len(all)):]
-		at := slices.IndexFunc(all, ok)
-		if at < 0 {
-			return fmt.Errorf("there are %d others: %+v", len(all), all[max(0, len(all)-3):])
-		}
-		found = all[at]
-		return nil
-	})
-	return found
 }
 
 // half returns the pid of a half of `narthex run`.
 func (n *node) half(command string) (int, error) {
-	list := fmt.Sprintf("/proc/%d/task/*/children", n.cmd.Process.Pid)
+	list := fmt.Sprintf("/proc/%d/task/*/children", n.PID())
 	files, err := filepath.Glob(list)
 	if err != nil {
 		return 0, err

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -42,7 +43,7 @@ func (s *shop) testerReads() rule {
 // ended.
 func (d *door) sClient(t *testing.T, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	ctx, cancel := context.WithTimeout(t.Context(), stage.Soon)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "openssl", append([]string{"s_client", "-connect", d.address, "-ign_eof"}, args...)...)
 	in, err := cmd.StdinPipe()
@@ -64,7 +65,7 @@ func (d *door) sClient(t *testing.T, args ...string) string {
 	case <-ended:
 	}
 	if ctx.Err() != nil {
-		t.Errorf("openssl s_client did not end within %s:\n%s", soon, out.all())
+		t.Errorf("openssl s_client did not end within %s:\n%s", stage.Soon, out.all())
 	}
 	return out.all()
 }
@@ -133,7 +134,7 @@ func TestStrangersAtTheDoor(t *testing.T) {
 		{"old-tls", append(minted("/tester", time.Minute), "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"), "unsupported versions", "alert"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			skip, dialled := len(d.inventory.records()), d.service.dialled.Load()
+			skip, dialled := len(d.inventory.Records()), d.service.dialled.Load()
 			out := d.sClient(t, c.args...)
 			if strings.Contains(out, answer) {
 				t.Fatalf("it was answered:\n%s", out)
@@ -149,20 +150,20 @@ func TestStrangersAtTheDoor(t *testing.T) {
 	}
 
 	t.Run("plain-http", func(t *testing.T) {
-		skip := len(d.inventory.records())
-		if out, err := tell(t, "curl", "-sS", "--max-time", "10", "http://"+d.address+"/"); err == nil {
+		skip := len(d.inventory.Records())
+		if out, err := stage.Tell(t, "curl", "-sS", "--max-time", "10", "http://"+d.address+"/"); err == nil {
 			t.Errorf("curl got an answer: %s", out)
 		}
 		d.refusedRecord(t, skip, "plain HTTP")
 	})
 	for _, version := range []string{"-tls1_2", "-tls1_3"} {
 		t.Run("welcome"+version, func(t *testing.T) {
-			skip := len(d.inventory.records())
+			skip := len(d.inventory.Records())
 			args := append(minted("/tester", time.Minute), version, "-CAfile", filepath.Join(d.inventory.dir, "bundle.pem"), "-verify_return_error")
 			if out := d.sClient(t, args...); !strings.Contains(out, answer) {
 				t.Errorf("a client with an SVID that a rule allows was not answered:\n%s", out)
 			}
-			d.inventory.record(skip, "allowed", func(a telemetry.Access) bool {
+			d.inventory.Record(skip, "allowed", func(a telemetry.Access) bool {
 				return a.Decision == "allow" && a.Rule == "tester-reads" && "-tls"+strings.ReplaceAll(a.TLSVersion, ".", "_") == version
 			})
 		})
@@ -172,7 +173,7 @@ func TestStrangersAtTheDoor(t *testing.T) {
 // refusedRecord looks for the record of a connection that was refused.
 func (d *door) refusedRecord(t *testing.T, skip int, reason string) {
 	t.Helper()
-	a := d.inventory.record(skip, reason, func(a telemetry.Access) bool { return strings.Contains(a.Reason, reason) })
+	a := d.inventory.Record(skip, reason, func(a telemetry.Access) bool { return strings.Contains(a.Reason, reason) })
 	if a.Outcome != "failure" || a.Decision == "allow" || a.Listener != inventoryIn || a.Source == "" {
 		t.Errorf("the record of a refused connection: %+v", a)
 	}
@@ -186,12 +187,12 @@ func TestResumption(t *testing.T) {
 	t.Parallel()
 	d := newDoor(t)
 	cert, key, _ := d.server.mint("/tester", time.Minute)
-	elsewhere := freeAddress(t)
-	other := start(t, "openssl s_server", "openssl", []string{"s_server", "-accept", elsewhere, "-cert", cert, "-key", key, "-rev"})
-	other.says(soon, "ACCEPT")
+	elsewhere := stage.FreeAddress(t)
+	other := stage.Start(t, "openssl s_server", "openssl", []string{"s_server", "-accept", elsewhere, "-cert", cert, "-key", key, "-rev"})
+	other.Says(stage.Soon, "ACCEPT")
 	sessions := map[string]string{"-tls1_2": "", "-tls1_3": ""}
 	for version := range sessions {
-		dir := folder(t, "session")
+		dir := stage.Folder(t, "session")
 		own := filepath.Join(dir, "own.pem")
 		out := d.sClient(t, version, "-cert", cert, "-key", key, "-sess_out", own)
 		if !strings.Contains(out, answer) {
@@ -210,7 +211,7 @@ func TestResumption(t *testing.T) {
 	}, cert, key)
 
 	d.inventory.rules(nil, rule{id: "orders-reads", from: d.id("orders"), to: d.id("inventory"), at: "inbound"})
-	d.inventory.becomes(soon, "new policy in force", func(st telemetry.Status) bool { return st.Proxy.Policy.Generation > 1 })
+	d.inventory.Becomes(stage.Soon, "new policy in force", func(st telemetry.Status) bool { return st.Proxy.Policy.Generation > 1 })
 	d.comeBack(t, sessions, func(version, out string, skip int) {
 		if strings.Contains(out, answer) {
 			t.Errorf("%s: let in, though no rule allows it:\n%s", version, out)
@@ -234,7 +235,7 @@ func (d *door) session(t *testing.T, address, version, file string) {
 func (d *door) comeBack(t *testing.T, sessions map[string]string, check func(version, out string, skip int), cert, key string) {
 	t.Helper()
 	for version, file := range sessions {
-		skip := len(d.inventory.records())
+		skip := len(d.inventory.Records())
 		out := d.sClient(t, version, "-cert", cert, "-key", key, "-sess_in", file)
 		if strings.Contains(out, "Reused, TLS") {
 			t.Errorf("%s: the session was resumed:\n%s", version, out)

@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
+	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -28,7 +29,7 @@ func (n *node) fetch(within time.Duration) (*x509svid.SVID, error) {
 func (n *node) fetches(within time.Duration) *x509svid.SVID {
 	n.t.Helper()
 	var svid *x509svid.SVID
-	eventually(n.t, within, n.name+" gives root its SVID", func() (err error) {
+	stage.Eventually(n.t, within, n.name+" gives root its SVID", func() (err error) {
 		svid, err = n.fetch(within)
 		return err
 	})
@@ -42,14 +43,14 @@ func TestServerAway(t *testing.T) {
 	s := newShop(t, shopOptions{})
 	s.open()
 	traffic := newTraffic(t, s.orders.bind(toInventory), "inventory")
-	s.server.stop()
+	s.server.Stop()
 	stopped := time.Now()
 	for _, n := range []*node{s.orders, s.inventory} {
-		n.becomes(away, "says that the server is away", func(st telemetry.Status) bool {
+		n.Becomes(away, "says that the server is away", func(st telemetry.Status) bool {
 			return !st.Agent.Reachable && strings.Contains(st.Agent.Problem, s.server.address) && strings.Contains(st.Agent.Problem, "unreachable since")
 		})
 	}
-	if gauge := s.orders.metric("narthex_server_reachable"); gauge != 0 {
+	if gauge := s.orders.Metric("narthex_server_reachable"); gauge != 0 {
 		t.Errorf("narthex_server_reachable is %g, want 0", gauge)
 	}
 
@@ -59,7 +60,7 @@ func TestServerAway(t *testing.T) {
 	cert, key, parsed := s.server.nodes.issue("late", "")
 	late.attestor = "x509pop: {certificate: " + cert + ", key: " + key + "}"
 	late.start("agent")
-	eventually(t, away, "the late agent says that the server is away", func() error { return late.tells("unreachable", s.server.address) })
+	stage.Eventually(t, away, "the late agent says that the server is away", func() error { return late.tells("unreachable", s.server.address) })
 
 	time.Sleep(time.Until(stopped.Add(away)))
 	s.server.start()
@@ -70,10 +71,10 @@ func TestServerAway(t *testing.T) {
 	// Back-off between two attempts is 30 s and a half at most.
 	const backoff = 45 * time.Second
 	for _, n := range []*node{s.orders, s.inventory} {
-		n.becomes(backoff, "finds the server again", func(st telemetry.Status) bool { return st.Agent.Reachable && st.Agent.Problem == "" })
+		n.Becomes(backoff, "finds the server again", func(st telemetry.Status) bool { return st.Agent.Reachable && st.Agent.Problem == "" })
 	}
 	t.Logf("found again %s after it was stopped", time.Since(stopped).Round(time.Millisecond))
-	if got := s.orders.fetches(soon).ID.Path(); got != "/after" {
+	if got := s.orders.fetches(stage.Soon).ID.Path(); got != "/after" {
 		t.Errorf("the entry made afterwards arrives as %s", got)
 	}
 	if got := late.fetches(backoff).ID.Path(); got != "/late" {
@@ -91,7 +92,7 @@ func TestKilledAgent(t *testing.T) {
 	traffic := newTraffic(t, s.orders.bind(toInventory), "inventory")
 	// A half that ends within seconds of its first start is a mistake of the
 	// configuration and ends `narthex run`, so let it be a while.
-	s.orders.becomes(soon, "has been up for a while", func(st telemetry.Status) bool { return time.Since(st.Started) > 5*time.Second })
+	s.orders.Becomes(stage.Soon, "has been up for a while", func(st telemetry.Status) bool { return time.Since(st.Started) > 5*time.Second })
 
 	first, err := s.orders.half("agent")
 	if err != nil {
@@ -100,23 +101,23 @@ func TestKilledAgent(t *testing.T) {
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, soon, "another agent is started", func() error {
+	stage.Eventually(t, stage.Soon, "another agent is started", func() error {
 		pid, err := s.orders.half("agent")
 		if err == nil && pid == first {
 			err = fmt.Errorf("pid %d is still there", pid)
 		}
 		return err
 	})
-	s.orders.becomes(soon, "the new agent serves", func(st telemetry.Status) bool {
+	s.orders.Becomes(stage.Soon, "the new agent serves", func(st telemetry.Status) bool {
 		return st.Agent != nil && st.Agent.ID == s.ordersAgent && st.Agent.Problem == "" && st.Agent.Streams > 0
 	})
-	s.orders.says(soon, "a half has ended and is started again", "took up the saved SVID")
-	if n := s.orders.count("attested: "); n != 1 {
+	s.orders.Says(stage.Soon, "a half has ended and is started again", "took up the saved SVID")
+	if n := s.orders.Count("attested: "); n != 1 {
 		t.Errorf("the agent attested %d times; its token is good once, so it has to go on with what data_dir holds", n)
 	}
 	// Identities reach the proxy by the new agent: an entry made now arrives.
 	s.server.add(entry{path: "/news", parent: s.ordersAgent, selector: proxyUser.selector()})
-	s.orders.becomes(soon, "the proxy hears of a new identity", func(st telemetry.Status) bool { return len(st.Proxy.Identities) == 3 })
+	s.orders.Becomes(stage.Soon, "the proxy hears of a new identity", func(st telemetry.Status) bool { return len(st.Proxy.Identities) == 3 })
 	traffic.finish()
 
 	// All of it: nothing of the old one stands in the way of the new one.
@@ -128,18 +129,18 @@ func TestKilledAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer live.Close()
-	s.orders.kill()
+	s.orders.Kill()
 	if err := live.ends(time.Second); err != nil {
 		t.Errorf("a connection of a proxy whose supervisor was killed: %v", err)
 	}
 	restarted(t, s.orders)
-	eventually(t, soon, "orders calls inventory after all of `narthex run` was killed", func() error {
+	stage.Eventually(t, stage.Soon, "orders calls inventory after all of `narthex run` was killed", func() error {
 		return call(s.orders.bind(toInventory), "inventory")
 	})
-	if n := s.orders.count("attested: "); n != 0 {
+	if n := s.orders.Count("attested: "); n != 0 {
 		t.Errorf("the agent attested %d times after the restart; its token was used before", n)
 	}
-	s.orders.says(soon, "took up the saved SVID")
+	s.orders.Says(stage.Soon, "took up the saved SVID")
 }
 
 // restarted starts `narthex run` again, as a service manager does: at once,
@@ -147,14 +148,14 @@ func TestKilledAgent(t *testing.T) {
 func restarted(t *testing.T, n *node) {
 	t.Helper()
 	n.start("run")
-	eventually(t, soon, n.name+" is ready again", func() error {
-		if err := n.alive(); err != nil {
+	stage.Eventually(t, stage.Soon, n.name+" is ready again", func() error {
+		if err := n.Alive(); err != nil {
 			n.start("run")
 			return err
 		}
 		_, err := n.half("agent")
 		if err == nil {
-			_, _, err = n.get("/readyz")
+			_, _, err = n.Get("/readyz")
 		}
 		return err
 	})

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -37,21 +38,21 @@ func TestPolicyOfLiveConnections(t *testing.T) {
 	s.inventory.rules([]string{s.id("orders")}, both...)
 	s.ends(t, orders, "orders", "revoked")
 	refused(t, s.orders.bind(toInventory), s.service)
-	eventually(t, soon, "audit is allowed again", func() error { return call(s.orders.bind(asAudit), "inventory") })
+	stage.Eventually(t, stage.Soon, "audit is allowed again", func() error { return call(s.orders.bind(asAudit), "inventory") })
 
 	// Rules that cannot be read change nothing, and say so.
-	before, err := s.inventory.status()
+	before, err := s.inventory.Status()
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, s.inventory.policyFile(), "version: 1\nrules:\n  - {id: bad, effect: allow}\n", 0o644)
-	s.inventory.becomes(soon, "says what is wrong with the rules", func(st telemetry.Status) bool {
+	stage.WriteFile(t, s.inventory.policyFile(), "version: 1\nrules:\n  - {id: bad, effect: allow}\n", 0o644)
+	s.inventory.Becomes(stage.Soon, "says what is wrong with the rules", func(st telemetry.Status) bool {
 		return strings.Contains(st.Proxy.Policy.Problem, s.inventory.policyFile()+":3")
 	})
 	if err := call(s.orders.bind(asAudit), "inventory"); err != nil {
 		t.Errorf("the rules in force were lost: %v", err)
 	}
-	if after, err := s.inventory.status(); err != nil || after.Proxy.Policy.Generation != before.Proxy.Policy.Generation {
+	if after, err := s.inventory.Status(); err != nil || after.Proxy.Policy.Generation != before.Proxy.Policy.Generation {
 		t.Errorf("the generation went from %d to %d", before.Proxy.Policy.Generation, after.Proxy.Policy.Generation)
 	}
 }
@@ -64,10 +65,10 @@ func TestHangup(t *testing.T) {
 	s.open()
 	live := s.live(t, toInventory)
 	const reloads = `narthex_policy_reloads_total{result="ok"}`
-	before := s.inventory.metric(reloads)
-	s.inventory.signal(syscall.SIGHUP)
-	eventually(t, soon, "the proxy reloads", func() error {
-		if now := s.inventory.metric(reloads); now != before+1 {
+	before := s.inventory.Metric(reloads)
+	s.inventory.Signal(syscall.SIGHUP)
+	stage.Eventually(t, stage.Soon, "the proxy reloads", func() error {
+		if now := s.inventory.Metric(reloads); now != before+1 {
 			return fmt.Errorf("%s is %g, want %g", reloads, now, before+1)
 		}
 		return nil
@@ -76,7 +77,7 @@ func TestHangup(t *testing.T) {
 	if err := live.ask("inventory"); err != nil {
 		t.Errorf("a live connection after SIGHUP: %v", err)
 	}
-	if st, err := s.inventory.status(); err != nil || st.Agent == nil || st.Agent.ID != s.inventoryAgent {
+	if st, err := s.inventory.Status(); err != nil || st.Agent == nil || st.Agent.ID != s.inventoryAgent {
 		t.Errorf("the agent after SIGHUP: %+v, %v", st.Agent, err)
 	}
 
@@ -84,9 +85,9 @@ func TestHangup(t *testing.T) {
 	s.inventory.listeners = append(s.inventory.listeners, listener{name: "second", target: s.service.address})
 	s.inventory.configure()
 	s.inventory.rules(nil, rule{id: "audit-reads", from: s.id("audit"), to: s.id("inventory"), at: "inbound"})
-	s.inventory.signal(syscall.SIGHUP)
+	s.inventory.Signal(syscall.SIGHUP)
 	s.ends(t, live, "orders", "policy")
-	s.inventory.becomes(soon, "two listeners", func(st telemetry.Status) bool { return len(st.Proxy.Listeners) == 2 })
+	s.inventory.Becomes(stage.Soon, "two listeners", func(st telemetry.Status) bool { return len(st.Proxy.Listeners) == 2 })
 	if err := call(s.orders.bind(asAudit), "inventory"); err != nil {
 		t.Errorf("who is allowed after SIGHUP: %v", err)
 	}
@@ -111,11 +112,11 @@ func (s *shop) live(t *testing.T, name string) *caller {
 func (s *shop) ends(t *testing.T, c *caller, from, closed string) {
 	t.Helper()
 	changed := time.Now()
-	if err := c.ends(soon); err != nil {
+	if err := c.ends(stage.Soon); err != nil {
 		t.Errorf("the connection of %s: %v", from, err)
 	}
 	t.Logf("the connection of %s was closed %s after the change", from, time.Since(changed).Round(time.Millisecond))
-	s.inventory.record(0, "closed for "+from, func(a telemetry.Access) bool {
+	s.inventory.Record(0, "closed for "+from, func(a telemetry.Access) bool {
 		return a.From == s.id(from) && a.Closed == closed && a.Outcome == "failure" && a.Decision == "deny" && a.BytesIn > 0
 	})
 }

@@ -33,16 +33,16 @@ func TestRotation(t *testing.T) {
 		t.Logf("%s: %d serials", what, len(serials))
 	}
 	// A node with a join token renews; one with a certificate attests again.
-	if n := s.orders.count("renewed the agent's SVID"); n < 2 {
+	if n := s.orders.Count("renewed the agent's SVID"); n < 2 {
 		t.Errorf("orders renewed its agent's SVID %d times, want 2 or more", n)
 	}
-	if n := s.orders.count("attested: "); n != 1 {
+	if n := s.orders.Count("attested: "); n != 1 {
 		t.Errorf("orders attested %d times, want once: its token is good once", n)
 	}
-	if n := s.inventory.count("attested: "); n < 3 {
+	if n := s.inventory.Count("attested: "); n < 3 {
 		t.Errorf("inventory attested %d times, want 3 or more", n)
 	}
-	if n := s.inventory.count("renewed the agent's SVID"); n != 0 {
+	if n := s.inventory.Count("renewed the agent's SVID"); n != 0 {
 		t.Errorf("inventory renewed its agent's SVID %d times; it has to attest again", n)
 	}
 	// The server tells the same.
@@ -52,18 +52,18 @@ func TestRotation(t *testing.T) {
 		s.inventoryAgent: func(n int) bool { return n >= 3 },
 	} {
 		pattern := regexp.MustCompile(fmt.Sprintf(attestation, regexp.QuoteMeta(id)))
-		if n := len(pattern.FindAllString(s.server.said(), -1)); !want(n) {
+		if n := len(pattern.FindAllString(s.server.Said(), -1)); !want(n) {
 			t.Errorf("the server attested %s %d times", id, n)
 		}
 	}
 	for _, n := range []*node{s.orders, s.inventory} {
-		if errors := n.metric(`narthex_agent_svid_renewals_total{result="error"}`); errors != 0 {
+		if errors := n.Metric(`narthex_agent_svid_renewals_total{result="error"}`); errors != 0 {
 			t.Errorf("%s: %g renewals of the agent's SVID failed", n.name, errors)
 		}
 	}
 	// The long connection was one connection, and the peer's certificate in
 	// its record is the one it began with.
-	s.inventory.record(0, "of the long connection", func(a telemetry.Access) bool { return a.Duration > watched-5*time.Second })
+	s.inventory.Record(0, "of the long connection", func(a telemetry.Access) bool { return a.Duration > watched-5*time.Second })
 }
 
 // serials are the serial numbers that were seen in force.
@@ -89,7 +89,7 @@ func (s *serials) note(what, serial string) {
 func (s *serials) look(t *testing.T) {
 	t.Helper()
 	for _, n := range []*node{s.shop.orders, s.shop.inventory} {
-		status, err := n.status()
+		status, err := n.Status()
 		if err != nil {
 			t.Errorf("%s: %v", n.name, err)
 			continue

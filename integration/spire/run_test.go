@@ -14,6 +14,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
+	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -50,7 +51,7 @@ func newShop(t *testing.T, o shopOptions) *shop {
 	s := &shop{server: newServer(t, o.server), service: newService(t, "inventory")}
 	s.inventory = newNode(t, "inventory", otherProxyUser)
 	s.inventoryAgent = s.inventory.proves(s.server)
-	s.inventory.listeners = []listener{{name: inventoryIn, bind: freeAddress(t), target: s.service.address}}
+	s.inventory.listeners = []listener{{name: inventoryIn, bind: stage.FreeAddress(t), target: s.service.address}}
 	s.orders = newNode(t, "orders", proxyUser)
 	s.ordersAgent = s.orders.joins(s.server)
 	s.orders.listeners = []listener{
@@ -106,7 +107,7 @@ func checkAccessRecords(t *testing.T, s *shop) {
 		{s.orders, asAudit, "audit", "all-out", "allow", ""},
 		{s.inventory, inventoryIn, "audit", "", "deny", "failure"},
 	} {
-		got := want.node.record(0, want.from+" on "+want.listener, func(a telemetry.Access) bool {
+		got := want.node.Record(0, want.from+" on "+want.listener, func(a telemetry.Access) bool {
 			return a.Listener == want.listener && a.From == s.id(want.from)
 		})
 		if got.To != s.id("inventory") || got.Rule != want.rule || got.Decision != want.decision || want.out != "" && got.Outcome != want.out {
@@ -141,10 +142,10 @@ func checkMintedByServer(t *testing.T, s *shop) {
 	_ = c.Close() // refused, for we have presented nothing
 
 	s.server.add(entry{path: "/root", parent: s.ordersAgent, selector: "unix:uid:0"})
-	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	ctx, cancel := context.WithTimeout(t.Context(), stage.Soon)
 	defer cancel()
 	var fetched *workloadapi.X509Context
-	eventually(t, soon, "root is given its SVID", func() (err error) {
+	stage.Eventually(t, stage.Soon, "root is given its SVID", func() (err error) {
 		fetched, err = workloadapi.FetchX509Context(ctx, workloadapi.WithAddr("unix://"+s.orders.api))
 		return err
 	})
@@ -160,7 +161,7 @@ func checkMintedByServer(t *testing.T, s *shop) {
 		}
 	}
 	for _, n := range []*node{s.orders, s.inventory} {
-		status, err := n.status()
+		status, err := n.Status()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,20 +179,20 @@ func checkMintedByServer(t *testing.T, s *shop) {
 // checkStatusCommand looks at what a person sees.
 func checkStatusCommand(t *testing.T, s *shop) {
 	t.Helper()
-	text := must(t, narthex, "status", "-c", s.orders.configFile())
+	text := stage.Must(t, stage.Narthex, "status", "-c", s.orders.configFile())
 	for _, want := range []string{s.ordersAgent, s.server.address, "reachable: true", s.id("orders"), s.id("audit"), toInventory} {
 		if !strings.Contains(text, want) {
 			t.Errorf("`narthex status` does not show %q:\n%s", want, text)
 		}
 	}
 	var status telemetry.Status
-	if err := json.Unmarshal([]byte(must(t, narthex, "status", "-c", s.inventory.configFile(), "--format", "json")), &status); err != nil {
+	if err := json.Unmarshal([]byte(stage.Must(t, stage.Narthex, "status", "-c", s.inventory.configFile(), "--format", "json")), &status); err != nil {
 		t.Fatal(err)
 	}
 	if status.Agent == nil || status.Agent.ID != s.inventoryAgent || status.Proxy == nil {
 		t.Errorf("`narthex status --format json`: %+v", status)
 	}
-	must(t, narthex, "health", "--ready", "-c", s.orders.configFile())
+	stage.Must(t, stage.Narthex, "health", "--ready", "-c", s.orders.configFile())
 }
 
 // checkPrivileges looks at who the halves are and who may read the agent's
@@ -203,7 +204,7 @@ func checkPrivileges(t *testing.T, s *shop) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := uidOf(t, pid); got != uid {
+		if got := stage.UIDOf(t, pid); got != uid {
 			t.Errorf("the %s runs as uid %d, want %d", command, got, uid)
 		}
 	}

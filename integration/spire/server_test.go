@@ -20,19 +20,21 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
 // serverOptions are what tests vary of a SPIRE Server.
 type serverOptions struct {
 	trustDomain string        // default: example.org
 	agentTTL    time.Duration // of agents' SVIDs; default: 1 h
-	cacheReload time.Duration // how soon agents see a new entry; 0: the server's own default, 5 s
+	cacheReload time.Duration // how stage.Soon agents see a new entry; 0: the server's own default, 5 s
 }
 
 // server is a real SPIRE Server on loopback, with a database, keys and
 // sockets of its own.
 type server struct {
-	*process
+	*stage.Process
 	t       *testing.T
 	td      spiffeid.TrustDomain
 	dir     string
@@ -76,15 +78,15 @@ func newServer(t *testing.T, o serverOptions) *server {
 	if o.cacheReload != 0 {
 		experimental = fmt.Sprintf("cache_reload_interval = %q", o.cacheReload)
 	}
-	s := &server{t: t, td: spiffeid.RequireTrustDomainFromString(o.trustDomain), dir: folder(t, "server"), address: freeAddress(t)}
+	s := &server{t: t, td: spiffeid.RequireTrustDomainFromString(o.trustDomain), dir: stage.Folder(t, "server"), address: stage.FreeAddress(t)}
 	s.socket = filepath.Join(s.dir, "api.sock")
 	s.nodes = newAuthority(t, "nodes of "+o.trustDomain)
-	writeFile(t, filepath.Join(s.dir, "nodes.crt"), s.nodes.pem(), 0o600)
+	stage.WriteFile(t, filepath.Join(s.dir, "nodes.crt"), s.nodes.pem(), 0o600)
 	host, port, err := net.SplitHostPort(s.address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, s.conf(), fmt.Sprintf(serverConf, host, port, s.dir, o.trustDomain, o.agentTTL, experimental), 0o600)
+	stage.WriteFile(t, s.conf(), fmt.Sprintf(serverConf, host, port, s.dir, o.trustDomain, o.agentTTL, experimental), 0o600)
 	s.conn, err = grpc.NewClient("unix://"+s.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -99,9 +101,9 @@ func (s *server) conf() string { return filepath.Join(s.dir, "server.conf") }
 // start starts the server, for the first time or again.
 func (s *server) start() {
 	s.t.Helper()
-	s.process = start(s.t, "spire-server "+s.td.Name(), filepath.Join(tools, "spire-server"), []string{"run", "-config", s.conf()})
-	eventually(s.t, soon, "spire-server answers", func() error {
-		if err := s.alive(); err != nil {
+	s.Process = stage.Start(s.t, "spire-server "+s.td.Name(), filepath.Join(tools, "spire-server"), []string{"run", "-config", s.conf()})
+	stage.Eventually(s.t, stage.Soon, "spire-server answers", func() error {
+		if err := s.Alive(); err != nil {
 			return err
 		}
 		if _, err := bundlev1.NewBundleClient(s.conn).GetBundle(s.t.Context(), &bundlev1.GetBundleRequest{}, grpc.WaitForReady(false)); err != nil {
@@ -118,7 +120,7 @@ func (s *server) start() {
 // cli runs the spire-server command.
 func (s *server) cli(args ...string) string {
 	s.t.Helper()
-	return must(s.t, filepath.Join(tools, "spire-server"), append(args, "-socketPath", s.socket)...)
+	return stage.Must(s.t, filepath.Join(tools, "spire-server"), append(args, "-socketPath", s.socket)...)
 }
 
 // token makes a join token, which names the agent that uses it.
@@ -292,7 +294,7 @@ func (s *server) verify(chain []*x509.Certificate, id string) {
 // files with it, its key and the bundle.
 func (s *server) mint(path string, ttl time.Duration) (cert, key, bundle string) {
 	s.t.Helper()
-	dir := folder(s.t, "minted")
+	dir := stage.Folder(s.t, "minted")
 	s.cli("x509", "mint", "-spiffeID", s.id(path), "-ttl", ttl.String(), "-write", dir)
 	return filepath.Join(dir, "svid.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "bundle.pem")
 }
@@ -300,7 +302,7 @@ func (s *server) mint(path string, ttl time.Duration) (cert, key, bundle string)
 // certificatesIn returns the certificates of a PEM file.
 func certificatesIn(t *testing.T, path string) []*x509.Certificate {
 	t.Helper()
-	return certificatesOf(t, path, readFile(t, path))
+	return certificatesOf(t, path, stage.ReadFile(t, path))
 }
 
 func certificatesOf(t *testing.T, what, text string) []*x509.Certificate {

@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
+	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -42,7 +43,7 @@ plugins {
 // the agent for their parent, before.
 func startStockAgent(t *testing.T, s *server, entries ...entry) (socket string) {
 	t.Helper()
-	dir := folder(t, "stock")
+	dir := stage.Folder(t, "stock")
 	token, id := s.token()
 	for i := range entries {
 		entries[i].parent = id
@@ -53,15 +54,15 @@ func startStockAgent(t *testing.T, s *server, entries ...entry) (socket string) 
 		t.Fatal(err)
 	}
 	socket = filepath.Join(dir, "public", "api.sock")
-	writeFile(t, filepath.Join(dir, "bundle.pem"), s.bundlePEM(), 0o644)
+	stage.WriteFile(t, filepath.Join(dir, "bundle.pem"), s.bundlePEM(), 0o644)
 	conf := filepath.Join(dir, "agent.conf")
-	writeFile(t, conf, fmt.Sprintf(stockConf, dir, host, port, socket, s.td.Name(), token), 0o600)
-	p := start(t, "spire-agent", filepath.Join(tools, "spire-agent"), []string{"run", "-config", conf})
-	eventually(t, soon, "spire-agent is healthy", func() error {
-		if err := p.alive(); err != nil {
+	stage.WriteFile(t, conf, fmt.Sprintf(stockConf, dir, host, port, socket, s.td.Name(), token), 0o600)
+	p := stage.Start(t, "spire-agent", filepath.Join(tools, "spire-agent"), []string{"run", "-config", conf})
+	stage.Eventually(t, stage.Soon, "spire-agent is healthy", func() error {
+		if err := p.Alive(); err != nil {
 			return err
 		}
-		out, err := tell(t, filepath.Join(tools, "spire-agent"), "healthcheck", "-socketPath", socket)
+		out, err := stage.Tell(t, filepath.Join(tools, "spire-agent"), "healthcheck", "-socketPath", socket)
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -82,7 +83,7 @@ func TestProxyBesideStockAgent(t *testing.T) {
 	)
 	service := newService(t, "inventory")
 	inventory := newNode(t, "inventory", otherProxyUser)
-	inventory.listeners = []listener{{name: inventoryIn, bind: freeAddress(t), target: service.address}}
+	inventory.listeners = []listener{{name: inventoryIn, bind: stage.FreeAddress(t), target: service.address}}
 	inventory.rules(nil, rule{id: "orders-reads", from: server.id("/orders"), to: server.id("/inventory"), at: "inbound"})
 	orders := newNode(t, "orders", proxyUser)
 	for name, identity := range map[string]string{toInventory: "/orders", asAudit: "/audit"} {
@@ -101,10 +102,10 @@ func TestProxyBesideStockAgent(t *testing.T) {
 		t.Errorf("orders calls inventory: %v", err)
 	}
 	refused(t, orders.bind(asAudit), service)
-	inventory.record(0, "allowed", func(a telemetry.Access) bool {
+	inventory.Record(0, "allowed", func(a telemetry.Access) bool {
 		return a.From == server.id("/orders") && a.Rule == "orders-reads" && a.Decision == "allow"
 	})
-	inventory.record(0, "denied", func(a telemetry.Access) bool {
+	inventory.Record(0, "denied", func(a telemetry.Access) bool {
 		return a.From == server.id("/audit") && a.Rule == "" && a.Decision == "deny"
 	})
 }
@@ -121,15 +122,15 @@ func TestForeignClients(t *testing.T) {
 
 	t.Run("spire-agent", func(t *testing.T) {
 		agent := filepath.Join(tools, "spire-agent")
-		dir := folder(t, "fetched")
-		out := must(t, agent, "api", "fetch", "x509", "-socketPath", s.orders.api, "-write", dir)
+		dir := stage.Folder(t, "fetched")
+		out := stage.Must(t, agent, "api", "fetch", "x509", "-socketPath", s.orders.api, "-write", dir)
 		for _, want := range []string{"Received 1 svid", s.id("native"), "internal"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("`spire-agent api fetch x509` does not say %q:\n%s", want, out)
 			}
 		}
 		s.server.verify(certificatesIn(t, filepath.Join(dir, "svid.0.pem")), s.id("native"))
-		if out := must(t, agent, "healthcheck", "-socketPath", s.orders.api); !strings.Contains(out, "healthy") {
+		if out := stage.Must(t, agent, "healthcheck", "-socketPath", s.orders.api); !strings.Contains(out, "healthy") {
 			t.Errorf("`spire-agent healthcheck` says %q", out)
 		}
 	})

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
 // service is what stands behind an inbound listener: it answers each line
@@ -25,7 +27,7 @@ type service struct {
 
 func newService(t *testing.T, name string) *service {
 	t.Helper()
-	l, err := net.Listen("tcp", freeAddress(t))
+	l, err := net.Listen("tcp", stage.FreeAddress(t))
 	if err != nil {
 		t.Fatal(err)
 	}
