@@ -27,13 +27,14 @@ type Applied struct {
 // everything stays as it was.
 //
 // Rules and listeners come into force at one moment. A connection whose
-// handshake began under another Target, Identity or Expect than those of that
-// moment is refused, and so is one whose listener was removed meanwhile.
+// handshake began under Targets that are no longer all there, or another
+// Identity or Expect than those of that moment, is refused, and so is one
+// whose listener was removed meanwhile.
 //
 // A listener is known by its name. One that changes but keeps its Bind keeps
 // its socket and its connections. Those already open stay with the target they
-// have and are asked by the new rules; where the Target is another one they
-// drain, because the rules now speak of that one. One with a new Bind or
+// have and are asked by the new rules; where it is no longer one of Targets
+// they drain, because the rules now speak of others. One with a new Bind or
 // Direction is a new one, and connections of the old one drain. Sockets pass
 // from a removed listener to a new one with the same Bind without closing.
 func (p *Proxy) Apply(c Config) (Applied, error) {
@@ -278,7 +279,7 @@ func checkListener(l Listener) error {
 			return fmt.Errorf("bind: %w", err)
 		}
 	}
-	if err := checkAddress(l.Target); err != nil {
+	if err := checkTargets(l.Targets); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
 	if l.MaxConnections < 0 || l.MaxHandshakes < 0 || l.MaxAge < 0 {
@@ -298,6 +299,24 @@ func checkListener(l Listener) error {
 		}
 	default:
 		return fmt.Errorf("direction %d is neither inbound nor outbound", l.Direction)
+	}
+	return nil
+}
+
+func checkTargets(targets []string) error {
+	switch {
+	case len(targets) == 0:
+		return checkAddress("")
+	case len(targets) > MaxTargets:
+		return fmt.Errorf("%d of them are too many: want at most %d", len(targets), MaxTargets)
+	}
+	for i, target := range targets {
+		if err := checkAddress(target); err != nil {
+			return err
+		}
+		if slices.Contains(targets[:i], target) {
+			return fmt.Errorf("%s is in the list twice", target)
+		}
 	}
 	return nil
 }

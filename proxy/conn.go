@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"crypto/tls"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +41,7 @@ type conn struct {
 	phase    phase
 	settings *settings          // the last in force that it knew of
 	up       net.Conn           // as dialled, without TLS
+	target   string             // of began.Targets, the one it came to; empty before that
 	cancel   context.CancelFunc // ends the dial in progress
 	closing  *closing           // why it was ended by us or broke off; set once
 
@@ -157,12 +160,13 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 	if err != nil {
 		return err
 	}
-	up := secure(raw, tls.Client, session.config)
+	config := session.toward(c.target)
+	up := secure(raw, tls.Client, config)
 	if err := c.handshake(up, s, record); err != nil {
 		c.notePeer(session, err)
 		return err
 	}
-	record.ServerName = session.config.ServerName
+	record.ServerName = config.ServerName
 	if err := c.identify(session, up, record.ServerName); err != nil {
 		return err
 	}
@@ -211,22 +215,31 @@ type handshakeError struct {
 
 func (r *handshakeError) Unwrap() error { return r.err }
 
-// dial connects to the target.
+// dial connects to the first of the targets that takes the connection.
+// Nothing was sent to one that does not, so the next can be tried.
 func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.Timeouts.Connect)
 	defer cancel()
 	if !c.dialling(cancel) {
 		return nil, c.killedBefore()
 	}
-	network, address := splitAddress(s.Target)
-	record.Destination = s.Target
-	raw, err := c.l.proxy.dial(ctx, network, address)
+	var raw net.Conn
+	var err error
+	var target, network string
+	for _, target = range s.Targets {
+		var address string
+		network, address = splitAddress(target)
+		record.Destination = target
+		if raw, err = c.l.proxy.dial(ctx, network, address); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		if ended := c.ended(); ended != nil {
 			return nil, c.killedBefore()
 		}
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("dial %s: no answer within %s", s.Target, s.Timeouts.Connect)
+			err = fmt.Errorf("dial %s: no answer within %s", target, s.Timeouts.Connect)
 		}
 		return nil, refuse("failed", "target: %v", err)
 	}
@@ -236,9 +249,9 @@ func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
 	up, ok := raw.(end)
 	if !ok {
 		_ = raw.Close()
-		return nil, refuse("failed", "target %s: %T cannot be half-closed", s.Target, raw)
+		return nil, refuse("failed", "target %s: %T cannot be half-closed", target, raw)
 	}
-	if !c.attach(raw) {
+	if !c.attach(raw, target) {
 		return nil, c.killedBefore()
 	}
 	return up, nil
@@ -315,7 +328,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	c.closeEnds(err)
 	c.mu.Lock()
 	c.fill(record)
-	target := c.began.Target
+	target := cmp.Or(c.target, strings.Join(c.began.Targets, ", "))
 	ended := closing{reason: "peer"}
 	if c.closing != nil {
 		ended = *c.closing

@@ -21,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
-	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 const unixPrefix = "unix:"
@@ -67,8 +66,7 @@ type listener struct {
 // stands in a world. It is immutable.
 type settings struct {
 	Listener
-	serverName string
-	lease      Lease // on Identity
+	lease Lease // on Identity
 }
 
 // Defaults of Listener and Timeouts.
@@ -94,11 +92,8 @@ func newSettings(l Listener, was *settings) *settings {
 	l.MaxConnections = cmp.Or(l.MaxConnections, defaultMaxConnections)
 	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes)
 	l.UnixMode = cmp.Or(l.UnixMode, defaultUnixMode)
-	l.Expect = slices.Clone(l.Expect)
+	l.Expect, l.Targets = slices.Clone(l.Expect), slices.Clone(l.Targets)
 	s := &settings{Listener: l}
-	if l.Direction == policy.Outbound {
-		s.serverName = serverNameOf(l.Target)
-	}
 	if was != nil {
 		s.lease = was.lease
 	}
@@ -106,13 +101,13 @@ func newSettings(l Listener, was *settings) *settings {
 }
 
 // replaced says what makes next another way in than s to a connection that
-// began under s; it is empty when nothing does. A nil next is a listener that
-// is no more.
-func (s *settings) replaced(next *settings) string {
+// began under s and came to target, or to none yet; it is empty when nothing
+// does. A nil next is a listener that is no more.
+func (s *settings) replaced(next *settings, target string) string {
 	switch {
 	case next == nil:
 		return "listener was removed"
-	case s.Target != next.Target:
+	case !next.keeps(s, target):
 		return "listener's target changed"
 	case s.Identity != next.Identity:
 		return "listener's identity changed"
@@ -120,6 +115,21 @@ func (s *settings) replaced(next *settings) string {
 		return "listener's expect changed"
 	}
 	return ""
+}
+
+// keeps reports whether a connection that began under was can go on with the
+// target it came to, or, where it came to none yet, with any that it may come
+// to.
+func (s *settings) keeps(was *settings, target string) bool {
+	if target != "" {
+		return slices.Contains(s.Targets, target)
+	}
+	for _, t := range was.Targets {
+		if !slices.Contains(s.Targets, t) {
+			return false
+		}
+	}
+	return true
 }
 
 func newListener(p *Proxy, s *settings) *listener {
@@ -551,7 +561,7 @@ func splitAddress(address string) (network, rest string) {
 // status describes the listener and its oldest connections.
 func (l *listener) status(s *settings) telemetry.ListenerStatus {
 	out := telemetry.ListenerStatus{
-		Name: l.name, Direction: s.Direction.String(), Bind: s.Bind, Target: s.Target,
+		Name: l.name, Direction: s.Direction.String(), Bind: s.Bind, Targets: s.Targets,
 		Active: int(l.active.Load()), Accepted: uint64(l.accepted.Load()), Refused: uint64(l.refused.Load()),
 	}
 	id, err := s.lease.Current()

@@ -42,15 +42,15 @@ func TestConfigurationsThatCannotBe(t *testing.T) {
 		{"two of a name", []Listener{good, good}, "listener orders: two listeners have this name"},
 		{"no bind", with(func(l *Listener) { l.Bind = "" }), "listener orders: bind: is missing: want host:port or unix:/path"},
 		{"no port", with(func(l *Listener) { l.Bind = "localhost" }), `listener orders: bind: "localhost": want host:port or unix:/path`},
-		{"no target", with(func(l *Listener) { l.Target = "" }), "listener orders: target: is missing"},
-		{"relative", with(func(l *Listener) { l.Target = "unix:app.sock" }), "unix:app.sock: the path must be absolute"},
+		{"no target", with(func(l *Listener) { l.Targets = nil }), "listener orders: target: is missing"},
+		{"relative", with(func(l *Listener) { l.Targets = []string{"unix:app.sock"} }), "unix:app.sock: the path must be absolute"},
 		{"too long", with(func(l *Listener) { l.Bind = "unix:/" + strings.Repeat("x", 107) }), "the path has 108 bytes, a unix socket's can have 107"},
 		{"outbound without expect", with(func(l *Listener) { l.Direction = policy.Outbound }), "an outbound listener needs expect"},
 		{"inbound with expect", with(func(l *Listener) { l.Expect = make([]policy.Pattern, 1) }), "expect is for outbound listeners"},
 		{"negative limit", with(func(l *Listener) { l.MaxConnections = -1 }), "limits cannot be negative"},
 		{"negative timeout", with(func(l *Listener) { l.Timeouts.Connect = -1 }), "timeouts cannot be negative"},
 		{"direction", with(func(l *Listener) { l.Direction = 7 }), "direction 7 is neither"},
-		{"one bind twice", []Listener{{Name: "a", Bind: "127.0.0.1:9", Target: "127.0.0.1:1"}, {Name: "b", Bind: "127.0.0.1:9", Target: "127.0.0.1:1"}}, "bind 127.0.0.1:9 is taken by listener a"},
+		{"one bind twice", []Listener{{Name: "a", Bind: "127.0.0.1:9", Targets: []string{"127.0.0.1:1"}}, {Name: "b", Bind: "127.0.0.1:9", Targets: []string{"127.0.0.1:1"}}}, "bind 127.0.0.1:9 is taken by listener a"},
 		{"taken", with(func(l *Listener) { l.Bind = busy.Addr().String() }), "another program listens there; stop it, or give the listener another bind: listen tcp"},
 		{"a file", with(func(l *Listener) { l.Bind = "unix:" + file }), "the file is there and is no socket"},
 		{"no directory", with(func(l *Listener) { l.Bind = "unix:" + dir + "/none/x.sock" }), "there is no directory " + dir + "/none; make it, or name another path"},
@@ -183,7 +183,7 @@ func TestApplyListeners(t *testing.T) {
 
 	// All or nothing: one address that cannot be had leaves all as it was.
 	bad := p.config
-	bad.Listeners = []Listener{inbound("new", target), {Name: "bad", Bind: addrs["stays"], Target: target}}
+	bad.Listeners = []Listener{inbound("new", target), {Name: "bad", Bind: addrs["stays"], Targets: []string{target}}}
 	bad.Policy = rulesOf(t, denyAll)
 	if _, err := p.Apply(bad); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Fatalf("a taken address: %v", err)
@@ -193,7 +193,7 @@ func TestApplyListeners(t *testing.T) {
 	}
 
 	good := p.config
-	moves.Target, moves.Timeouts.Drain = other, time.Second
+	moves.Targets, moves.Timeouts.Drain = []string{other}, time.Second
 	stays.Timeouts.Drain = p.config.Listeners[0].Timeouts.Drain
 	good.Listeners = []Listener{stays, moves, inbound("new", target)}
 	applied, err := p.Apply(good)
@@ -283,7 +283,7 @@ func TestExpectChanges(t *testing.T) {
 	defer func() { _ = conn.Close() }()
 	say(t, conn, "hello")
 	c := p.config
-	c.Listeners = []Listener{outbound(t, "out", out.Target, "spiffe://example.org/orders")}
+	c.Listeners = []Listener{outbound(t, "out", out.Targets[0], "spiffe://example.org/orders")}
 	applied, err := p.Apply(c)
 	if err != nil || applied.Closed != 1 || applied.Generation != 1 {
 		t.Errorf("applied %+v, %v", applied, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -85,7 +86,7 @@ func (c *conn) decide() error {
 	}
 	w := c.l.proxy.world.Load()
 	s := w.listeners[c.l]
-	if what := c.began.replaced(s); what != "" {
+	if what := c.began.replaced(s, c.target); what != "" {
 		return refuse("refused", "the %s while the handshake was going on", what)
 	}
 	if own, err := s.lease.Current(); err != nil {
@@ -135,16 +136,16 @@ func (c *conn) ask(now time.Time) (asked, closed bool) {
 	return true, c.closing != nil
 }
 
-// followTarget is for a connection whose listener has another target than it
-// began with, with c.mu held. It stays with the one it has, for as long as
+// followTarget is for a connection whose target is no longer one of its
+// listener's, with c.mu held. It stays with the one it has, for as long as
 // those of a removed listener may; what has not come there yet does not come.
 func (c *conn) followTarget(now time.Time) {
 	s := c.settings
-	if s.Target == c.began.Target {
+	if s.keeps(c.began, c.target) {
 		c.ends[endMoved] = deadline{}
 		return
 	}
-	why := closing{"drain", "its listener has another target, " + s.Target}
+	why := closing{"drain", "its listener has another target, " + strings.Join(s.Targets, ", ")}
 	if c.phase != copying {
 		c.kill(why)
 		return
@@ -419,16 +420,16 @@ func (c *conn) dialling(cancel context.CancelFunc) bool {
 	return c.closing == nil
 }
 
-// attach gives the connection its upstream, or closes it at once when the
-// connection was ended meanwhile.
-func (c *conn) attach(up net.Conn) bool {
+// attach gives the connection its upstream, which it came to by target, or
+// closes it at once when the connection was ended meanwhile.
+func (c *conn) attach(up net.Conn, target string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closing != nil {
 		_ = up.Close()
 		return false
 	}
-	c.up = up
+	c.up, c.target = up, target
 	return true
 }
 

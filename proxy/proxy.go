@@ -58,9 +58,9 @@ type Config struct {
 type Listener struct {
 	Name      string // unique
 	Direction policy.Direction
-	Bind      string // host:port or unix:/path
-	Target    string // host:port or unix:/path
-	Identity  Pick   // which of our SVIDs it presents
+	Bind      string   // host:port or unix:/path
+	Targets   []string // host:port or unix:/path, at least one and at most MaxTargets
+	Identity  Pick     // which of our SVIDs it presents
 	Expect    []policy.Pattern
 
 	Timeouts       Timeouts
@@ -75,6 +75,9 @@ type Listener struct {
 	// names it.
 	Socket net.Listener
 }
+
+// MaxTargets is how many targets a listener can have.
+const MaxTargets = 64
 
 // Timeouts bound what a peer can make us wait for. Zero is the default. A
 // negative Idle is no idle timeout, and a negative Drain is no time at all.

@@ -279,12 +279,12 @@ func gone(t testing.TB, c net.Conn) {
 }
 
 func inbound(name, target string) Listener {
-	return Listener{Name: name, Direction: policy.Inbound, Bind: "127.0.0.1:0", Target: target}
+	return Listener{Name: name, Direction: policy.Inbound, Bind: "127.0.0.1:0", Targets: []string{target}}
 }
 
 func outbound(t testing.TB, name, target string, expect ...string) Listener {
 	t.Helper()
-	l := Listener{Name: name, Direction: policy.Outbound, Bind: "127.0.0.1:0", Target: target}
+	l := Listener{Name: name, Direction: policy.Outbound, Bind: "127.0.0.1:0", Targets: []string{target}}
 	for _, e := range expect {
 		l.Expect = append(l.Expect, patternOf(t, e))
 	}

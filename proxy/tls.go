@@ -60,7 +60,6 @@ func newSession(id *Identity, trust *Trust, s *settings) *session {
 		}
 		return &session{id, trust, s, c}
 	}
-	c.ServerName = s.serverName
 	c.InsecureSkipVerify = true // of the host name, which proves nothing in SPIFFE; VerifyConnection verifies the identity
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		peer, err := trust.verify(cs.PeerCertificates, time.Now())
@@ -73,6 +72,14 @@ func newSession(id *Identity, trust *Trust, s *settings) *session {
 		return nil
 	}
 	return &session{id, trust, s, c}
+}
+
+// toward returns the configuration to dial target with: what it sends as
+// SNI is the host of the target that was chosen.
+func (s *session) toward(target string) *tls.Config {
+	config := s.config.Clone()
+	config.ServerName = serverNameOf(target)
+	return config
 }
 
 // wire is the connection below TLS. It notes that the far end closed it.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -68,8 +69,8 @@ func TestListenerChangesDuringHandshake(t *testing.T) {
 		word   string // the target that answers
 		reason string
 	}{
-		{"target and rules", func(c *Config) { c.Listeners[0].Target, c.Policy = public, rulesOf(t, allowAll) }, "", "the listener's target changed while the handshake was going on"},
-		{"target", func(c *Config) { c.Listeners[0].Target = public }, "", "the listener's target changed while the handshake was going on"},
+		{"target and rules", func(c *Config) { c.Listeners[0].Targets, c.Policy = []string{public}, rulesOf(t, allowAll) }, "", "the listener's target changed while the handshake was going on"},
+		{"target", func(c *Config) { c.Listeners[0].Targets = []string{public} }, "", "the listener's target changed while the handshake was going on"},
 		{"identity", func(c *Config) {
 			c.Listeners[0].Identity.SPIFFEID, c.Policy = ids.identities[1].ID, rulesOf(t, allowAll)
 		}, "", "the listener's identity changed while the handshake was going on"},
@@ -227,7 +228,7 @@ func TestRulesAndTargetsComeAtOnce(t *testing.T) {
 		}
 	}
 	changed := p.config
-	in.Target, in.Identity.SPIFFEID = serve(t, word("admin")), ids.identities[1].ID
+	in.Targets, in.Identity.SPIFFEID = []string{serve(t, word("admin"))}, ids.identities[1].ID
 	changed.Listeners, changed.Policy = []Listener{in}, rulesOf(t, allowWeb)
 	if _, err := p.Apply(changed); err != nil {
 		t.Fatal(err)
@@ -236,6 +237,37 @@ func TestRulesAndTargetsComeAtOnce(t *testing.T) {
 		t.Errorf("a client that only the old rules allow reached %q", got)
 	}
 	if a := p.next(); a.Generation != 2 || a.Reason != "policy: no rule allows it" {
+		t.Errorf("access record %+v", a)
+	}
+}
+
+// TestTargetsComeAndGo: a connection stays as long as the target it came to is
+// one of its listener's.
+func TestTargetsComeAndGo(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	first, second := serve(t, echo), serve(t, echo)
+	in := inbound("orders", "")
+	in.Timeouts.Drain = -1
+	in.Targets = []string{"127.0.0.1:1", first} // nobody serves port 1
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	point := func(targets ...string) {
+		t.Helper()
+		c := p.config
+		in.Targets = targets
+		c.Listeners = []Listener{in}
+		if _, err := p.Apply(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	say(t, c, "past a target that is down")
+	if got := p.Status().Listeners[0].Targets; !slices.Equal(got, in.Targets) {
+		t.Errorf("the status names the targets %v", got)
+	}
+	point(second, first)
+	say(t, c, "its target is still there")
+	point(second)
+	if a := p.next(); a.Closed != "drain" || a.Destination != first || a.Reason != "its listener has another target, "+second {
 		t.Errorf("access record %+v", a)
 	}
 }
@@ -251,7 +283,7 @@ func TestTargetChanges(t *testing.T) {
 	point := func(target string, drain time.Duration) {
 		t.Helper()
 		c := p.config
-		in.Target, in.Timeouts.Drain = target, drain
+		in.Targets, in.Timeouts.Drain = []string{target}, drain
 		c.Listeners = []Listener{in}
 		if _, err := p.Apply(c); err != nil {
 			t.Fatal(err)
@@ -305,7 +337,7 @@ func TestChangesWhileDialling(t *testing.T) {
 	for _, action := range []Action{ActionClose, ActionDrain, ActionKeep} {
 		for name, change := range map[string]func(*Config){
 			"policy: denied by a rule (nobody)":            func(c *Config) { c.Policy = rulesOf(t, denyAll) },
-			"its listener has another target, 127.0.0.1:1": func(c *Config) { c.Listeners[0].Target = "127.0.0.1:1" },
+			"its listener has another target, 127.0.0.1:1": func(c *Config) { c.Listeners[0].Targets = []string{"127.0.0.1:1"} },
 		} {
 			t.Run(action.String()+"/"+name, func(t *testing.T) {
 				in := inbound("orders", "127.0.0.1:9")

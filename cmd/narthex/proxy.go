@@ -229,7 +229,6 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 			Name:      l.Name,
 			Direction: policy.Inbound,
 			Bind:      string(l.Bind),
-			Target:    string(l.Target),
 			Timeouts: proxy.Timeouts{
 				Handshake: time.Duration(l.Timeouts.Handshake),
 				Connect:   time.Duration(l.Timeouts.Connect),
@@ -241,6 +240,9 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 			MaxAge:         time.Duration(l.MaxAge),
 			MaxConnections: l.MaxConnections,
 			Socket:         r.sockets[l.Name],
+		}
+		for _, target := range l.Target {
+			listener.Targets = append(listener.Targets, string(target))
 		}
 		if l.Direction == "outbound" {
 			listener.Direction = policy.Outbound

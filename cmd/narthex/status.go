@@ -197,7 +197,7 @@ func printStatus(w io.Writer, data []byte, format string) error {
 		}
 		for _, l := range p.Listeners {
 			fmt.Fprintf(t, "\n%s\t%s %s -> %s\tas %s\t%d live, %d accepted, %d refused\n",
-				l.Name, l.Direction, l.Bind, l.Target, cmp.Or(l.SPIFFEID, "(no identity)"), l.Active, l.Accepted, l.Refused)
+				l.Name, l.Direction, l.Bind, strings.Join(l.Targets, ", "), cmp.Or(l.SPIFFEID, "(no identity)"), l.Active, l.Accepted, l.Refused)
 			if l.Problem != "" {
 				fmt.Fprintf(t, "  problem\t%s\n", l.Problem)
 			}

@@ -45,7 +45,7 @@ proxy:
     - name: out
       direction: outbound
       bind: 127.0.0.1:15001
-      target: "[::1]:8443"
+      target: ["[::1]:8443", unix:/run/b.sock]
       expect: [spiffe://example.org/a, "spiffe://partner.example/b"]
 telemetry: {listen: localhost:9901, health: ":9902"}
 access_log: {path: /var/log/access.log, format: text}
@@ -76,12 +76,12 @@ func TestParseReadsEveryKey(t *testing.T) {
 			User:        "nobody",
 			Policies:    []File{"/etc/narthex/policies/*.yaml"},
 			Listeners: []Listener{{
-				Name: "in", Direction: "inbound", Bind: ":8443", Target: "unix:/run/app.sock", Protocol: "tcp",
+				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp",
 				Identity:       &ListenerIdentity{Hint: "internal"},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), 0, Duration(time.Minute)},
 				OnPolicyChange: "drain", OnPeerExpiry: "keep", MaxAge: Duration(time.Hour), MaxConnections: 100,
 			}, {
-				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: "[::1]:8443", Protocol: "tcp",
+				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: Targets{"[::1]:8443", "unix:/run/b.sock"}, Protocol: "tcp",
 				Expect:         []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second)},
 				OnPolicyChange: "close", OnPeerExpiry: "keep", MaxConnections: 10_000,

@@ -132,6 +132,11 @@ func (d *decoder) typed(n ast.Node, v reflect.Value, path string, tag reflect.St
 	case reflect.Struct:
 		d.block(n, v, path, tag)
 	case reflect.Slice:
+		if _, isList := n.(*ast.SequenceNode); !isList && v.Type() == reflect.TypeFor[Targets]() {
+			v.Set(reflect.ValueOf(make(Targets, 1)))
+			d.typed(n, v.Index(0), path, tag)
+			return
+		}
 		d.list(n, v, path, tag)
 	case reflect.Map:
 		d.mapping(n, v, path, tag)

@@ -40,7 +40,6 @@ var later = map[string]bool{
 	"proxy.listeners[].protocol=http":    true,
 	"proxy.listeners[].identity=owner":   true,
 	"proxy.listeners[].identity=caller":  true,
-	"proxy.listeners[].target=[]":        true, // a list of targets
 }
 
 const notYet = "not supported by this version"

@@ -36,6 +36,12 @@ func (d *Duration) UnmarshalText(text []byte) error {
 // Address is host:port, :port or unix:/path. The zero value is no address.
 type Address string
 
+// Targets is one address or a list of them, each of which is written but once.
+type Targets []Address
+
+// maxTargets bounds a list of targets.
+const maxTargets = 64
+
 // Network returns "tcp" or "unix", as package net wants it.
 func (a Address) Network() string {
 	if strings.HasPrefix(string(a), "unix:") {

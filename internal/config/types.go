@@ -188,8 +188,8 @@ type Listener struct {
 	Direction string `yaml:"direction" required:"true" enum:"inbound|outbound"`
 	// Where it listens: host:port, :port or unix:/path. Port 0 takes a free one.
 	Bind Address `yaml:"bind" required:"true" example:"0.0.0.0:8443"`
-	// Where it connects to: host:port or unix:/path. Inbound, prefer a socket that nobody else can dial.
-	Target Address `yaml:"target" required:"true" example:"127.0.0.1:8080"`
+	// Where it connects to: host:port or unix:/path, or a list of at most 64 of them. Inbound, prefer a socket that nobody else can dial.
+	Target Targets `yaml:"target" required:"true" example:"127.0.0.1:8080"`
 	// What is carried. tcp: bytes, decided once a connection and asked again when the policy changes.
 	Protocol string `yaml:"protocol" default:"tcp" enum:"tcp"`
 	// Which of our SVIDs is presented. Left out: the first (the default identity).

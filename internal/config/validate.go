@@ -180,12 +180,7 @@ func (l *Listener) validate(f *findings, key, source string) {
 	if l.Name != "" && !listenerName.MatchString(l.Name) {
 		f.addf(key+".name", "%q is no listener name; use letters, digits, dot, dash and underscore, at most 63, a letter or digit first", clip(l.Name))
 	}
-	if l.Target.Network() == "tcp" {
-		needHost(f, key+".target", l.Target, "the target")
-	}
-	if l.Bind != "" && l.Bind == l.Target {
-		f.addf(key+".target", "is %s, the listener's own bind address", l.Target)
-	}
+	l.Target.validate(f, key+".target", l.Bind)
 	switch {
 	case l.Direction == "outbound" && len(l.Expect) == 0 && !f.isBad(key+".expect"):
 		f.addf(key+".expect", "is required on an outbound listener: the SPIFFE IDs the peer may have")
@@ -202,6 +197,34 @@ func (l *Listener) validate(f *findings, key, source string) {
 	if l.Identity != nil && l.Identity.Hint != "" && source == "files" {
 		f.addf(key+".identity.hint", "has no use with proxy.source: files, where SVIDs have no hints; use spiffe_id or leave it out")
 	}
+}
+
+// validate checks the targets of a listener that is bound to bind.
+func (t Targets) validate(f *findings, key string, bind Address) {
+	if len(t) > maxTargets {
+		f.addf(key, "has %d addresses; at most %d", len(t), maxTargets)
+	}
+	for i, target := range t {
+		at := t.key(key, i)
+		if target.Network() == "tcp" {
+			needHost(f, at, target, "the target")
+		}
+		if bind != "" && bind == target {
+			f.addf(at, "is %s, the listener's own bind address", target)
+		}
+		if target != "" && slices.Contains(t[:i], target) {
+			f.addf(at, "%s is in the list already", target)
+		}
+	}
+}
+
+// key returns the key of one of the targets: a lone one may stand without a
+// list around it.
+func (t Targets) key(key string, i int) string {
+	if len(t) == 1 {
+		return key
+	}
+	return fmt.Sprintf("%s[%d]", key, i)
 }
 
 // place is an address or socket that the program listens on.

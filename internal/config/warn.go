@@ -30,8 +30,11 @@ func (c *Config) warn() {
 		if l.Direction == "outbound" && !l.Bind.Local() {
 			c.warnf(key+".bind", "%s is open to the network: whoever reaches it speaks as this listener's identity; use a loopback address or a Unix socket", l.Bind)
 		}
-		if l.Direction == "inbound" && !l.Target.Local() {
-			c.warnf(key+".target", "%s is not on this host, as far as its name tells: what passes between is neither encrypted nor authenticated", l.Target)
+		for i, target := range l.Target {
+			if l.Direction != "inbound" || target.Local() {
+				continue
+			}
+			c.warnf(l.Target.key(key+".target", i), "%s is not on this host, as far as its name tells: what passes between is neither encrypted nor authenticated", target)
 		}
 	}
 }

@@ -70,7 +70,7 @@ type ListenerStatus struct {
 	Name        string             `json:"name"`
 	Direction   string             `json:"direction"`
 	Bind        string             `json:"bind"`
-	Target      string             `json:"target"`
+	Targets     []string           `json:"targets"`
 	SPIFFEID    string             `json:"spiffe_id,omitempty"`        // the identity presented
 	ExpiresAt   time.Time          `json:"svid_expires_at,omitzero"`   // of the SVID presented
 	Active      int                `json:"connections_active"`         //

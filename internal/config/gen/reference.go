@@ -190,7 +190,9 @@ func valueOf(k *key) string {
 			reflect.String: "text", reflect.Bool: "`true`, `false`", reflect.Int: "number", reflect.Int64: "number",
 		}[k.elem().Kind()]
 	}
-	if k.typ.Kind() == reflect.Slice {
+	if k.typ == reflect.TypeFor[config.Targets]() {
+		name += ", or a list of them"
+	} else if k.typ.Kind() == reflect.Slice {
 		name = "list of: " + name
 	}
 	return name + boundsOf(k.tag)

@@ -34,6 +34,10 @@ var scalars = map[reflect.Type]jsonschema.Schema{
 	reflect.TypeFor[config.Socket]():        {Type: "string", Pattern: socketPattern},
 	reflect.TypeFor[config.File]():          {Type: "string"},
 	reflect.TypeFor[config.Secret]():        {Type: "string"},
+	reflect.TypeFor[config.Targets](): {OneOf: []*jsonschema.Schema{
+		{Type: "string", Pattern: addressPattern},
+		{Type: "array", Items: &jsonschema.Schema{Type: "string", Pattern: addressPattern}, MinItems: new(uint64(1)), MaxItems: new(uint64(64)), UniqueItems: true},
+	}},
 	reflect.TypeFor[map[spiffeid.TrustDomain]config.File](): {
 		Type:                 "object",
 		PropertyNames:        &jsonschema.Schema{Pattern: trustDomainPattern},
@@ -103,7 +107,7 @@ func annotate(s *jsonschema.Schema, block *key) error {
 				sub.Default = json.Number(strconv.FormatUint(n, 10))
 			}
 		}
-		if k.typ.Kind() == reflect.Slice {
+		if k.typ.Kind() == reflect.Slice && sub.Items != nil {
 			one := uint64(1)
 			sub.MinItems = &one
 			sub = sub.Items

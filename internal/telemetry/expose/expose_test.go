@@ -391,7 +391,7 @@ func TestPage(t *testing.T) {
 			Proxy: &telemetry.ProxyStatus{
 				Policy: telemetry.PolicyStatus{Files: []string{evil}, Decisions: []telemetry.RuleDecision{{Listener: evil, Rule: evil, Decision: evil}}},
 				Listeners: []telemetry.ListenerStatus{{
-					Name: evil, Direction: evil, Bind: evil, Target: evil, SPIFFEID: evil, Problem: evil,
+					Name: evil, Direction: evil, Bind: evil, Targets: []string{evil}, SPIFFEID: evil, Problem: evil,
 					Connections: []telemetry.ConnectionStatus{{From: evil, To: evil, Source: evil, Rule: evil, Since: now}},
 				}},
 			},
