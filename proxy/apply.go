@@ -63,6 +63,7 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 	}
 	applied.Generation = p.world.Load().generation
 	p.logApplied(&applied, c.Policy, first, swapped)
+	p.warnOpen(was, p.world.Load(), slices.Concat(plan.added, plan.changed))
 	return applied, nil
 }
 
@@ -294,6 +295,9 @@ func checkListener(l Listener) error {
 			return errors.New("expect is for outbound listeners; inbound, the policy's `from` says who may come")
 		}
 	case policy.Outbound:
+		if l.Mode != ModeStrict {
+			return errors.New("mode permissive is for inbound listeners: outbound, what leaves is always mTLS")
+		}
 		if len(l.Expect) == 0 {
 			return errors.New("an outbound listener needs expect: the SPIFFE IDs the peer may have; its address proves nothing")
 		}

@@ -47,6 +47,8 @@ type conn struct {
 
 	request  policy.Request
 	decision policy.Decision
+	outcome  outcome             // of the decision, as it was counted
+	would    string              // why it would be refused, if its listener did more than audit
 	own      *Identity           // what we present on it
 	chain    []*x509.Certificate // the peer's, leaf first
 	trusted  *domain             // the bundle that last verified chain
@@ -120,7 +122,8 @@ func (c *conn) serve() {
 // the target hears of it. It is dialled under the settings the handshake
 // began with, and decide sees to it that they are those it decided on.
 func (c *conn) serveInbound(record *telemetry.Access) error {
-	if err := c.hear(); err != nil {
+	plaintext, err := c.hear()
+	if err != nil {
 		return err
 	}
 	s := c.began
@@ -128,23 +131,34 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	if err != nil {
 		return refuse("failed", "cannot present an identity: %v", err)
 	}
-	down := secure(c.down, tls.Server, session.config)
-	if err := c.handshake(down, s, record); err != nil {
-		c.notePeer(session, err)
-		return err
+	down, class := c.down, len(bufferSizes)-1
+	if plaintext {
+		c.identifyPlaintext(session)
+	} else {
+		t := secure(c.down, tls.Server, session.config)
+		if err := c.handshake(t, s, record); err != nil {
+			c.notePeer(session, err)
+			return err
+		}
+		if err := c.identify(session, t, record.ServerName); err != nil {
+			return err
+		}
+		down, class = t, tlsClass
 	}
-	if err := c.identify(session, down, record.ServerName); err != nil {
-		return err
-	}
-	if err := c.decide(); err != nil {
+	if err := c.admit(); err != nil {
 		return err
 	}
 	up, err := c.dial(s, record)
 	if err != nil {
 		return err
 	}
-	c.relay(down, up, tlsClass, len(bufferSizes)-1)
+	c.relay(down, up, class, len(bufferSizes)-1)
 	return nil
+}
+
+// admit asks the policy.
+func (c *conn) admit() error {
+	return c.decide()
 }
 
 // serveOutbound: we prove who we are, the peer proves that it is whom the
@@ -170,7 +184,7 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 	if err := c.identify(session, up, record.ServerName); err != nil {
 		return err
 	}
-	if err := c.decide(); err != nil {
+	if err := c.admit(); err != nil {
 		return err
 	}
 	c.relay(c.down, up, len(bufferSizes)-1, tlsClass)
@@ -361,16 +375,11 @@ func (c *conn) fill(record *telemetry.Access) {
 	record.Listener, record.Direction = c.l.name, c.request.Direction.String()
 	record.Source = c.source
 	record.BytesIn, record.BytesOut = c.in.Load(), c.out.Load()
-	from, to := &c.request.From, &c.request.To
-	if !from.ID.IsZero() {
-		record.From = from.ID.String()
-	}
-	if !to.ID.IsZero() {
-		record.To = to.ID.String()
-	}
+	record.From, record.To = peerName(&c.request.From), peerName(&c.request.To)
+	record.Plaintext = c.inPlaintext()
 	record.Serial = c.peer().Serial
 	if c.phase != opening {
-		record.Decision = decisionWord(c.decision.Allow)
+		record.Decision, record.WouldDeny = string(c.outcome), tidy(c.would)
 		record.Rule, record.Generation = c.decision.Rule, c.decision.Generation
 		record.Shadow = slices.Clone(c.decision.Shadow)
 	}
@@ -378,16 +387,17 @@ func (c *conn) fill(record *telemetry.Access) {
 
 // closeEnds closes both ends. A refused client is given time to read the TLS
 // alert, and one whose target took no more the target's last words, which a
-// reset would take from it; a refused caller sees a reset, because an orderly
-// end would look like an empty answer.
+// reset would take from it; one that is refused in plaintext sees a reset,
+// because an orderly end would look like an empty answer.
 func (c *conn) closeEnds(err error) {
 	c.mu.Lock()
-	up, killed, unread, inbound := c.up, c.closing != nil, c.unread, c.request.Direction == policy.Inbound
+	up, killed, unread := c.up, c.closing != nil, c.unread
+	alerted := c.request.Direction == policy.Inbound && !c.inPlaintext()
 	c.mu.Unlock()
 	switch {
 	case killed:
 		return
-	case unread || (err != nil && inbound):
+	case unread || (err != nil && alerted):
 		lingerClose(c.down)
 	case err != nil:
 		abort(c.down)

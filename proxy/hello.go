@@ -22,27 +22,32 @@ import (
 // within the time of a handshake: enough for a lost packet or two.
 const helloWithin = 3 * time.Second
 
-// hear waits for the client's first TLS record. The settings of the moment it
-// is there are those the connection begins under.
-func (c *conn) hear() error {
+// hear waits for the client's first TLS record, or reports that the client
+// speaks plaintext, where it may. The settings of the moment it is there are
+// those the connection begins under.
+func (c *conn) hear() (plaintext bool, err error) {
 	within := min(helloWithin, c.began.Timeouts.Handshake)
 	c.endBy(endHello, c.start.Add(within), closing{"error", fmt.Sprintf("the client sent no TLS hello within %s", within)})
 	if raw, ok := c.down.(syscall.Conn); ok {
 		_, whole := c.down.(*net.TCPConn) // the buffer of a unix socket may have no room for a hello in many writes
 		if sock, err := raw.SyscallConn(); err == nil {
-			_ = sock.Read(func(fd uintptr) bool { return helloIsThere(int(fd), whole) }) // what is wrong with the socket the handshake finds too
+			plaintext = c.began.Mode == ModePermissive && c.speaksPlaintext(sock, within)
+			if !plaintext {
+				_ = sock.Read(func(fd uintptr) bool { return helloIsThere(int(fd), whole) }) // what is wrong with the socket the handshake finds too
+			}
 		}
 	}
 	c.l.heard(c)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ends[endHello] = deadline{}
+	c.request.From.Unauthenticated = plaintext
 	c.began = c.under(c.l.proxy.world.Load())
 	if c.closing != nil {
 		c.l.handshaked("timeout")
-		return refuse("refused", "%s", c.closing.why)
+		return plaintext, refuse("refused", "%s", c.closing.why)
 	}
-	return nil
+	return plaintext, nil
 }
 
 // helloIsThere reports whether the first record, or a part of it, can be read
@@ -67,9 +72,7 @@ func helloIsThere(fd int, whole bool) bool {
 			return true
 		}
 	}
-	events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-	_, err = unix.Poll(events, 0)
-	return err != nil || events[0].Revents != 0 // it has finished, in the midst of it
+	return finished(fd) // in the midst of it
 }
 
 // waits notes that a connection has yet to send something.

@@ -18,9 +18,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 const unixPrefix = "unix:"
@@ -41,6 +43,10 @@ type listener struct {
 
 	cached   atomic.Pointer[session]
 	refusals logLimit
+	audits   logLimit // lines on what only an audit lets pass
+	plains   logLimit // lines on plaintext
+
+	plaintext sources
 
 	stop      chan struct{} // closed: accept no more
 	stopOnce  sync.Once
@@ -51,7 +57,7 @@ type listener struct {
 	unwatch  chan struct{} // closed: the last connection has ended
 	watching sync.WaitGroup
 
-	active, accepted, refused atomic.Int64
+	active, accepted, refused, wouldDeny atomic.Int64
 
 	slots      gate // taken before a connection is served, given back at close
 	handshakes gate // taken for the time of a handshake
@@ -212,15 +218,16 @@ func (l *listener) accept() {
 // when the listener stops is served beyond the limit, like the others that
 // came before that.
 func (l *listener) takeSlot() {
-	if l.slots.try() {
-		return
-	}
-	l.logRefusal("connection limit reached: clients that sent nothing go first, then further ones wait", "max_connections", l.settings().MaxConnections)
-	l.makeRoom()
-	if !l.slots.take(l.stop, nil) {
-		l.slots.force()
+	if !l.slots.try() {
+		l.logRefusal("connection limit reached: clients that sent nothing go first, then further ones wait", "max_connections", l.settings().MaxConnections)
+		l.makeRoom()
+		if !l.slots.take(l.stop, nil) {
+			l.slots.force()
+		}
 	}
 }
+
+func (l *listener) giveSlot() { l.slots.give() }
 
 // admit registers an accepted connection and sends it on its way.
 func (l *listener) admit(raw net.Conn) {
@@ -228,7 +235,7 @@ func (l *listener) admit(raw net.Conn) {
 	if !ok {
 		l.logRefusal("cannot serve this kind of connection", "type", fmt.Sprintf("%T", raw))
 		_ = raw.Close()
-		l.slots.give()
+		l.giveSlot()
 		return
 	}
 	s := l.settings()
@@ -240,7 +247,7 @@ func (l *listener) admit(raw net.Conn) {
 	l.waits(c)
 	l.proxy.table.add(c, time.Time{})
 	l.conns.Go(func() {
-		defer l.slots.give()
+		defer l.giveSlot()
 		c.serve()
 	})
 }
@@ -286,7 +293,11 @@ func (l *listener) ended(record *telemetry.Access, result, target string, quiet 
 // logRefusal logs what strangers can cause at will: a few lines, then one a
 // second with the number of those left out. The access log has them all.
 func (l *listener) logRefusal(what string, pairs ...any) {
-	ok, missed := l.refusals.allow(time.Now())
+	l.logSome(&l.refusals, hclog.Warn, what, pairs...)
+}
+
+func (l *listener) logSome(limit *logLimit, level hclog.Level, what string, pairs ...any) {
+	ok, missed := limit.allow(time.Now())
 	if !ok {
 		return
 	}
@@ -294,7 +305,7 @@ func (l *listener) logRefusal(what string, pairs ...any) {
 	if missed > 0 {
 		pairs = append(pairs, "lines_left_out", missed)
 	}
-	l.proxy.log.Warn(what, pairs...)
+	l.proxy.log.Log(level, what, pairs...)
 }
 
 // changed does what is to be done once other settings are in force.
@@ -563,6 +574,11 @@ func (l *listener) status(s *settings) telemetry.ListenerStatus {
 	out := telemetry.ListenerStatus{
 		Name: l.name, Direction: s.Direction.String(), Bind: s.Bind, Targets: s.Targets,
 		Active: int(l.active.Load()), Accepted: uint64(l.accepted.Load()), Refused: uint64(l.refused.Load()),
+	}
+	out.Enforcement, out.WouldDeny = s.Enforcement.String(), uint64(l.wouldDeny.Load())
+	if s.Direction == policy.Inbound {
+		out.Mode = s.Mode.String()
+		out.Unauthenticated, out.Sources = l.plaintext.top()
 	}
 	id, err := s.lease.Current()
 	if err != nil {

@@ -331,9 +331,9 @@ func TestIdentityPicked(t *testing.T) {
 func TestRulesBeyondTheBoundCountAsOther(t *testing.T) {
 	i := newInstruments(nil)
 	for n := range maxRules + 10 {
-		i.decided("orders", strings.Repeat("r", n+1), true)
+		i.decided("orders", strings.Repeat("r", n+1), allowed)
 	}
-	i.decided("orders", "r", true)
+	i.decided("orders", "r", allowed)
 	counts := i.decisionCounts()
 	if len(counts) != maxRules+1 {
 		t.Errorf("%d counters, want %d", len(counts), maxRules+1)

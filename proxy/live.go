@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
@@ -78,7 +79,12 @@ func (c *conn) notePeer(s *session, err error) {
 
 // decide asks for the first time.
 func (c *conn) decide() error {
-	now := time.Now()
+	err := c.decideNow(time.Now())
+	c.logOutcome()
+	return err
+}
+
+func (c *conn) decideNow(now time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closing != nil {
@@ -97,9 +103,8 @@ func (c *conn) decide() error {
 	c.phase = decided
 	c.moved = now
 	v := c.judge(w, now)
-	c.l.proxy.instruments.decided(c.l.name, c.decision.Rule, c.decision.Allow && v.ok)
+	c.note(v)
 	if !v.ok {
-		c.decision.Allow = false
 		return refuse("denied", "%s", v.closing.why)
 	}
 	c.l.proxy.table.schedule(c, c.nextDue())
@@ -109,31 +114,75 @@ func (c *conn) decide() error {
 // verdict is whether a connection may be, and if not, why.
 type verdict struct {
 	ok      bool
-	always  bool // on_policy_change does not soften it
+	would   string // why it would not be, if the listener did more than audit
+	always  bool   // on_policy_change does not soften it
 	closing closing
+}
+
+// note keeps what came of asking, with c.mu held, and counts it when it is
+// other than before. It reports whether it is.
+func (c *conn) note(v verdict) (news bool) {
+	was := c.outcome
+	switch {
+	case !v.ok:
+		c.outcome = denied
+	case v.would != "":
+		c.outcome = audited
+	default:
+		c.outcome = allowed
+	}
+	c.would = v.would
+	if c.outcome == was {
+		return false
+	}
+	c.l.proxy.instruments.decided(c.l.name, c.decision.Rule, c.outcome)
+	if c.outcome == audited {
+		c.l.wouldDeny.Add(1)
+	}
+	return true
+}
+
+// logOutcome says what nobody would notice otherwise: that a connection passes
+// in plaintext, or only because its listener audits.
+func (c *conn) logOutcome() {
+	c.mu.Lock()
+	came, would, plaintext := c.outcome, c.would, c.inPlaintext()
+	pairs := []any{"source", c.source, "from", peerName(&c.request.From), "to", peerName(&c.request.To), "rule", c.decision.Rule}
+	c.mu.Unlock()
+	switch {
+	case came == audited:
+		c.l.logSome(&c.l.audits, hclog.Warn, "passes in an audit only: the rules refuse it", append(pairs, "reason", would)...)
+	case came == allowed && plaintext:
+		c.l.logSome(&c.l.plains, hclog.Info, "passes in plaintext", pairs...)
+	}
 }
 
 // ask asks the connection again and reports whether it was asked (it was
 // decided before and is not ending) and whether it was ended for it.
 func (c *conn) ask(now time.Time) (asked, closed bool) {
+	asked, closed, audit := c.askNow(now)
+	if audit {
+		c.logOutcome()
+	}
+	return asked, closed
+}
+
+func (c *conn) askNow(now time.Time) (asked, closed, audit bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.phase == opening || c.closing != nil {
-		return false, false
+		return false, false, false
 	}
-	was := c.decision.Allow
 	w := c.l.proxy.world.Load()
 	v := c.judge(w, now)
-	if was && !v.ok {
-		c.l.proxy.instruments.decided(c.l.name, c.decision.Rule, false)
-	}
+	audit = c.note(v) && c.outcome == audited
 	if !v.ok {
 		c.violate(v, now, c.settings)
 	} else {
 		c.ends[endPolicy] = deadline{} // a drain that an earlier policy had begun
 	}
 	c.followTarget(now)
-	return true, c.closing != nil
+	return true, c.closing != nil, audit
 }
 
 // followTarget is for a connection whose target is no longer one of its
@@ -168,6 +217,10 @@ func (c *conn) under(w *world) *settings {
 func (c *conn) judge(w *world, now time.Time) verdict {
 	s := c.under(w)
 	c.request.Time = now
+	if c.inPlaintext() && s.Mode != ModePermissive {
+		c.decision = policy.Decision{Generation: w.generation}
+		return verdict{always: true, closing: closing{"policy", "plaintext: the listener's mode is strict by now"}}
+	}
 	if v := c.reverify(s.lease, now); !v.ok {
 		c.decision = policy.Decision{Generation: w.generation}
 		return v
@@ -185,8 +238,11 @@ func (c *conn) judge(w *world, now time.Time) verdict {
 	if c.decision.Rule != "" {
 		why += " (" + c.decision.Rule + ")"
 	}
-	if c.decision.Reason.Revoked() {
+	switch {
+	case c.decision.Reason.Revoked():
 		return verdict{always: true, closing: closing{"revoked", why}}
+	case s.Enforcement == Audit && c.decision.Reason != policy.NoPolicy:
+		return verdict{ok: true, would: why}
 	}
 	return verdict{closing: closing{"policy", why}}
 }
@@ -214,6 +270,9 @@ func (c *conn) reverify(lease Lease, now time.Time) verdict {
 // reverifyPeer checks the peer's chain against the newest bundles, with c.mu
 // held.
 func (c *conn) reverifyPeer(trust *Trust, now time.Time) verdict {
+	if c.inPlaintext() {
+		return verdict{ok: true} // there is none
+	}
 	d := trust.domains[c.peer().ID.TrustDomain()]
 	if d == c.trusted {
 		return verdict{ok: true}
@@ -283,7 +342,7 @@ func (c *conn) check(now time.Time) {
 		c.kill(closing{"expiry", fmt.Sprintf("older than max_age %s", s.MaxAge)})
 		return
 	}
-	if end := c.chain[0].NotAfter; now.After(end) && s.OnPeerExpiry != ActionKeep {
+	if end, ok := c.peerEnd(); ok && now.After(end) && s.OnPeerExpiry != ActionKeep {
 		why := closing{"expiry", fmt.Sprintf("the peer's SVID expired at %s", end.UTC().Format(time.RFC3339))}
 		if s.OnPeerExpiry == ActionClose {
 			c.kill(why)
@@ -298,6 +357,14 @@ func (c *conn) check(now time.Time) {
 		}
 	}
 	c.checkIdle(now, s)
+}
+
+// peerEnd returns when the peer's SVID ends, if it showed one, with c.mu held.
+func (c *conn) peerEnd() (time.Time, bool) {
+	if c.inPlaintext() {
+		return time.Time{}, false
+	}
+	return c.chain[0].NotAfter, true
 }
 
 // violate applies on_policy_change to a verdict, with c.mu held. What is not
@@ -344,7 +411,7 @@ func (c *conn) nextDue() time.Time {
 	if s.MaxAge > 0 {
 		sooner(c.start.Add(s.MaxAge))
 	}
-	if end := c.chain[0].NotAfter; s.OnPeerExpiry != ActionKeep && !now.After(end) {
+	if end, ok := c.peerEnd(); ok && s.OnPeerExpiry != ActionKeep && !now.After(end) {
 		sooner(end.Add(time.Millisecond))
 	}
 	if end := c.own.NotAfter(); now.Before(end) {
@@ -455,6 +522,6 @@ func (c *conn) status() (telemetry.ConnectionStatus, bool) {
 		return telemetry.ConnectionStatus{}, false
 	}
 	return telemetry.ConnectionStatus{
-		From: c.request.From.ID.String(), To: c.request.To.ID.String(), Source: c.source, Rule: c.decision.Rule, Since: c.start,
+		From: peerName(&c.request.From), To: peerName(&c.request.To), WouldDeny: c.would, Source: c.source, Rule: c.decision.Rule, Since: c.start,
 	}, true
 }

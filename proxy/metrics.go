@@ -22,6 +22,7 @@ type instruments struct {
 	closed            *telemetry.Family[telemetry.Counter]
 	bytes             *telemetry.Family[telemetry.Counter]
 	decisions         *telemetry.Family[telemetry.Counter]
+	plaintext         *telemetry.Family[telemetry.Counter]
 	generation        *telemetry.Gauge
 
 	mu    sync.Mutex // guards the following
@@ -43,6 +44,7 @@ func newInstruments(m *telemetry.Metrics) *instruments {
 		closed:            m.Counter("narthex_connections_closed_total", "Allowed connections that ended, by reason.", "listener", "reason"),
 		bytes:             m.Counter("narthex_bytes_total", "Bytes of payload: in from the client to the target, out the other way.", "listener", "direction"),
 		decisions:         m.Counter("narthex_policy_decisions_total", "Decisions on new connections, and later ones that came out otherwise.", "listener", "rule", "decision"),
+		plaintext:         m.Counter("narthex_connections_unauthenticated_total", "Connections in plaintext that came to a decision.", "listener"),
 		generation:        m.Gauge("narthex_policy_generation", "Generation of the policy in force.").With(),
 		rules:             map[string]struct{}{},
 		count:             map[decisionKey]*telemetry.Counter{},
@@ -50,8 +52,8 @@ func newInstruments(m *telemetry.Metrics) *instruments {
 }
 
 // decided counts a decision.
-func (i *instruments) decided(listener, rule string, allow bool) {
-	key := decisionKey{listener, rule, decisionWord(allow)}
+func (i *instruments) decided(listener, rule string, came outcome) {
+	key := decisionKey{listener, rule, string(came)}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if _, ok := i.rules[rule]; !ok {
@@ -83,13 +85,6 @@ func (i *instruments) decisionCounts() []telemetry.RuleDecision {
 	return counts
 }
 
-func decisionWord(allow bool) string {
-	if allow {
-		return "allow"
-	}
-	return "deny"
-}
-
 // meters are the metrics of one listener that the hot path needs, resolved
 // once.
 type meters struct {
@@ -98,6 +93,7 @@ type meters struct {
 	handshake         *telemetry.Histogram
 	handshakeOK       *telemetry.Counter
 	allowed           *telemetry.Counter
+	plaintext         *telemetry.Counter
 	closed            map[string]*telemetry.Counter // by reason
 }
 
@@ -118,6 +114,7 @@ func (i *instruments) of(listener string) meters {
 
 		handshakeOK: i.handshakes.With(listener, "ok"),
 		allowed:     i.connections.With(listener, resultAllowed),
+		plaintext:   i.plaintext.With(listener),
 		closed:      closed,
 	}
 }

@@ -63,6 +63,9 @@ type Listener struct {
 	Identity  Pick     // which of our SVIDs it presents
 	Expect    []policy.Pattern
 
+	Mode        Mode        // inbound: ModeStrict
+	Enforcement Enforcement // Enforce
+
 	Timeouts       Timeouts
 	OnPolicyChange Action        // of connections the new policy refuses: ActionClose
 	OnPeerExpiry   Action        // of connections whose peer's SVID has expired: ActionKeep

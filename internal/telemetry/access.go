@@ -25,9 +25,11 @@ type Access struct {
 
 	Listener   string
 	Direction  string // inbound | outbound
-	From, To   string // SPIFFE IDs
+	From, To   string // SPIFFE IDs; From is unauthenticated where Plaintext is set
+	Plaintext  bool   // the client proved nothing and spoke plaintext to a listener that takes it
 	Serial     string // of the peer's certificate, hexadecimal
-	Decision   string // allow | deny; empty where it never came to one
+	Decision   string // allow | deny | would_deny; empty where it never came to one
+	WouldDeny  string // why the policy refuses it, where the listener only audits
 	Rule       string
 	Shadow     []string
 	Generation uint64 // of the policy that decided last
@@ -63,7 +65,11 @@ func (a *Access) AppendJSON(b []byte) []byte {
 	b = appendString(b, "narthex.direction", a.Direction)
 	b = appendString(b, "narthex.from", a.From)
 	b = appendString(b, "narthex.to", a.To)
+	if a.Plaintext {
+		b = append(b, `,"narthex.plaintext":true`...)
+	}
 	b = appendString(b, "narthex.decision", a.Decision)
+	b = appendString(b, "narthex.would_deny", a.WouldDeny)
 	b = appendString(b, "narthex.rule", a.Rule)
 	if len(a.Shadow) > 0 {
 		b = append(b, `,"narthex.shadow":[`...)
@@ -204,7 +210,9 @@ func (a *Access) UnmarshalJSON(data []byte) error {
 		Direction   string        `json:"narthex.direction"`
 		From        string        `json:"narthex.from"`
 		To          string        `json:"narthex.to"`
+		Plaintext   bool          `json:"narthex.plaintext"`
 		Decision    string        `json:"narthex.decision"`
+		WouldDeny   string        `json:"narthex.would_deny"`
 		Rule        string        `json:"narthex.rule"`
 		Shadow      []string      `json:"narthex.shadow"`
 		Generation  uint64        `json:"narthex.policy.generation"`
@@ -231,7 +239,7 @@ func (a *Access) UnmarshalJSON(data []byte) error {
 	*a = Access{
 		Time: r.Time, Action: r.Action, Outcome: r.Outcome, Reason: r.Reason, Duration: r.Duration,
 		Listener: r.Listener, Direction: r.Direction, From: r.From, To: r.To, Serial: r.Serial,
-		Decision: r.Decision, Rule: r.Rule, Shadow: r.Shadow, Generation: r.Generation, Closed: r.Closed,
+		Plaintext: r.Plaintext, WouldDeny: r.WouldDeny, Decision: r.Decision, Rule: r.Rule, Shadow: r.Shadow, Generation: r.Generation, Closed: r.Closed,
 		Source: r.Source, Destination: r.Destination, BytesIn: r.BytesIn, BytesOut: r.BytesOut,
 		TLSVersion: r.TLSVersion, Cipher: r.Cipher, ServerName: r.ServerName, Protocol: r.Protocol,
 	}

@@ -60,8 +60,8 @@ type PolicyStatus struct {
 // RuleDecision counts the decisions of one rule on one listener.
 type RuleDecision struct {
 	Listener string `json:"listener"`
-	Rule     string `json:"rule"` // empty where no rule matched
-	Decision string `json:"decision"`
+	Rule     string `json:"rule"`     // empty where no rule matched
+	Decision string `json:"decision"` // allow, deny, or would_deny where a listener only audits
 	Count    uint64 `json:"count"`
 }
 
@@ -77,15 +77,34 @@ type ListenerStatus struct {
 	Accepted    uint64             `json:"connections_total"`          // accepted since start
 	Refused     uint64             `json:"connections_refused"`        // by handshake or policy, since start
 	Problem     string             `json:"problem,omitempty"`          // why it cannot serve; empty when it can
+	Mode        string             `json:"mode,omitempty"`             // strict or permissive; inbound only
+	Enforcement string             `json:"enforcement,omitempty"`      // enforce or audit
+	WouldDeny   uint64             `json:"would_deny,omitempty"`       // decisions since start that only an audit let pass
 	Connections []ConnectionStatus `json:"connections,omitempty"`      // the oldest 100
 	Truncated   bool               `json:"connections_more,omitempty"` // more are live than Connections holds
+
+	// Who speaks plaintext to a permissive listener: how many connections, since
+	// start, and the sources of most of them.
+	Unauthenticated uint64         `json:"connections_unauthenticated,omitempty"`
+	Sources         []SourceStatus `json:"unauthenticated_sources,omitempty"`
+}
+
+// SourceStatus is one address that plaintext comes from. The count is bounded
+// in space and so may be too high, by AtMostOver at the most; it is never too
+// low.
+type SourceStatus struct {
+	Source      string    `json:"source"` // an IP address, or unix
+	Connections uint64    `json:"connections"`
+	AtMostOver  uint64    `json:"at_most_over,omitempty"`
+	Last        time.Time `json:"last"`
 }
 
 // ConnectionStatus is one live connection.
 type ConnectionStatus struct {
-	From   string    `json:"from"`
-	To     string    `json:"to"`
-	Source string    `json:"source"`
-	Rule   string    `json:"rule"`
-	Since  time.Time `json:"since"`
+	From      string    `json:"from"` // a SPIFFE ID, or unauthenticated
+	To        string    `json:"to"`
+	Source    string    `json:"source"`
+	Rule      string    `json:"rule"`
+	Since     time.Time `json:"since"`
+	WouldDeny string    `json:"would_deny,omitempty"` // why the policy refuses it, where its listener only audits
 }

@@ -1,0 +1,206 @@
+package proxy
+
+import (
+	"cmp"
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// This file is about plaintext on a permissive listener: how it is told from
+// TLS, who it is to the policy, and who still speaks it.
+
+// plaintextAfter is how long a client of a permissive listener may say nothing
+// before it is taken for one that speaks plaintext and waits for the server to
+// speak first, as those of SMTP, SSH and MySQL do. It is long enough for a TLS
+// hello that was lost once: the sender repeats it after 200 ms at the soonest
+// (Linux, TCP_RTO_MIN).
+const plaintextAfter = 300 * time.Millisecond
+
+// speech is what a client's first bytes are.
+type speech int
+
+const (
+	saysNothing speech = iota // yet
+	maybeTLS                  // too few bytes to tell
+	saysTLS
+	saysPlaintext
+	hasLeft // without a word
+)
+
+// headOfHello is how many bytes tell a TLS ClientHello: the head of its record
+// (RFC 8446 §5.1) and the type of the handshake message (§4).
+const headOfHello = 6
+
+// speechOf tells a TLS ClientHello by its first bytes, at least one and at
+// most headOfHello: a handshake record of version 3.x that begins with a
+// message of type client_hello.
+func speechOf(b []byte) speech {
+	const (
+		handshakeRecord = 22
+		major           = 3
+		clientHello     = 1
+	)
+	for at, want := range map[int]byte{0: handshakeRecord, 1: major, headOfHello - 1: clientHello} {
+		if at < len(b) && b[at] != want {
+			return saysPlaintext
+		}
+	}
+	if len(b) < headOfHello {
+		return maybeTLS
+	}
+	return saysTLS
+}
+
+// peekSpeech looks at the first bytes without taking them.
+func peekSpeech(fd int) speech {
+	var head [headOfHello]byte
+	n, _, err := unix.Recvfrom(fd, head[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return saysNothing
+	case err != nil, n <= 0:
+		return hasLeft
+	}
+	said := speechOf(head[:n])
+	if said == maybeTLS && finished(fd) {
+		return saysTLS // and will not end its hello, which the handshake says
+	}
+	return said
+}
+
+// finished reports whether the far end will send no more.
+func finished(fd int) bool {
+	events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	_, err := unix.Poll(events, 0)
+	return err != nil || events[0].Revents != 0
+}
+
+// speaksPlaintext waits until it is plain what the client of a permissive
+// listener speaks. A beginning that can still be TLS is waited for as long as
+// a hello is; what ends that wait is the table.
+func (c *conn) speaksPlaintext(sock syscall.RawConn, within time.Duration) bool {
+	var said speech
+	if c.down.SetReadDeadline(time.Now().Add(min(plaintextAfter, within/2))) != nil {
+		return false // the handshake finds what is wrong with the socket
+	}
+	err := sock.Read(func(fd uintptr) bool {
+		said = peekSpeech(int(fd))
+		return said != saysNothing
+	})
+	_ = c.down.SetReadDeadline(time.Time{}) // as above
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return true
+	}
+	if said == maybeTLS {
+		_ = sock.Read(func(fd uintptr) bool {
+			said = peekSpeech(int(fd))
+			return said != maybeTLS && said != saysNothing
+		})
+	}
+	return said == saysPlaintext
+}
+
+// identifyPlaintext notes that the client is nobody we know, and counts it by
+// where it comes from. From here on changes ask the connection.
+func (c *conn) identifyPlaintext(s *session) {
+	c.l.meters.plaintext.Inc()
+	c.l.plaintext.add(c.request.Source.Addr(), c.start)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.setEnds(s.identity, policy.Peer{Unauthenticated: true})
+}
+
+// inPlaintext reports whether the client speaks plaintext to a listener that
+// wants TLS, with c.mu held.
+func (c *conn) inPlaintext() bool { return c.request.From.Unauthenticated }
+
+// peerName returns who a peer is, for people: its SPIFFE ID, the word for
+// plaintext, or nothing.
+func peerName(p *policy.Peer) string {
+	switch {
+	case p.Unauthenticated:
+		return policy.Unauthenticated
+	case p.ID.IsZero():
+		return ""
+	}
+	return p.ID.String()
+}
+
+// maxSources bounds how many sources of plaintext a listener counts, and
+// shownSources how many of them the status names.
+const (
+	maxSources   = 128
+	shownSources = 20
+)
+
+// sources counts the addresses that plaintext comes from in bounded space,
+// however many there are. It is the space-saving algorithm (Metwally, Agrawal,
+// El Abbadi 2005): a new address takes the place of the one seen least and goes
+// on from its count, which is how much it may be counted too high. Whoever made
+// more than one of every maxSources connections is among those kept.
+type sources struct {
+	mu    sync.Mutex // guards the following
+	total uint64
+	count map[netip.Addr]*sourceCount
+}
+
+type sourceCount struct {
+	seen, over uint64
+	last       time.Time
+}
+
+// add counts one connection. The zero address stands for a unix socket.
+func (s *sources) add(from netip.Addr, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.count == nil {
+		s.count = make(map[netip.Addr]*sourceCount)
+	}
+	s.total++
+	c := s.count[from]
+	if c == nil {
+		c = &sourceCount{}
+		if len(s.count) == maxSources {
+			var least netip.Addr
+			var fewest *sourceCount
+			for addr, other := range s.count {
+				if fewest == nil || other.seen < fewest.seen {
+					least, fewest = addr, other
+				}
+			}
+			delete(s.count, least)
+			c.seen, c.over = fewest.seen, fewest.seen
+		}
+		s.count[from] = c
+	}
+	c.seen++
+	c.last = now
+}
+
+// top returns how many connections were counted, and the sources of most of
+// them.
+func (s *sources) top() (total uint64, most []telemetry.SourceStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for addr, c := range s.count {
+		name := "unix"
+		if addr.IsValid() {
+			name = addr.String()
+		}
+		most = append(most, telemetry.SourceStatus{Source: name, Connections: c.seen, AtMostOver: c.over, Last: c.last})
+	}
+	slices.SortFunc(most, func(a, b telemetry.SourceStatus) int {
+		return cmp.Or(cmp.Compare(b.Connections, a.Connections), cmp.Compare(a.Source, b.Source))
+	})
+	return s.total, most[:min(len(most), shownSources)]
+}
