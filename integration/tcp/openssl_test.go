@@ -12,10 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/narthex-id/narthex/integration/internal/stage"
-	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
 // door is an inbound listener with a service that answers lines, a client
@@ -123,23 +121,4 @@ func sServer(t *testing.T, own *svid, args ...string) (*stage.Process, string) {
 	p := stage.Start(t, "openssl s_server", "openssl", append(append([]string{"s_server", "-accept", address, "-rev"}, with(own)...), args...))
 	p.Says(stage.Soon, "ACCEPT")
 	return p, address
-}
-
-// TestVersionsInbound comes to an inbound listener with each version.
-func TestVersionsInbound(t *testing.T) {
-	t.Parallel()
-	d := newDoor(t)
-	for version, word := range map[string]string{"-tls1_2": "1.2", "-tls1_3": "1.3"} {
-		t.Run(version, func(t *testing.T) {
-			skip := len(d.Records())
-			out := sClient(t, d.address, with(d.client, version)...)
-			if !strings.Contains(out, answer) {
-				t.Fatalf("not answered:\n%s", out)
-			}
-			a := d.Record(skip, version, func(a telemetry.Access) bool { return a.TLSVersion == word })
-			if a.Decision != "allow" || a.From != d.client.id || a.Duration > time.Minute {
-				t.Errorf("record: %+v", a)
-			}
-		})
-	}
 }

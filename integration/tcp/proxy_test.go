@@ -149,7 +149,7 @@ func (n *node) configure() {
 		line("      target: %s", l.target)
 		line("      direction: %s", l.direction())
 		if len(l.expect) > 0 {
-			line("      expect: [%q]", l.expect)
+			line("      expect: [\"%s\"]", strings.Join(l.expect, `", "`))
 		}
 		for _, text := range l.more {
 			line("      %s", text)
@@ -182,7 +182,7 @@ func (n *node) ready() {
 	n.t.Helper()
 	stage.Eventually(n.t, stage.Soon, n.name+" is ready", func() error {
 		if err := n.Alive(); err != nil {
-			return err
+			n.t.Fatal(err)
 		}
 		return n.Ready()
 	})

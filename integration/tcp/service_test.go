@@ -134,6 +134,22 @@ func dial(t *testing.T, address string) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
+// say sends one line on a connection of its own and returns what is answered.
+func say(address, line string) (string, error) {
+	c, err := net.DialTimeout("tcp", address, callTime)
+	if err != nil {
+		return "", err // of a refused caller too: the reset may come that early
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(callTime)); err != nil {
+		return "", err
+	}
+	if _, err := io.WriteString(c, line+"\n"); err != nil {
+		return "", err
+	}
+	return readLine(c)
+}
+
 // call makes one request on a connection of its own.
 func call(address string) error {
 	c, err := net.DialTimeout("tcp", address, callTime)
