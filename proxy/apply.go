@@ -283,6 +283,9 @@ func checkListener(l Listener) error {
 	if err := checkTargets(l.Targets); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
+	if err := checkProxyProtocol(l.ProxyProtocol); err != nil {
+		return err
+	}
 	if l.MaxConnections < 0 || l.MaxHandshakes < 0 || l.MaxAge < 0 {
 		return errors.New("limits cannot be negative")
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/proxy/proxyproto"
 )
 
 // conn is one accepted connection. Its own goroutine walks it from accept to
@@ -29,6 +30,9 @@ type conn struct {
 	source string
 	start  time.Time
 	began  *settings // in force when the handshake began: the handshake's and the dial's
+
+	header *proxyproto.Header // what a proxy before us said; nil where none had to
+	via    string             // that proxy's own address
 
 	in, out atomic.Uint64 // bytes from source to target, and back
 
@@ -108,11 +112,13 @@ func refuse(result, format string, args ...any) error {
 
 // serve walks the connection from accept to close.
 func (c *conn) serve() {
-	var err error
 	var record telemetry.Access
-	if c.began.Direction == policy.Inbound {
+	err := c.readHeader()
+	switch {
+	case err != nil:
+	case c.began.Direction == policy.Inbound:
 		err = c.serveInbound(&record)
-	} else {
+	default:
 		err = c.serveOutbound(&record)
 	}
 	c.finish(&record, err)
@@ -152,6 +158,9 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	if err != nil {
 		return err
 	}
+	if err := c.announce(up, s, down); err != nil {
+		return err
+	}
 	c.relay(down, up, class, len(bufferSizes)-1)
 	return nil
 }
@@ -172,6 +181,9 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 	}
 	raw, err := c.dial(s, record)
 	if err != nil {
+		return err
+	}
+	if err := c.announce(raw, s, c.down); err != nil {
 		return err
 	}
 	config := session.toward(c.target)
@@ -373,7 +385,7 @@ func (c *conn) fill(record *telemetry.Access) {
 	now := time.Now()
 	record.Time, record.Duration, record.Action = now, now.Sub(c.start), "connection"
 	record.Listener, record.Direction = c.l.name, c.request.Direction.String()
-	record.Source = c.source
+	record.Source, record.Via = c.source, c.via
 	record.BytesIn, record.BytesOut = c.in.Load(), c.out.Load()
 	record.From, record.To = peerName(&c.request.From), peerName(&c.request.To)
 	record.Plaintext = c.inPlaintext()

@@ -77,7 +77,7 @@ func helloIsThere(fd int, whole bool) bool {
 
 // waits notes that a connection has yet to send something.
 func (l *listener) waits(c *conn) {
-	if c.request.Direction != policy.Inbound {
+	if c.request.Direction != policy.Inbound && !c.began.ProxyProtocol.trusts(c.down) {
 		return // a caller may wait for the other side to speak first
 	}
 	l.mu.Lock()

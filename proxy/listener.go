@@ -99,6 +99,7 @@ func newSettings(l Listener, was *settings) *settings {
 	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes)
 	l.UnixMode = cmp.Or(l.UnixMode, defaultUnixMode)
 	l.Expect, l.Targets = slices.Clone(l.Expect), slices.Clone(l.Targets)
+	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
 	s := &settings{Listener: l}
 	if was != nil {
 		s.lease = was.lease

@@ -95,6 +95,9 @@ func (c *conn) decideNow(now time.Time) error {
 	if what := c.began.replaced(s, c.target); what != "" {
 		return refuse("refused", "the %s while the handshake was going on", what)
 	}
+	if !c.believed(s) {
+		return refuse("refused", "the listener's accept_from changed while the handshake was going on")
+	}
 	if own, err := s.lease.Current(); err != nil {
 		return refuse("failed", "our own SVID %s went while the handshake was going on: %v", c.own.ID, err)
 	} else if own.ID != c.own.ID {
@@ -228,6 +231,10 @@ func (c *conn) judge(w *world, now time.Time) verdict {
 	if peer := c.peer().ID; c.request.Direction == policy.Outbound && !expected(s.Expect, peer) {
 		c.decision = policy.Decision{Generation: w.generation}
 		return verdict{closing: closing{"policy", fmt.Sprintf("%s is not who `expect` names: %s", peer, someOf(s.Expect))}}
+	}
+	if c.header != nil && !s.ProxyProtocol.trusts(c.down) {
+		c.decision = policy.Decision{Generation: w.generation}
+		return verdict{closing: closing{"policy", fmt.Sprintf("its source %s is the word of %s, whom accept_from does not name any more", c.source, c.via)}}
 	}
 	w.policy.Decide(&c.request, &c.decision)
 	c.decision.Generation = w.generation

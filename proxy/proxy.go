@@ -66,6 +66,8 @@ type Listener struct {
 	Mode        Mode        // inbound: ModeStrict
 	Enforcement Enforcement // Enforce
 
+	ProxyProtocol ProxyProtocol
+
 	Timeouts       Timeouts
 	OnPolicyChange Action        // of connections the new policy refuses: ActionClose
 	OnPeerExpiry   Action        // of connections whose peer's SVID has expired: ActionKeep

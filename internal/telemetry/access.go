@@ -36,6 +36,7 @@ type Access struct {
 	Closed     string // policy | expiry | revoked | drain | peer | error
 
 	Source, Destination  string // ip:port, or unix:/path; the upstream dialled
+	Via                  string // the proxy whose PROXY header named Source
 	BytesIn, BytesOut    uint64 // from source to destination, and back
 	TLSVersion, Cipher   string
 	ServerName, Protocol string // SNI; ALPN protocol
@@ -86,6 +87,7 @@ func (a *Access) AppendJSON(b []byte) []byte {
 	b = appendString(b, "narthex.peer.serial", a.Serial)
 	b = appendAddress(b, "source", a.Source)
 	b = appendUint(b, "source.bytes", a.BytesIn)
+	b = appendString(b, "narthex.via", a.Via)
 	b = appendAddress(b, "destination", a.Destination)
 	b = appendUint(b, "destination.bytes", a.BytesOut)
 	b = appendString(b, "tls.version", a.TLSVersion)
@@ -220,6 +222,7 @@ func (a *Access) UnmarshalJSON(data []byte) error {
 		Serial      string        `json:"narthex.peer.serial"`
 		Source      string        `json:"source.address"`
 		BytesIn     uint64        `json:"source.bytes"`
+		Via         string        `json:"narthex.via"`
 		Destination string        `json:"destination.address"`
 		BytesOut    uint64        `json:"destination.bytes"`
 		TLSVersion  string        `json:"tls.version"`
@@ -240,7 +243,7 @@ func (a *Access) UnmarshalJSON(data []byte) error {
 		Time: r.Time, Action: r.Action, Outcome: r.Outcome, Reason: r.Reason, Duration: r.Duration,
 		Listener: r.Listener, Direction: r.Direction, From: r.From, To: r.To, Serial: r.Serial,
 		Plaintext: r.Plaintext, WouldDeny: r.WouldDeny, Decision: r.Decision, Rule: r.Rule, Shadow: r.Shadow, Generation: r.Generation, Closed: r.Closed,
-		Source: r.Source, Destination: r.Destination, BytesIn: r.BytesIn, BytesOut: r.BytesOut,
+		Source: r.Source, Via: r.Via, Destination: r.Destination, BytesIn: r.BytesIn, BytesOut: r.BytesOut,
 		TLSVersion: r.TLSVersion, Cipher: r.Cipher, ServerName: r.ServerName, Protocol: r.Protocol,
 	}
 	if r.Method != "" {
