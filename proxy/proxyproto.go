@@ -16,7 +16,7 @@ import (
 // us or behind us.
 
 // ProxyProtocol is what a listener does with the header of the PROXY protocol.
-type ProxyProtocol struct {
+type ProxyProtocol struct { //nolint:revive // PROXY protocol is its name
 	// Send is the header the target is sent before the first byte of each
 	// connection. Outbound it goes before TLS, where the protocol has its place.
 	Send proxyproto.Version

@@ -407,7 +407,9 @@ func TestAcceptFromChanges(t *testing.T) {
 func TestProxyProtocolChecked(t *testing.T) {
 	t.Parallel()
 	for _, p := range []ProxyProtocol{
-		{Send: 3}, {Send: -1}, {AcceptFrom: []netip.Prefix{{}}},
+		{Send: 3},
+		{Send: -1},
+		{AcceptFrom: []netip.Prefix{{}}},
 		{AcceptFrom: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}},
 		{AcceptFrom: []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}},
 	} {

@@ -241,6 +241,7 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 			MaxConnections: l.MaxConnections,
 			Socket:         r.sockets[l.Name],
 		}
+		listener.ProxyProtocol = proxyProtocol(l.ProxyProtocol)
 		for _, target := range l.Target {
 			listener.Targets = append(listener.Targets, string(target))
 		}
@@ -258,6 +259,21 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 			listener.Expect = append(listener.Expect, pattern)
 		}
 		out.Listeners = append(out.Listeners, listener)
+	}
+	return out
+}
+
+func proxyProtocol(c config.ProxyProtocol) proxy.ProxyProtocol {
+	var out proxy.ProxyProtocol
+	if err := out.Send.UnmarshalText([]byte(c.Send)); err != nil {
+		panic(err) // internal/config has checked the word
+	}
+	for _, n := range c.AcceptFrom {
+		if n.Unix() {
+			out.AcceptUnix = true
+			continue
+		}
+		out.AcceptFrom = append(out.AcceptFrom, n.Prefix())
 	}
 	return out
 }

@@ -47,6 +47,7 @@ proxy:
       bind: 127.0.0.1:15001
       target: ["[::1]:8443", unix:/run/b.sock]
       expect: [spiffe://example.org/a, "spiffe://partner.example/b"]
+      proxy_protocol: {send: v2, accept_from: [10.0.0.0/8, 192.0.2.7, "2001:DB8::/32"]}
 telemetry: {listen: localhost:9901, health: ":9902"}
 access_log: {path: /var/log/access.log, format: text}
 log: {level: debug, format: json}
@@ -78,11 +79,13 @@ func TestParseReadsEveryKey(t *testing.T) {
 			Listeners: []Listener{{
 				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp",
 				Identity:       &ListenerIdentity{Hint: "internal"},
+				ProxyProtocol:  ProxyProtocol{Send: "off"},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), 0, Duration(time.Minute)},
 				OnPolicyChange: "drain", OnPeerExpiry: "keep", MaxAge: Duration(time.Hour), MaxConnections: 100,
 			}, {
 				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: Targets{"[::1]:8443", "unix:/run/b.sock"}, Protocol: "tcp",
 				Expect:         []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
+				ProxyProtocol:  ProxyProtocol{Send: "v2", AcceptFrom: []Network{"10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"}},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second)},
 				OnPolicyChange: "close", OnPeerExpiry: "keep", MaxConnections: 10_000,
 			}},
@@ -193,7 +196,7 @@ proxy:
   listeners:
     - {name: in, direction: inbound, bind: ":1", target: "10.0.0.1:2"}
     - {name: out, direction: outbound, bind: "0.0.0.0:3", target: "peer:2", expect: ["spiffe://example.org/x"]}
-    - {name: b, direction: inbound, bind: ":4", target: "127.0.0.1:2", identity: {spiffe_id: "spiffe://example.com/x"}}
+    - {name: b, direction: inbound, bind: ":4", target: "127.0.0.1:2", identity: {spiffe_id: "spiffe://example.com/x"}, proxy_protocol: {accept_from: [10.0.0.0/8, "::/0"]}}
 telemetry: {listen: ":9901"}
 `))
 	if err != nil {
@@ -209,7 +212,7 @@ telemetry: {listen: ":9901"}
 	}
 	want := []string{
 		"3 agent.server.insecure_bootstrap", "4 agent.node_attestor.join_token.token",
-		"8 proxy.listeners[0].target", "9 proxy.listeners[1].bind", "10 proxy.listeners[2].identity.spiffe_id", "11 telemetry.listen",
+		"8 proxy.listeners[0].target", "9 proxy.listeners[1].bind", "10 proxy.listeners[2].identity.spiffe_id", "10 proxy.listeners[2].proxy_protocol.accept_from[1]", "11 telemetry.listen",
 	}
 	if !reflect.DeepEqual(keys, want) {
 		t.Errorf("got %q, want %q", keys, want)

@@ -205,6 +205,8 @@ func wanted(v reflect.Value) string {
 		return "a duration such as 10s"
 	case Address:
 		return "an address: host:port or unix:/path"
+	case Network:
+		return "a network such as 10.0.0.0/8"
 	case Socket:
 		return "the absolute path of a socket"
 	case spiffeid.TrustDomain:

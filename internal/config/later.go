@@ -33,7 +33,6 @@ var later = map[string]bool{
 	"proxy.listeners[].mode":             true,
 	"proxy.listeners[].enforcement":      true,
 	"proxy.listeners[].identity_header":  true,
-	"proxy.listeners[].proxy_protocol":   true,
 	"proxy.listeners[].upstream":         true,
 	"proxy.source=broker":                true,
 	"proxy.source=acme":                  true,

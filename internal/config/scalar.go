@@ -144,6 +144,46 @@ func isAlnum(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
 
+// Network is an IP network in CIDR notation, or unix for whoever has no
+// address because they come over a Unix socket.
+type Network string
+
+// Unix reports whether it is unix.
+func (n Network) Unix() bool { return n == "unix" }
+
+// Prefix returns the network, or the zero value for unix.
+func (n Network) Prefix() netip.Prefix {
+	p, err := netip.ParsePrefix(string(n))
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}
+
+// UnmarshalText reads unix, a network or an address, which is a network of
+// one.
+func (n *Network) UnmarshalText(text []byte) error {
+	s := string(text)
+	if s == "unix" {
+		*n = "unix"
+		return nil
+	}
+	if a, err := netip.ParseAddr(s); err == nil {
+		s = fmt.Sprintf("%s/%d", a, a.BitLen())
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is no network; write for example 10.0.0.0/8, 192.0.2.7 or unix", clip(string(text)))
+	case p.Addr().Is4In6():
+		return fmt.Errorf("%q is an IPv4 network in IPv6's clothes; write it as IPv4", s)
+	case p != p.Masked():
+		return fmt.Errorf("%q names a host within its network; write %s, or the address alone", s, p.Masked())
+	}
+	*n = Network(p.String())
+	return nil
+}
+
 // Socket is the absolute path of a Unix socket, at most 107 bytes.
 type Socket string
 

@@ -196,6 +196,8 @@ type Listener struct {
 	Identity *ListenerIdentity `yaml:"identity" oneof:"true"`
 	// Outbound only, and required there: the SPIFFE IDs the peer may have. The address is never the proof.
 	Expect []spiffeid.ID `yaml:"expect" example:"[\"spiffe://example.org/ns/shop/sa/inventory\"]"`
+	// Whose connection it is, where other proxies stand before or behind the listener.
+	ProxyProtocol ProxyProtocol `yaml:"proxy_protocol"`
 	// How long things may take.
 	Timeouts Timeouts `yaml:"timeouts"`
 	// What happens to live connections that a new policy refuses: closed at once, given the drain timeout, or kept. Revoked identities are always closed.
@@ -214,6 +216,15 @@ type ListenerIdentity struct {
 	SPIFFEID spiffeid.ID `yaml:"spiffe_id" example:"spiffe://example.org/ns/shop/sa/inventory"`
 	// By the hint of its registration entry. Not with source: files, where there are no hints.
 	Hint string `yaml:"hint" example:"internal"`
+}
+
+// ProxyProtocol is the header that proxies put before a connection's bytes to
+// say whose it is.
+type ProxyProtocol struct {
+	// The header the target is sent before anything else: none, version 1 (addresses) or version 2 (inbound also SNI, ALPN, TLS version and both SPIFFE IDs). Outbound it goes before TLS.
+	Send string `yaml:"send" default:"off" enum:"off|v1|v2"`
+	// The proxies before the listener: networks, addresses, or unix for every client of a Unix socket. They must send a header, of either version, and are believed; nobody else may.
+	AcceptFrom []Network `yaml:"accept_from" example:"[10.0.0.0/8, \"fd00::/8\"]"`
 }
 
 // Timeouts bound the steps of a connection.

@@ -181,6 +181,7 @@ func (l *Listener) validate(f *findings, key, source string) {
 		f.addf(key+".name", "%q is no listener name; use letters, digits, dot, dash and underscore, at most 63, a letter or digit first", clip(l.Name))
 	}
 	l.Target.validate(f, key+".target", l.Bind)
+	l.ProxyProtocol.validate(f, key+".proxy_protocol", l.Bind)
 	switch {
 	case l.Direction == "outbound" && len(l.Expect) == 0 && !f.isBad(key+".expect"):
 		f.addf(key+".expect", "is required on an outbound listener: the SPIFFE IDs the peer may have")
@@ -225,6 +226,21 @@ func (t Targets) key(key string, i int) string {
 		return key
 	}
 	return fmt.Sprintf("%s[%d]", key, i)
+}
+
+func (p *ProxyProtocol) validate(f *findings, key string, bind Address) {
+	for i, n := range p.AcceptFrom {
+		at := fmt.Sprintf("%s.accept_from[%d]", key, i)
+		switch {
+		case n == "" || bind == "":
+		case slices.Contains(p.AcceptFrom[:i], n):
+			f.addf(at, "%s is in the list already", n)
+		case n.Unix() && bind.Network() != "unix":
+			f.addf(at, "has no use on %s, where every client has an address; name the networks of the proxies", bind)
+		case !n.Unix() && bind.Network() == "unix":
+			f.addf(at, "has no use on a Unix socket, whose clients have no address; write unix, and see who may connect")
+		}
+	}
 }
 
 // place is an address or socket that the program listens on.

@@ -30,6 +30,11 @@ func (c *Config) warn() {
 		if l.Direction == "outbound" && !l.Bind.Local() {
 			c.warnf(key+".bind", "%s is open to the network: whoever reaches it speaks as this listener's identity; use a loopback address or a Unix socket", l.Bind)
 		}
+		for n, from := range l.ProxyProtocol.AcceptFrom {
+			if from.Prefix().IsValid() && from.Prefix().Bits() == 0 {
+				c.warnf(fmt.Sprintf("%s.proxy_protocol.accept_from[%d]", key, n), "%s is everybody: whoever connects chooses the source that rules and log see; name the networks of the proxies", from)
+			}
+		}
 		for i, target := range l.Target {
 			if l.Direction != "inbound" || target.Local() {
 				continue

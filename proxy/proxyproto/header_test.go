@@ -56,8 +56,10 @@ var good = map[string]struct {
 	"v2 IPv4":             {string(block(commandProxy, tcp4, four)), tcp("192.0.2.7:8080", "198.51.100.9:443")},
 	"v2 IPv4, TLVs":       {string(block(commandProxy, tcp4, four, noop, noop)), tcp("192.0.2.7:8080", "198.51.100.9:443")},
 	"v2 IPv4, checksum":   {string(summed(block(commandProxy, tcp4, four, noop, blankSum), 0)), tcp("192.0.2.7:8080", "198.51.100.9:443")},
-	"v2 IPv6": {string(block(commandProxy, tcp6, netip.MustParseAddr("2001:db8::7").AsSlice(), netip.MustParseAddr("2001:db8::9").AsSlice(), four[8:])),
-		tcp("[2001:db8::7]:8080", "[2001:db8::9]:443")},
+	"v2 IPv6": {
+		string(block(commandProxy, tcp6, netip.MustParseAddr("2001:db8::7").AsSlice(), netip.MustParseAddr("2001:db8::9").AsSlice(), four[8:])),
+		tcp("[2001:db8::7]:8080", "[2001:db8::9]:443"),
+	},
 	"v2 unix":             {string(block(commandProxy, unixStream, paths)), Header{Unix: true, SourcePath: "/run/a.sock", DestinationPath: "/run/b.sock"}},
 	"v2 LOCAL":            {string(block(commandLocal, unspecified)), Header{}},
 	"v2 LOCAL with block": {string(block(commandLocal, tcp4, four, noop)), Header{}},

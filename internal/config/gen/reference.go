@@ -170,6 +170,7 @@ var names = map[reflect.Type]string{
 	reflect.TypeFor[spiffeid.ID]():                          "SPIFFE ID",
 	reflect.TypeFor[config.Duration]():                      "duration",
 	reflect.TypeFor[config.Address]():                       "address",
+	reflect.TypeFor[config.Network]():                       "network",
 	reflect.TypeFor[config.Socket]():                        "path of a socket",
 	reflect.TypeFor[config.File]():                          "file",
 	reflect.TypeFor[config.Secret]():                        "text",

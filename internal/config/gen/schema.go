@@ -21,6 +21,7 @@ const (
 	idPattern          = `^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)*$`
 	durationPattern    = `^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)$`
 	addressPattern     = `^(unix:/.*[^/]|.*:[0-9]{1,5})$`
+	networkPattern     = `^(unix|[0-9a-fA-F.:]+(/[0-9]{1,3})?)$`
 	socketPattern      = `^/.*[^/]$`
 	namePattern        = `^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`
 )
@@ -31,6 +32,7 @@ var scalars = map[reflect.Type]jsonschema.Schema{
 	reflect.TypeFor[spiffeid.ID]():          {Type: "string", Pattern: idPattern},
 	reflect.TypeFor[config.Duration]():      {Type: "string", Pattern: durationPattern},
 	reflect.TypeFor[config.Address]():       {Type: "string", Pattern: addressPattern},
+	reflect.TypeFor[config.Network]():       {Type: "string", Pattern: networkPattern},
 	reflect.TypeFor[config.Socket]():        {Type: "string", Pattern: socketPattern},
 	reflect.TypeFor[config.File]():          {Type: "string"},
 	reflect.TypeFor[config.Secret]():        {Type: "string"},
