@@ -72,7 +72,7 @@ func TestWalkthrough(t *testing.T) {
 	for _, block := range yamlBlocks(t, "docs/proxy.md") {
 		name := regexp.MustCompile(`^# ([a-z]+\.yaml)`).FindStringSubmatch(block)
 		if name == nil {
-			t.Fatalf("an example without its file's name:\n%s", block)
+			continue // it shows a key, and is no file of the walk
 		}
 		block = strings.NewReplacer("UID", fmt.Sprint(os.Getuid()), "/tmp/narthex-walk", dir).Replace(block)
 		for documented, port := range ports {
