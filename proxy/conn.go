@@ -36,6 +36,10 @@ type conn struct {
 
 	in, out atomic.Uint64 // bytes from source to target, and back
 
+	record  telemetry.Access // belongs to serve, then to finish
+	streams [2]*stream       // set before phase becomes copying
+	live    atomic.Int32     // streams that have not ended
+
 	silent *list.Element // in listener.silent; guarded by listener.mu
 
 	due   time.Time // guarded by table.mu
@@ -110,19 +114,24 @@ func refuse(result, format string, args ...any) error {
 	return &refusal{result, fmt.Sprintf(format, args...)}
 }
 
-// serve walks the connection from accept to close.
+// serve walks the connection from accept to where its bytes flow. From there
+// on its streams carry it, and the last one to end finishes it.
 func (c *conn) serve() {
-	var record telemetry.Access
 	err := c.readHeader()
 	switch {
 	case err != nil:
 	case c.began.Direction == policy.Inbound:
-		err = c.serveInbound(&record)
+		err = c.serveInbound(&c.record)
 	default:
-		err = c.serveOutbound(&record)
+		err = c.serveOutbound(&c.record)
 	}
-	c.finish(&record, err)
+	if err != errCarried { //nolint:errorlint // it is never wrapped
+		c.finish(&c.record, err)
+	}
 }
+
+// errCarried is what became of a connection that its streams carry.
+var errCarried = errors.New("carried by its streams")
 
 // serveInbound: the peer proves who it is, the policy decides, and only then
 // the target hears of it. It is dialled under the settings the handshake
@@ -137,7 +146,7 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	if err != nil {
 		return refuse("failed", "cannot present an identity: %v", err)
 	}
-	down, class := c.down, len(bufferSizes)-1
+	down := c.down
 	if plaintext {
 		c.identifyPlaintext(session)
 	} else {
@@ -149,7 +158,7 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 		if err := c.identify(session, t, record.ServerName); err != nil {
 			return err
 		}
-		down, class = t, tlsClass
+		down = t
 	}
 	if err := c.admit(); err != nil {
 		return err
@@ -161,8 +170,7 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	if err := c.announce(up, s, down); err != nil {
 		return err
 	}
-	c.relay(down, up, class, len(bufferSizes)-1)
-	return nil
+	return c.relay(down, up)
 }
 
 // admit asks the policy.
@@ -199,8 +207,7 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 	if err := c.admit(); err != nil {
 		return err
 	}
-	c.relay(c.down, up, len(bufferSizes)-1, tlsClass)
-	return nil
+	return c.relay(c.down, up)
 }
 
 // handshake runs the TLS handshake. The table ends it when it takes too
@@ -291,27 +298,27 @@ func (c *conn) killedBefore() error {
 	return refuse("refused", "%s", ended.why)
 }
 
-// relay copies both ways until both have ended.
-func (c *conn) relay(down, up end, downClass, upClass int) {
-	if !c.begin() {
-		return
+// relay copies both ways until both have ended, or, when that is to be later,
+// until this goroutine is needed no more; then it returns errCarried.
+func (c *conn) relay(down, up end) error {
+	forth := c.stream(client, down, up, flow{&c.in, c.l.meters.bytesIn})
+	back := c.stream(target, up, down, flow{&c.out, c.l.meters.bytesOut})
+	if !c.begin(forth, back) {
+		return nil
 	}
-	back := make(chan struct{})
-	go c.copyBack(down, up, upClass, back)
-	c.copyForth(down, up, downClass)
-	<-back
+	go back.run()
+	forth.run()
+	return errCarried
 }
 
-// copyForth and copyBack are named so that goroutine dumps tell them apart.
-func (c *conn) copyForth(down, up end, class int) {
-	how, err := pump(up, down, class, flow{&c.in, c.l.meters.bytesIn})
-	c.copied(client, up, how, err)
-}
-
-func (c *conn) copyBack(down, up end, class int, done chan<- struct{}) {
-	defer close(done)
-	how, err := pump(down, up, class, flow{&c.out, c.l.meters.bytesOut})
-	c.copied(target, down, how, err)
+func (c *conn) stream(from side, src, dst end, n flow) *stream {
+	s := &stream{c: c, from: from, dst: dst, flow: n}
+	if t, ok := src.(*secured); ok {
+		s.src = t
+	} else {
+		s.src = newBare(src)
+	}
+	return s
 }
 
 // side names an end for a person.
@@ -347,6 +354,13 @@ func (c *conn) copied(from side, dst end, how copied, err error) {
 	}
 }
 
+// streamEnded finishes the connection when both of its streams have ended.
+func (c *conn) streamEnded() {
+	if c.live.Add(-1) == 0 {
+		c.finish(&c.record, nil)
+	}
+}
+
 // finish closes what is open, takes the connection out of the table and
 // leaves one access record.
 func (c *conn) finish(record *telemetry.Access, err error) {
@@ -378,6 +392,8 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 		record.Outcome = "failure"
 	}
 	c.l.ended(record, result, target, hr != nil && hr.left)
+	c.l.giveSlot()
+	c.l.conns.Done()
 }
 
 // fill copies what is known into the access record, with c.mu held.

@@ -480,7 +480,8 @@ func TestBuffersGrowAndShrink(t *testing.T) {
 	go func() { _, _ = io.Copy(io.Discard, theirs) }()
 	var n atomic.Uint64
 	p := newInstruments(nil).of("x")
-	if how, err := pump(halfPipe{ours}, src, 2, flow{&n, p.bytesIn}); how != copyEnded || err != nil {
+	forth := &stream{src: newBare(src), dst: halfPipe{ours}, flow: flow{&n, p.bytesIn}}
+	if how, err := forth.pump(); how != copyEnded || err != nil {
 		t.Errorf("%v, %v", how, err)
 	}
 	_ = ours.Close()

@@ -247,10 +247,8 @@ func (l *listener) admit(raw net.Conn) {
 	l.meters.active.Set(float64(l.active.Add(1)))
 	l.waits(c)
 	l.proxy.table.add(c, time.Time{})
-	l.conns.Go(func() {
-		defer l.giveSlot()
-		c.serve()
-	})
+	l.conns.Add(1)
+	go c.serve() // finish gives back the slot and says Done
 }
 
 // takeHandshake waits for one of the bounded number of handshakes.

@@ -329,6 +329,42 @@ func (c *conn) tick(now time.Time) {
 	}
 	c.check(now)
 	if c.closing == nil {
+		c.settle()
+		c.l.proxy.table.schedule(c, c.nextDue())
+	}
+}
+
+// settle asks streams on which nothing moved since it last looked to park,
+// with c.mu held.
+func (c *conn) settle() {
+	for _, s := range c.streams {
+		if s == nil {
+			return
+		}
+		if sum := s.flow.conn.Load(); sum != s.seen {
+			s.seen = sum
+		} else if s.state.CompareAndSwap(moving, kicked) {
+			s.src.interrupt()
+		}
+	}
+}
+
+// lively reports whether a stream has a goroutine that may be to be parked,
+// with c.mu held.
+func (c *conn) lively() bool {
+	for _, s := range c.streams {
+		if s != nil && s.state.Load() == moving {
+			return true
+		}
+	}
+	return false
+}
+
+// awake sees to it that a stream which has a goroutine again is looked after.
+func (c *conn) awake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing == nil {
 		c.l.proxy.table.schedule(c, c.nextDue())
 	}
 }
@@ -415,6 +451,9 @@ func (c *conn) nextDue() time.Time {
 	}
 	now := time.Now()
 	s := c.under(c.l.proxy.world.Load())
+	if c.lively() {
+		sooner(now.Add(parkAfter))
+	}
 	if s.MaxAge > 0 {
 		sooner(c.start.Add(s.MaxAge))
 	}
@@ -460,6 +499,17 @@ func (c *conn) kill(why closing) {
 		abort(c.up)
 	}
 	abort(c.down)
+	c.wakeStreams()
+}
+
+// wakeStreams has parked streams find out that their sockets were closed, with
+// c.mu held.
+func (c *conn) wakeStreams() {
+	for _, s := range c.streams {
+		if s != nil {
+			s.wake()
+		}
+	}
 }
 
 // breakOff ends the connection because one side broke off, with c.mu held.
@@ -477,6 +527,7 @@ func (c *conn) breakOff(from side, why closing) {
 		abort(c.down)
 		_ = c.up.Close()
 	}
+	c.wakeStreams()
 }
 
 // ended returns why the connection was ended, or nil while it was not.
@@ -508,12 +559,14 @@ func (c *conn) attach(up net.Conn, target string) bool {
 }
 
 // begin starts copying, unless the connection was ended before.
-func (c *conn) begin() bool {
+func (c *conn) begin(forth, back *stream) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closing != nil {
 		return false
 	}
+	c.streams = [2]*stream{forth, back}
+	c.live.Store(int32(len(c.streams)))
 	c.phase, c.moved = copying, time.Now()
 	c.l.meters.allowed.Inc()
 	c.l.proxy.table.schedule(c, c.nextDue())

@@ -130,6 +130,7 @@ type Proxy struct {
 	access      *telemetry.AccessLog
 	instruments *instruments
 	table       *table
+	lot         *lot
 	world       atomic.Pointer[world]
 	draining    atomic.Bool // Run's context has ended
 	dial        func(ctx context.Context, network, address string) (net.Conn, error)
@@ -176,12 +177,17 @@ func New(c Config) (*Proxy, error) {
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
 	}
+	lot, err := newLot()
+	if err != nil {
+		return nil, err
+	}
 	p := &Proxy{
-		log: c.Log, access: c.Access, instruments: newInstruments(c.Metrics), table: newTable(),
+		log: c.Log, access: c.Access, instruments: newInstruments(c.Metrics), table: newTable(), lot: lot,
 		dial: (&net.Dialer{}).DialContext,
 	}
 	p.world.Store(&world{})
 	if _, err := p.Apply(c); err != nil {
+		lot.close()
 		return nil, err
 	}
 	return p, nil
@@ -193,14 +199,16 @@ func New(c Config) (*Proxy, error) {
 func (p *Proxy) Run(ctx context.Context) error {
 	tableCtx, stopTable := context.WithCancel(context.Background())
 	var tables sync.WaitGroup
-	tables.Go(func() { p.table.run(tableCtx) })
-	defer func() { stopTable(); tables.Wait() }()
-
 	p.mu.Lock()
 	if p.running || p.stopped {
 		p.mu.Unlock()
+		stopTable()
 		return ErrStopped
 	}
+	tables.Go(func() { p.table.run(tableCtx) })
+	tables.Go(p.lot.run)
+	tables.Go(p.lot.trim)
+	defer func() { stopTable(); p.lot.close(); tables.Wait() }()
 	p.running = true
 	for l := range p.world.Load().listeners {
 		l.start()
@@ -243,6 +251,7 @@ func (p *Proxy) Close() {
 		return
 	}
 	p.stopped = true
+	p.lot.close()
 	for l, s := range p.world.Load().listeners {
 		l.closeSocket()
 		s.lease.Close()

@@ -82,43 +82,6 @@ func (s *session) toward(target string) *tls.Config {
 	return config
 }
 
-// wire is the connection below TLS. It notes that the far end closed it.
-type wire struct {
-	end
-	eof bool // belongs to the reader
-}
-
-func (w *wire) Read(b []byte) (int, error) {
-	n, err := w.end.Read(b)
-	if errors.Is(err, io.EOF) {
-		w.eof = true
-	}
-	return n, err
-}
-
-// secured is a TLS connection that tells a stream that was finished from one
-// that was cut off. crypto/tls reports both as io.EOF when the cut falls
-// between two records; only the first came with the peer's close_notify, and
-// anybody on the network can make the second (RFC 8446 §6.1).
-type secured struct {
-	*tls.Conn
-	wire *wire
-}
-
-// secure runs TLS on c: as the server, or as the client.
-func secure(c end, side func(net.Conn, *tls.Config) *tls.Conn, config *tls.Config) *secured {
-	w := &wire{end: c}
-	return &secured{side(w, config), w}
-}
-
-func (s *secured) Read(b []byte) (int, error) {
-	n, err := s.Conn.Read(b)
-	if errors.Is(err, io.EOF) && s.wire.eof {
-		err = io.ErrUnexpectedEOF
-	}
-	return n, err
-}
-
 // serverNameOf returns the SNI to send to target: its host when that is a
 // DNS name. RFC 6066 §3 allows no IP address there.
 func serverNameOf(target string) string {

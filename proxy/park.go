@@ -1,0 +1,241 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// parkAfter is how long a stream waits with a goroutine of its own for bytes
+// to come; then it is parked. It is noticed up to once again that late.
+const parkAfter = time.Second
+
+// lot is where silent streams are parked: one epoll set watches all of their
+// sockets, and who becomes readable gets a goroutine again. A goroutine that
+// waits costs several KiB, a parked stream a slot here.
+type lot struct {
+	file *os.File // of the epoll set, in the runtime's own poller
+	raw  syscall.RawConn
+	set  int // the descriptor of file; File.Fd would make it block
+
+	piled chan struct{} // more than trimFrom streams were parked
+	over  chan struct{} // closed by close
+	once  sync.Once
+
+	mu    sync.Mutex // guards the following
+	slots []slot
+	free  []int32
+	pile  int // streams that were parked since memory was last given back
+}
+
+// slot is a place in the lot. turn tells its occupants apart: an event that
+// was read for one must not wake the next.
+type slot struct {
+	stream *stream
+	turn   int32
+}
+
+// place is where a stream is parked.
+type place struct {
+	slot, turn int32
+	watched    bool // its socket is in the epoll set
+}
+
+func newLot() (*lot, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make an epoll set for silent connections: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, errors.Join(fmt.Errorf("make an epoll set for silent connections: %w", err), unix.Close(fd))
+	}
+	file := os.NewFile(uintptr(fd), "parked connections")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make an epoll set for silent connections: %w", err), file.Close())
+	}
+	return &lot{file: file, raw: raw, set: fd, piled: make(chan struct{}, 1), over: make(chan struct{})}, nil
+}
+
+// close ends run and trim. No stream may be parked then.
+func (l *lot) close() {
+	l.once.Do(func() { close(l.over) })
+	_ = l.file.Close()
+}
+
+// run wakes streams whose sockets became readable, until close.
+func (l *lot) run() {
+	var events [128]unix.EpollEvent
+	for {
+		n := 0
+		err := l.raw.Read(func(fd uintptr) bool {
+			var err error
+			n, err = unix.EpollWait(int(fd), events[:], 0)
+			return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+		})
+		if err != nil {
+			return
+		}
+		for _, e := range events[:max(n, 0)] {
+			if s := l.at(e.Fd, e.Pad); s != nil {
+				s.wake()
+			}
+		}
+	}
+}
+
+// enter gives s a slot.
+func (l *lot) enter(s *stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.free) == 0 {
+		l.free = append(l.free, int32(len(l.slots)))
+		l.slots = append(l.slots, slot{})
+	}
+	n := l.free[len(l.free)-1]
+	l.free = l.free[:len(l.free)-1]
+	l.slots[n].stream = s
+	s.place.slot, s.place.turn = n, l.slots[n].turn
+	l.pile++
+	if l.pile == trimFrom {
+		select {
+		case l.piled <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// leave takes the slot back.
+func (l *lot) leave(s *stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	here := &l.slots[s.place.slot]
+	here.stream = nil
+	here.turn++
+	l.free = append(l.free, s.place.slot)
+}
+
+// at returns who is parked there.
+func (l *lot) at(slot, turn int32) *stream {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if here := l.slots[slot]; here.turn == turn {
+		return here.stream
+	}
+	return nil
+}
+
+// What streams held when they moved is garbage once they are parked, and a
+// process that fell silent collects none: it would keep twice what it needs
+// until the load comes back. So when many were parked and few more are, memory
+// is collected and given back to the system; at most a trimShare-th of the
+// time goes into that.
+const (
+	trimFrom  = 512
+	trimEvery = 500 * time.Millisecond
+	trimShare = 50
+)
+
+// trim gives memory back after waves of parking, until close.
+func (l *lot) trim() {
+	for {
+		select {
+		case <-l.piled:
+		case <-l.over:
+			return
+		}
+		for was := 0; ; {
+			if !l.pause(trimEvery) {
+				return
+			}
+			now := l.parkings(false)
+			if now-was <= now/16 {
+				break
+			}
+			was = now
+		}
+		l.parkings(true)
+		begin := time.Now()
+		debug.FreeOSMemory()
+		if !l.pause(trimShare * time.Since(begin)) {
+			return
+		}
+	}
+}
+
+// parkings returns how many streams were parked since memory was last given
+// back, and begins anew if asked to.
+func (l *lot) parkings(anew bool) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.pile
+	if anew {
+		l.pile = 0
+	}
+	return n
+}
+
+func (l *lot) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-l.over:
+		return false
+	}
+}
+
+// watch has the lot told once when a socket can be read, has ended or has
+// failed.
+func (l *lot) watch(socket syscall.RawConn, at place, op int) error {
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: at.slot, Pad: at.turn}
+	var failed error
+	err := socket.Control(func(fd uintptr) { failed = unix.EpollCtl(l.set, op, int(fd), &event) })
+	return errors.Join(err, failed)
+}
+
+// park gives the goroutine of the stream up. It reports false when the stream
+// is to go on instead.
+func (s *stream) park() bool {
+	s.src.resume()
+	s.src.rest()
+	lot := s.c.l.proxy.lot
+	if s.src.socket() == nil {
+		s.state.Store(moving)
+		return false
+	}
+	lot.enter(s)
+	socket, at, op := s.src.socket(), s.place, unix.EPOLL_CTL_MOD
+	if !at.watched {
+		s.place.watched, op = true, unix.EPOLL_CTL_ADD
+	}
+	s.state.Store(parked)
+	// From here on somebody else may wake it, and this goroutine must not
+	// touch it any more unless it is the one who wakes it.
+	if err := lot.watch(socket, at, op); err != nil && s.state.CompareAndSwap(parked, moving) {
+		lot.leave(s)
+		return false
+	}
+	return true
+}
+
+// wake gives a parked stream a goroutine again; it does nothing to others.
+func (s *stream) wake() {
+	if !s.state.CompareAndSwap(parked, moving) {
+		return
+	}
+	s.c.l.proxy.lot.leave(s)
+	go s.runAgain()
+}
+
+func (s *stream) runAgain() {
+	s.c.awake()
+	s.run()
+}
