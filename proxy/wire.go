@@ -331,4 +331,8 @@ func (s *secured) release() {
 func (s *secured) socket() syscall.RawConn { return s.wire.raw }
 func (s *secured) interrupt()              { _ = s.wire.SetReadDeadline(past) }
 func (s *secured) resume()                 { _ = s.wire.SetReadDeadline(time.Time{}) }
-func (s *secured) rest()                   { s.wire.rest() }
+
+func (s *secured) rest() {
+	s.wire.rest()
+	shed(s.Conn)
+}
