@@ -31,6 +31,7 @@ var rooms = []struct {
 	{"proxy", "proxy/policy proxy/proxyproto attestor internal/telemetry internal/watch", "parses what strangers send: it never shares a process with the agent, which holds every workload's key"},
 	{"internal/config", "", "the file and its types; what they mean to a half is wired in cmd/narthex"},
 	{"internal/config/gen", "internal/config", "makes the reference and the schema from the types; only `go generate` and a test run it"},
+	{"internal/handover", "", "passes sockets from one process to the next, and knows nothing of what they are for"},
 	{"internal/watch", "", "tells that files may have changed, and knows nothing of what is in them"},
 	{"internal/devserver", "attestor", "stands where the real server stands: it knows nothing of the agent"},
 	{"internal/telemetry", "", "anyone may import it, so it imports nobody"},
