@@ -149,7 +149,7 @@ func (p *Proxy) plan(c Config, w *world, sameSource bool) (*plan, error) {
 		if err := todo.lease(c.Identities, s); err != nil {
 			return nil, todo.undo(err)
 		}
-		l, err := p.open(s, todo.removed, w)
+		l, err := p.open(s, todo.removed, w, c.Sockets)
 		if err != nil {
 			return nil, todo.undo(fmt.Errorf("listener %s: %w", want.Name, err))
 		}
@@ -184,14 +184,17 @@ func (t *plan) undo(err error) error {
 }
 
 // open makes a listener: with the socket of a removed one that has the same
-// Bind, or a new socket.
-func (p *Proxy) open(s *settings, removed []*listener, w *world) (*listener, error) {
+// Bind, one that was inherited, or a new one.
+func (p *Proxy) open(s *settings, removed []*listener, w *world, inherited func(name, bind string) net.Listener) (*listener, error) {
 	l := newListener(p, s)
 	at := slices.IndexFunc(removed, func(r *listener) bool {
 		was := w.listeners[r]
 		return was.Bind == s.Bind && was.Socket == s.Socket && !anyPort(s.Bind)
 	})
 	if at < 0 {
+		if s.Socket == nil && inherited != nil {
+			l.socket = inherited(s.Name, s.Bind)
+		}
 		return l, l.open(s)
 	}
 	l.from = removed[at]

@@ -11,6 +11,7 @@ import (
 type gate struct {
 	mu      sync.Mutex // guards the following
 	most    int
+	kept    int // of most, those that somebody else has
 	taken   int
 	waiting list.List // of chan struct{}, closed to let one through
 }
@@ -19,7 +20,7 @@ type gate struct {
 func (g *gate) try() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.taken >= g.most || g.waiting.Len() > 0 {
+	if g.taken+g.kept >= g.most || g.waiting.Len() > 0 {
 		return false
 	}
 	g.taken++
@@ -77,8 +78,17 @@ func (g *gate) resize(most int) {
 	g.admit()
 }
 
+// reserve counts n places as taken by somebody else, in place of what was
+// counted before.
+func (g *gate) reserve(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.kept = n
+	g.admit()
+}
+
 func (g *gate) admit() { // with g.mu held
-	for g.taken < g.most && g.waiting.Len() > 0 {
+	for g.taken+g.kept < g.most && g.waiting.Len() > 0 {
 		g.taken++
 		close(g.waiting.Remove(g.waiting.Front()).(chan struct{}))
 	}

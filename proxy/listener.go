@@ -454,6 +454,8 @@ func (l *listener) retire(s *settings, why string) {
 func (l *listener) open(s *settings) error {
 	if s.Socket != nil {
 		l.socket = s.Socket
+	}
+	if l.socket != nil {
 		return nil
 	}
 	network, address := splitAddress(s.Bind)

@@ -48,6 +48,11 @@ type Config struct {
 	Policy     *policy.Policy // nil denies everything
 	Identities Identities
 
+	// Sockets is asked for a listening socket before one is opened: one that
+	// was handed over or that systemd made. Nil, and a nil socket: one is
+	// opened. It is asked once for each listener that is added.
+	Sockets func(name, bind string) net.Listener
+
 	Metrics *telemetry.Metrics
 	Access  *telemetry.AccessLog
 	Log     hclog.Logger
@@ -195,7 +200,9 @@ func New(c Config) (*Proxy, error) {
 
 // Run accepts connections until ctx ends, then drains: it stops accepting,
 // gives live connections the drain time of their listener to end, ends the
-// rest, and returns when all of them are gone. It can be called once.
+// rest, and returns when all of them are gone. It can be called once. The cause
+// of ctx (context.Cause), where it is more than that it was cancelled, is the
+// reason that drained connections are recorded with.
 func (p *Proxy) Run(ctx context.Context) error {
 	tableCtx, stopTable := context.WithCancel(context.Background())
 	var tables sync.WaitGroup
@@ -227,15 +234,28 @@ func (p *Proxy) Run(ctx context.Context) error {
 		l.stopAccepting()
 	}
 	if live := len(p.table.of(nil)); live > 0 {
-		p.log.Info("draining", "connections", live)
+		p.log.Info("draining", "connections", live, "at_most", longestDrain(w))
+	}
+	why := "the proxy is shutting down"
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		why = cause.Error()
 	}
 	var drains sync.WaitGroup
 	for l, s := range w.listeners {
-		drains.Go(func() { l.retire(s, "the proxy is shutting down") })
+		drains.Go(func() { l.retire(s, why) })
 	}
 	drains.Wait()
 	p.retired.Wait()
 	return nil
+}
+
+// longestDrain is the longest a connection may take to end.
+func longestDrain(w *world) time.Duration {
+	var longest time.Duration
+	for _, s := range w.listeners {
+		longest = max(longest, s.Timeouts.Drain)
+	}
+	return longest
 }
 
 // Draining reports whether Run was told to end: no new connection is taken,

@@ -15,13 +15,14 @@ import (
 // Lock order: a connection's mutex may be held when the table's is taken,
 // never the other way round.
 type table struct {
-	wake chan struct{} // a connection became the first in line
+	wake  chan struct{}      // a connection became the first in line
+	asked chan chan struct{} // closes what it receives: the loop goes round
 
 	mu    sync.Mutex // guards the following, and conn.due, conn.index
 	conns byDue
 }
 
-func newTable() *table { return &table{wake: make(chan struct{}, 1)} }
+func newTable() *table { return &table{wake: make(chan struct{}, 1), asked: make(chan chan struct{})} }
 
 // add puts c into the table.
 func (t *table) add(c *conn, due time.Time) {
@@ -95,6 +96,8 @@ func (t *table) run(ctx context.Context) {
 		select {
 		case <-timer.C:
 		case <-t.wake:
+		case round := <-t.asked:
+			close(round)
 		case <-ctx.Done():
 			return
 		}

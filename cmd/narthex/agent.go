@@ -72,6 +72,11 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 	if err != nil {
 		return err
 	}
+	tell, err := newTeller(files, log)
+	if err != nil {
+		return err
+	}
+	defer tell.close()
 	metrics := telemetry.NewMetrics()
 	a, err := agent.New(agentConfig(c, metrics, log))
 	if err != nil {
@@ -100,20 +105,60 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 	g, ctx := errgroup.WithContext(parent)
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error { return figures.Serve(ctx) })
-	g.Go(func() error { return sayOnHangup(ctx, hangups, log) })
+	g.Go(func() error { return sayOnHangup(ctx, hangups, tell, log) })
+	g.Go(func() error { sayAgentReady(ctx, a, tell); return nil })
+	g.Go(func() error {
+		tell.follow(ctx, func() string { return agentStatusLine(a) }, func(context.Context) error { a.Status(); return nil })
+		return nil
+	})
 	err = g.Wait()
 	log.Info("agent has ended")
 	return err
 }
 
+// attestedWithin bounds how long whoever waits for the agent is kept waiting
+// while its server cannot be reached: workloads are answered with the reason
+// meanwhile.
+const attestedWithin = 60 * time.Second
+
+// sayAgentReady tells the service manager when the agent can serve, or that
+// this takes long, and when it is about to end.
+func sayAgentReady(ctx context.Context, a *agent.Agent, tell *teller) {
+	late := time.After(attestedWithin)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for waiting := true; waiting && a.Unready() != nil; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-late:
+			waiting = false
+		case <-tick.C:
+		}
+	}
+	tell.ready(agentStatusLine(a), false)
+	<-ctx.Done()
+	tell.stopping("ending")
+}
+
+// agentStatusLine is what `systemctl status` shows.
+func agentStatusLine(a *agent.Agent) string {
+	s := a.Status()
+	if s.Problem != "" {
+		return s.Problem
+	}
+	return fmt.Sprintf("%d identities, %d streams", len(s.Identities), s.Streams)
+}
+
 // sayOnHangup answers SIGHUP: what the agent reads from files it reads
 // whenever it needs them, and the rest of its configuration takes a restart.
-func sayOnHangup(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {
+func sayOnHangup(ctx context.Context, hangups <-chan os.Signal, tell *teller, log hclog.Logger) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-hangups:
+			tell.reload()()
 			log.Info("nothing to reload: bundle and token files are read each time they are needed, other settings at start")
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,11 +36,15 @@ const (
 // with one command.
 type child struct {
 	name   string
-	binary string // path of the executable; empty: this one
+	binary string // path of the executable; empty: image, or this one
+	image  *image // likewise; nil: this one
 	args   []string
 	user   *account            // whom it becomes; nil: stays who we are
 	low    bool                // may bind ports below 1024 though it is not root
 	files  map[string]*os.File // handed down, by name
+	env    []string            // beside what every child is given
+	begun  func()              // called when it was started, or could not be; may be nil
+	abort  <-chan struct{}     // closed: it has stopped working, and is to say where
 	stdout io.Writer           // default: ours
 	stderr io.Writer           // default: ours
 }
@@ -88,22 +92,18 @@ func lookupAccount(name string) (*account, error) {
 // its descriptor, so that a user who may not walk to it can still become the
 // child.
 func (c *child) command() (*exec.Cmd, func(), error) {
-	binary := c.binary
-	if binary == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return nil, nil, fmt.Errorf("find this executable: %w", err)
+	from, release := c.image, func() {}
+	if from == nil {
+		var err error
+		if from, err = openImageAt(cmp.Or(c.binary, selfPath)); err != nil {
+			return nil, nil, err
 		}
-		binary = self
-	}
-	image, err := os.Open(binary)
-	if err != nil {
-		return nil, nil, fmt.Errorf("open the executable: %w", err)
+		release = from.close
 	}
 	cmd := &exec.Cmd{
-		Path:   fmt.Sprintf("/proc/self/fd/%d", image.Fd()),
+		Path:   from.path(),
 		Args:   append([]string{"narthex"}, c.args...),
-		Env:    environment(),
+		Env:    append(environment(), c.env...),
 		Stdout: c.stdout,
 		Stderr: c.stderr,
 		SysProcAttr: &syscall.SysProcAttr{
@@ -134,7 +134,7 @@ func (c *child) command() (*exec.Cmd, func(), error) {
 	if len(names) > 0 {
 		cmd.Env = append(cmd.Env, filesEnv+"="+strings.Join(names, ","))
 	}
-	return cmd, func() { _ = image.Close() }, nil
+	return cmd, release, nil
 }
 
 // environment is what of ours a child is given: nothing that may hold a
@@ -180,11 +180,13 @@ func (c *child) run(ctx, kill context.Context, hangup <-chan struct{}) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd, release, err := c.command()
-	if err != nil {
-		return err
+	if err == nil {
+		err = cmd.Start()
+		release()
 	}
-	err = cmd.Start()
-	release()
+	if c.begun != nil {
+		c.begun()
+	}
 	if err != nil {
 		return fmt.Errorf("start %s: %w", c.name, err)
 	}
@@ -193,6 +195,7 @@ func (c *child) run(ctx, kill context.Context, hangup <-chan struct{}) error {
 	var tending sync.WaitGroup
 	tending.Go(func() {
 		var listening <-chan time.Time
+		abort := c.abort
 		for ending := ctx.Done(); ; {
 			select {
 			case <-exited:
@@ -201,6 +204,9 @@ func (c *child) run(ctx, kill context.Context, hangup <-chan struct{}) error {
 				listening = time.After(time.Until(started.Add(settled)))
 			case <-listening:
 				_ = cmd.Process.Signal(syscall.SIGHUP)
+			case <-abort: // the runtime prints every goroutine, and ends
+				_ = cmd.Process.Signal(syscall.SIGABRT)
+				abort = nil
 			case <-ending:
 				_ = cmd.Process.Signal(syscall.SIGTERM)
 				ending = nil
@@ -222,43 +228,6 @@ func (c *child) run(ctx, kill context.Context, hangup <-chan struct{}) error {
 		return fmt.Errorf("%s ended: %w", c.name, err)
 	}
 	return nil
-}
-
-// Supervision: a child that ends too soon after the first start tells of a
-// mistake that a restart does not mend.
-const (
-	soon        = 3 * time.Second
-	restartMin  = time.Second
-	restartMax  = 30 * time.Second
-	restartGood = time.Minute // after which the back-off starts anew
-)
-
-var errEndedEarly = errors.New("ended right after it was started: mend what it said above")
-
-// keepRunning runs the child again whenever it ends, until ctx does.
-func (c *child) keepRunning(ctx, kill context.Context, hangup <-chan struct{}, log hclog.Logger) error {
-	pause := restartMin
-	for first := true; ; first = false {
-		started := time.Now()
-		err := c.run(ctx, kill, hangup)
-		if ctx.Err() != nil {
-			return err
-		}
-		lived := time.Since(started)
-		if first && lived < soon {
-			return errors.Join(err, fmt.Errorf("%s %w", c.name, errEndedEarly))
-		}
-		if lived > restartGood {
-			pause = restartMin
-		}
-		log.Error("a half has ended and is started again", "half", c.name, "error", err, "after", lived.Round(time.Millisecond), "restart_in", pause)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, restartMax)
-	}
 }
 
 // inherited are the descriptors that the parent handed down, by name.

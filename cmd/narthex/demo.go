@@ -147,7 +147,7 @@ func (d *demo) prepare() error {
 			d.sockets[name] = l
 		}
 		d.page = d.sockets[telemetrySocketName].Addr().String()
-		if d.status[0], d.status[1], err = privateSocket(nil); err != nil {
+		if d.status[0], d.status[1], err = privateSocket("unix", nil); err != nil {
 			return err
 		}
 		d.inventory, err = newInventoryService(d.path("inventory.sock"))

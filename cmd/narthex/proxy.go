@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/handover"
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/internal/telemetry/expose"
 	"github.com/narthex-id/narthex/internal/watch"
@@ -36,6 +38,7 @@ touching what still passes; SIGTERM drains.`,
 		Example: `  narthex proxy -c /etc/narthex/narthex.yaml`,
 	}
 	path := configFlag(cmd)
+	beside := cmd.Flags().Bool("beside", false, "start in the background, and return once that process serves (in the place of the one that runs, with proxy.handover) or has failed")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := config.Load(*path)
 		if err != nil {
@@ -45,6 +48,9 @@ touching what still passes; SIGTERM drains.`,
 			return err
 		}
 		r := &proxyRunner{path: *path, config: c, log: newLogger("narthex.proxy", c.Log)}
+		if *beside {
+			return startBeside(cmd.Context(), r.log)
+		}
 		ctx, hangups, stop := untilSignal(cmd.Context(), r.endNow)
 		defer stop()
 		return r.run(ctx, hangups)
@@ -56,12 +62,16 @@ touching what still passes; SIGTERM drains.`,
 type proxyRunner struct {
 	path    string
 	sockets map[string]net.Listener // inherited, by listener name
+	place   *succession
+	tell    *teller
 	metrics *telemetry.Metrics
 	access  *telemetry.AccessLog
 	out     accessFile
 	log     hclog.Logger
 	started time.Time
 	source  identitySource
+
+	reloading sync.Mutex // held by a reload, and while the sockets are offered to another process
 
 	mu      sync.Mutex // guards the following
 	proxy   *proxy.Proxy
@@ -89,30 +99,126 @@ func (r *proxyRunner) run(ctx context.Context, hangups <-chan os.Signal) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, r.access.Close()) }()
-	if err := r.open(files); err != nil {
+	if r.tell, err = newTeller(files, r.log); err != nil {
+		return err
+	}
+	defer r.tell.close()
+	figures, err := r.begin(ctx, files)
+	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.source.Close()) }()
-	figures, err := r.figures(files)
+	return r.serve(ctx, figures, hangups)
+}
+
+// begin does everything that can fail. Where another proxy runs, it is as it
+// was if this fails, and has let go if it does not.
+func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expose.Server, err error) {
+	if r.place, err = r.succeed(ctx, files); err != nil {
+		return nil, err
+	}
+	if err := r.open(files); err != nil {
+		r.place.abandon()
+		return nil, err
+	}
+	if figures, err = r.figures(files); err == nil {
+		err = r.place.listen()
+	}
+	if err == nil {
+		err = r.place.takeOver(ctx, r.proxy)
+	}
 	if err != nil {
 		r.proxy.Close()
-		return err
+		if figures != nil {
+			_ = figures.Close()
+		}
+		r.place.abandon()
+		return nil, errors.Join(err, r.source.Close())
 	}
-	r.log.Info("proxy starts", "version", version, "source", c.Proxy.Source, "listeners", len(c.Proxy.Listeners), "rules", r.policy.Rules())
+	if r.place.from != nil {
+		r.tell.tell(tookOverState)
+	}
+	warnUnused(r.place.sockets, r.log)
+	r.log.Info("proxy starts", "version", version, "source", r.config.Proxy.Source, "listeners", len(r.config.Proxy.Listeners), "rules", r.policy.Rules())
+	return figures, nil
+}
 
-	// Figures are shown until the last connection is gone.
+// serve runs everything until ctx ends, or another process has taken over, and
+// the last connection is gone.
+func (r *proxyRunner) serve(ctx context.Context, figures *expose.Server, hangups <-chan os.Signal) error {
+	defer r.place.end()
+	// Figures are shown until the last connection is gone, or another process
+	// shows its own in their place.
 	serving, served := context.WithCancel(context.WithoutCancel(ctx))
 	defer served()
+	showing, hide := context.WithCancel(serving)
+	defer hide()
+	signalled, stopGiving := context.WithCancel(ctx)
+	defer stopGiving()
+	ctx, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
+		defer stopGiving()
 		defer served()
 		return r.proxy.Run(ctx)
 	})
-	g.Go(func() error { return figures.Serve(serving) })
+	g.Go(func() error { return figures.Serve(showing) })
 	g.Go(func() error { r.reloadWhenChanged(ctx, hangups); return nil })
-	err = g.Wait()
+	g.Go(func() error { r.place.countLive(signalled, r.proxy); return nil })
+	g.Go(func() error { r.sayReady(ctx); return nil })
+	g.Go(func() error { r.tell.follow(serving, r.statusLine, r.proxy.Alive); return nil })
+	if r.place.control != nil {
+		g.Go(func() error {
+			_, err := handover.Serve(signalled, handover.Config{
+				Listener: r.place.control, Path: r.place.path, Owned: r.place.owned, Version: version,
+				Giver: &giver{r, figures, leave, hide}, Log: r.place.log,
+			})
+			return err
+		})
+	}
+	err := g.Wait()
 	r.log.Info("proxy has ended")
 	return err
+}
+
+// sayReady tells the service manager when every listener can serve, or that
+// this takes long, and when the proxy is about to end. What waits for us must
+// not wait for ever because one identity is missing.
+func (r *proxyRunner) sayReady(ctx context.Context) {
+	within, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	if err := r.proxy.WaitReady(within); err != nil && ctx.Err() == nil {
+		r.log.Warn("not every listener can serve yet", "error", err)
+	}
+	if ctx.Err() == nil {
+		r.tell.ready(r.statusLine(), r.place.from != nil)
+	}
+	<-ctx.Done()
+	r.tell.stopping(r.statusLine())
+}
+
+// statusLine is what `systemctl status` shows.
+func (r *proxyRunner) statusLine() string {
+	r.mu.Lock()
+	problem, listeners := r.problem, len(r.config.Proxy.Listeners)
+	r.mu.Unlock()
+	live := 0
+	for _, n := range r.proxy.Live() {
+		live += n
+	}
+	line := fmt.Sprintf("%d listeners, %d connections", listeners, live)
+	if r.proxy.Draining() {
+		return "draining: " + line
+	}
+	if err := r.ready(); err != nil {
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		line += "; " + first
+	}
+	if problem != "" {
+		line += "; cannot reload: " + problem
+	}
+	return line
 }
 
 // endNow is for the second signal.
@@ -132,6 +238,9 @@ func (r *proxyRunner) figures(files inherited) (*expose.Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if socket == nil {
+		socket = r.place.take(handover.Telemetry, "", string(r.config.Telemetry.Listen))
+	}
 	show := expose.Config{
 		Process: "proxy",
 		Metrics: r.metrics,
@@ -140,6 +249,7 @@ func (r *proxyRunner) figures(files inherited) (*expose.Server, error) {
 		Listen:  string(r.config.Telemetry.Listen),
 		Socket:  socket,
 		Health:  string(r.config.Telemetry.Health),
+		Probed:  r.place.take(handover.Health, "", string(r.config.Telemetry.Health)),
 		Log:     r.log.Named("telemetry"),
 	}
 	if path := files.path(statusPeerName); path != "" {
@@ -222,7 +332,7 @@ func (r *proxyRunner) loadPolicy(c *config.Config) (*policy.Policy, error) {
 
 // proxyConfig says in the proxy's words what the file says in its own.
 func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.Config {
-	out := proxy.Config{Policy: rules, Identities: r.source, Metrics: r.metrics, Access: r.access, Log: r.log}
+	out := proxy.Config{Policy: rules, Identities: r.source, Metrics: r.metrics, Access: r.access, Log: r.log, Sockets: r.place.socket}
 	for i := range c.Proxy.Listeners {
 		l := &c.Proxy.Listeners[i]
 		listener := proxy.Listener{
@@ -319,10 +429,12 @@ func (r *proxyRunner) reloadWhenChanged(ctx context.Context, hangups <-chan os.S
 		case <-ctx.Done():
 			return
 		case <-hangups:
+			done := r.tell.reload()
 			if err := r.out.Reopen(); err != nil {
 				r.log.Error("cannot open the access log anew: writing goes on to the old file", "error", err)
 			}
 			r.reload(true)
+			done()
 		case <-changed:
 			r.reload(false)
 		}
@@ -343,6 +455,8 @@ func (r *proxyRunner) files() []string {
 // reload puts the files as they are now in force, all of them or none. Unless
 // a person asked for it, files that say what they said before are no reload.
 func (r *proxyRunner) reload(asked bool) {
+	r.reloading.Lock()
+	defer r.reloading.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c, rules, err := r.readAgain()
@@ -400,6 +514,7 @@ func needsRestart(was, is *config.Config) []string {
 		{"proxy.workload_api", was.Proxy.WorkloadAPI, is.Proxy.WorkloadAPI},
 		{"proxy.files", was.Proxy.Files, is.Proxy.Files},
 		{"proxy.user", was.Proxy.User, is.Proxy.User},
+		{"proxy.handover", was.Proxy.Handover, is.Proxy.Handover},
 		{"telemetry", was.Telemetry, is.Telemetry},
 		{"access_log", was.AccessLog, is.AccessLog},
 		{"log", was.Log, is.Log},

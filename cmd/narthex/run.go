@@ -7,9 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -23,7 +21,9 @@ func newRun() *cobra.Command {
 		Long: `Runs both halves of a host as two processes under one small supervisor: the
 agent with the privileges it was started with, the proxy as the user that
 proxy.user names. Neither ends when the other does; one that ends is started
-again. SIGHUP reloads, SIGTERM drains, a second SIGTERM ends at once.`,
+again. SIGHUP reloads, SIGTERM drains, a second SIGTERM ends at once. SIGUSR2 goes
+on with the program that is at this one's path by then, without losing a
+connection.`,
 		Example: `  narthex check -c /etc/narthex/narthex.yaml && narthex run -c /etc/narthex/narthex.yaml`,
 	}
 	path := configFlag(cmd)
@@ -54,15 +54,12 @@ func runHalves(parent context.Context, c *config.Config, path string) error {
 	if u == nil {
 		log.Warn("not started by root: the proxy runs as the agent's user, so whoever takes over the proxy can read the agent's keys; proxy.user is not used")
 	}
-	status, peer, err := privateSocket(u)
+	status, peer, err := privateSocket("unix", u)
 	if err != nil {
 		return err
 	}
 	defer status.Close()
 	defer peer.Close()
-
-	agent := &child{name: "agent", args: []string{"agent", "-c", path, "--half"}, files: map[string]*os.File{statusSocketName: status}}
-	proxy := &child{name: "proxy", args: []string{"proxy", "-c", path}, user: u, low: needsLowPort(c), files: map[string]*os.File{statusPeerName: peer}}
 
 	kill, killNow := context.WithCancel(context.WithoutCancel(parent))
 	defer killNow()
@@ -71,50 +68,14 @@ func runHalves(parent context.Context, c *config.Config, path string) error {
 		killNow()
 	})
 	defer stop()
-	return superviseHalves(ctx, kill, agent, proxy, hangups, log)
-}
-
-func superviseHalves(ctx, kill context.Context, agent, proxy *child, hangups <-chan os.Signal, log hclog.Logger) error {
-	ctx, fail := context.WithCancel(ctx)
-	defer fail()
-	// The agent's context ends only when the proxy is gone.
-	agentCtx, proxyGone := context.WithCancel(context.WithoutCancel(ctx))
-	defer proxyGone()
-
-	// One token each: a half that is being started again reads the files
-	// anyway, and must not keep the other from being told.
-	tellAgent, tellProxy := make(chan struct{}, 1), make(chan struct{}, 1)
-	var halves, relay sync.WaitGroup
-	over := make(chan struct{})
-	relay.Go(func() {
-		for {
-			select {
-			case <-over:
-				return
-			case <-hangups:
-				for _, tell := range []chan struct{}{tellAgent, tellProxy} {
-					select {
-					case tell <- struct{}{}:
-					default:
-					}
-				}
-			}
-		}
-	})
-	var agentErr, proxyErr error
-	halves.Go(func() {
-		agentErr = agent.keepRunning(agentCtx, kill, tellAgent, log)
-		fail()
-	})
-	halves.Go(func() {
-		proxyErr = proxy.keepRunning(ctx, kill, tellProxy, log)
-		proxyGone()
-		fail()
-	})
-	halves.Wait()
-	close(over)
-	relay.Wait()
-	return errors.Join(agentErr, proxyErr)
+	v, err := newSupervisor(c, path, u, log)
+	if err != nil {
+		return err
+	}
+	defer v.close()
+	v.agent.files[statusSocketName] = status
+	v.proxy.files[statusPeerName] = peer
+	return v.run(ctx, kill, hangups)
 }
 
 // proxyAccount decides whom the proxy becomes. A proxy that parses what
@@ -140,7 +101,7 @@ func proxyAccount(c *config.Config) (*account, error) {
 // privateSocket makes a Unix socket that nobody can reach but a process that
 // is handed peer: its name is gone when this returns. The first file listens;
 // the second is what the user connects through.
-func privateSocket(u *account) (listen, peer *os.File, err error) {
+func privateSocket(network string, u *account) (listen, peer *os.File, err error) {
 	dir, err := os.MkdirTemp("", "narthex-")
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a private directory: %w; set TMPDIR to a directory you can write", err)
@@ -150,7 +111,7 @@ func privateSocket(u *account) (listen, peer *os.File, err error) {
 	if len(path) > 107 {
 		return nil, nil, fmt.Errorf("make a private socket: %s is longer than the 107 bytes a socket's path can have; set TMPDIR to a shorter one", path)
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	l, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a private socket: %w", err)
 	}

@@ -163,6 +163,8 @@ type Proxy struct {
 	User string `yaml:"user" example:"narthex"`
 	// Rule files, or patterns of them (*, ? and [a-z] within one directory). All of them form one policy. What no rule allows is refused.
 	Policies []File `yaml:"policies" required:"true" example:"[/etc/narthex/policies/*.yaml]"`
+	// Lets a newer process take this one's place without losing a connection. Left out: it cannot. Not needed under `narthex run`.
+	Handover *Handover `yaml:"handover"`
 	// What the proxy listens on.
 	Listeners []Listener `yaml:"listeners" required:"true"`
 }
@@ -178,6 +180,12 @@ type Files struct {
 	Bundle File `yaml:"bundle" required:"true" example:"bundle.pem"`
 	// The bundles of other trust domains, by their names. A bundle speaks for its own domain alone.
 	Bundles map[spiffeid.TrustDomain]File `yaml:"bundles" example:"{partner.example: partner.pem}"`
+}
+
+// Handover is how a newer proxy takes the place of the one that runs.
+type Handover struct {
+	// Absolute path of a Unix socket, at most 107 bytes, which the proxy makes with mode 0600. A proxy that starts with the same path takes over the sockets of the one that listens there; only processes of the same user, and root, can.
+	Socket Socket `yaml:"socket" required:"true" example:"/run/narthex/handover/proxy.sock"`
 }
 
 // Listener is one way in or out.

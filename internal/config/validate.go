@@ -256,6 +256,9 @@ func (c *Config) checkPlaces(f *findings) {
 		places = append(places, place{"agent.workload_api.socket", Address("unix:" + c.Agent.WorkloadAPI.Socket)})
 	}
 	if c.Proxy != nil {
+		if h := c.Proxy.Handover; h != nil && h.Socket != "" {
+			places = append(places, place{"proxy.handover.socket", Address("unix:" + h.Socket)})
+		}
 		for i, l := range c.Proxy.Listeners {
 			places = append(places, place{fmt.Sprintf("proxy.listeners[%d].bind", i), l.Bind})
 		}

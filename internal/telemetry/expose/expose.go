@@ -38,6 +38,7 @@ type Config struct {
 	Listen  string                  // everything, at host:port or unix:/path; empty: none
 	Socket  net.Listener            // inherited, for Listen, which then only names it; nil: Listen is opened
 	Health  string                  // /livez and /readyz alone, likewise
+	Probed  net.Listener            // inherited, for Health
 	Process string                  // "agent", "proxy" or another word: the label of the process's own metrics
 	Metrics *telemetry.Metrics      // may be nil
 	Status  func() telemetry.Status // of this process; called by Listen and by each request; may be nil
@@ -68,6 +69,8 @@ type Server struct {
 	faces  []face
 	addr   net.Addr
 	health net.Addr
+
+	listening, probed net.Listener // of Listen and Health; nil where there is none
 }
 
 // face is one address with what it serves.
@@ -96,7 +99,7 @@ func Listen(cfg Config) (*Server, error) {
 		addr         *net.Addr
 	}{
 		{"telemetry.listen", cfg.Listen, cfg.Socket, s.publicRoutes, &s.addr},
-		{"telemetry.health", cfg.Health, nil, s.healthRoutes, &s.health},
+		{"telemetry.health", cfg.Health, cfg.Probed, s.healthRoutes, &s.health},
 	} {
 		if want.address == "" {
 			continue
@@ -109,6 +112,11 @@ func Listen(cfg Config) (*Server, error) {
 			}
 		}
 		*want.addr = l.Addr()
+		if want.key == "telemetry.listen" {
+			s.listening = l
+		} else {
+			s.probed = l
+		}
 		s.faces = append(s.faces, face{l, guard(want.address, want.routes()), want.key == "telemetry.health"})
 	}
 	return s, nil
@@ -121,6 +129,11 @@ func (s *Server) Addr() net.Addr { return s.addr }
 // HealthAddr returns the address of Config.Health with the port it got; nil
 // where there is none.
 func (s *Server) HealthAddr() net.Addr { return s.health }
+
+// Sockets returns the listening sockets of Config.Listen and Config.Health,
+// nil where there is none, for a process that takes this one's place. They
+// stay the server's.
+func (s *Server) Sockets() (listen, health net.Listener) { return s.listening, s.probed }
 
 // Close closes the listeners.
 func (s *Server) Close() error {
