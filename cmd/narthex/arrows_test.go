@@ -33,6 +33,7 @@ var rooms = []struct {
 	{"internal/config/gen", "internal/config", "makes the reference and the schema from the types; only `go generate` and a test run it"},
 	{"internal/handover", "", "passes sockets from one process to the next, and knows nothing of what they are for"},
 	{"internal/watch", "", "tells that files may have changed, and knows nothing of what is in them"},
+	{"internal/sandbox", "", "gives up what the process does not need, whatever the process is"},
 	{"internal/devserver", "attestor", "stands where the real server stands: it knows nothing of the agent"},
 	{"internal/telemetry", "", "anyone may import it, so it imports nobody"},
 	{"internal/telemetry/expose", "internal/telemetry", "the only room that knows Prometheus and HTTP"},
