@@ -18,6 +18,7 @@ import (
 	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/attestor"
 	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/sandbox"
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/internal/telemetry/expose"
 )
@@ -61,6 +62,9 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 	log := newLogger("narthex.agent", c.Log)
 	if err := agent.Undumpable(); err != nil {
 		log.Warn("the agent's memory is not kept from core files and debuggers", "error", err)
+	}
+	if err := sandbox.NoNewPrivs(); err != nil { // it executes nothing
+		log.Warn("the agent could gain privileges by executing a program", "error", err)
 	}
 	warn(log, c)
 	files, err := takeInherited()

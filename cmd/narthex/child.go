@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/narthex-id/narthex/internal/sandbox"
 )
 
 // filesEnv hands descriptors to a child: "name=fd,name=fd".
@@ -178,10 +180,17 @@ func (c *child) run(ctx, kill context.Context, hangup <-chan struct{}) error {
 	// The kernel sends Pdeathsig when the thread that started the child ends,
 	// so this goroutine keeps its thread until the child is gone.
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	if c.user == nil {
+		defer runtime.UnlockOSThread()
+	}
 	cmd, release, err := c.command()
 	if err == nil {
-		err = cmd.Start()
+		if c.user != nil {
+			err = sandbox.ConfineChildren(c.low) // the thread is never unlocked: it ends with this goroutine
+		}
+		if err == nil {
+			err = cmd.Start()
+		}
 		release()
 	}
 	if c.begun != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/narthex-id/narthex/internal/config"
 	"github.com/narthex-id/narthex/internal/handover"
+	"github.com/narthex-id/narthex/internal/sandbox"
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/internal/telemetry/expose"
 	"github.com/narthex-id/narthex/internal/watch"
@@ -70,6 +71,7 @@ type proxyRunner struct {
 	log     hclog.Logger
 	started time.Time
 	source  identitySource
+	box     *sandbox.Sandbox // nil: proxy.sandbox is off
 
 	reloading sync.Mutex // held by a reload, and while the sockets are offered to another process
 
@@ -138,6 +140,7 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 	if r.place.from != nil {
 		r.tell.tell(tookOverState)
 	}
+	r.enterSandbox()
 	warnUnused(r.place.sockets, r.log)
 	r.log.Info("proxy starts", "version", version, "source", r.config.Proxy.Source, "listeners", len(r.config.Proxy.Listeners), "rules", r.policy.Rules())
 	return figures, nil
@@ -469,6 +472,11 @@ func (r *proxyRunner) reload(asked bool) {
 	reloads := r.metrics.Counter("narthex_policy_reloads_total", "Reloads of configuration and policy.", "result")
 	if err != nil {
 		reloads.With("error").Inc()
+		// A directory that was replaced looks as before and is another to the
+		// sandbox.
+		if outside := r.box.Admits(sandboxConfig(r.config, r.path)); outside != nil {
+			err = fmt.Errorf("%w; %w", err, outside)
+		}
 		if r.problem != err.Error() || asked {
 			r.log.Error("cannot reload: what was in force stays in force", "error", err)
 		}
@@ -492,6 +500,9 @@ func (r *proxyRunner) readAgain() (*config.Config, *policy.Policy, error) {
 	if err := c.ForProxy(); err != nil {
 		return nil, nil, err
 	}
+	if err := r.box.Admits(sandboxConfig(c, r.path)); err != nil {
+		return nil, nil, err
+	}
 	rules, err := r.loadPolicy(c)
 	if err != nil {
 		return nil, nil, err
@@ -513,6 +524,7 @@ func needsRestart(was, is *config.Config) []string {
 		{"proxy.source", was.Proxy.Source, is.Proxy.Source},
 		{"proxy.workload_api", was.Proxy.WorkloadAPI, is.Proxy.WorkloadAPI},
 		{"proxy.files", was.Proxy.Files, is.Proxy.Files},
+		{"proxy.sandbox", was.Proxy.Sandbox, is.Proxy.Sandbox},
 		{"proxy.user", was.Proxy.User, is.Proxy.User},
 		{"proxy.handover", was.Proxy.Handover, is.Proxy.Handover},
 		{"telemetry", was.Telemetry, is.Telemetry},
@@ -531,6 +543,7 @@ func (r *proxyRunner) status() telemetry.Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p.Policy.Problem = r.problem
+	p.Sandbox = r.sandboxStatus()
 	domain := r.config.TrustDomain
 	if domain.IsZero() && len(p.Identities) > 0 { // a proxy alone takes it from its SVID
 		if id, err := spiffeid.FromString(p.Identities[0].SPIFFEID); err == nil {

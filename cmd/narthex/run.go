@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/sandbox"
 )
 
 func newRun() *cobra.Command {
@@ -51,7 +52,13 @@ func runHalves(parent context.Context, c *config.Config, path string) error {
 	if err != nil {
 		return err
 	}
-	if u == nil {
+	if u != nil {
+		// Not where another user started it: file capabilities of the
+		// executable may be what gives the agent its rights.
+		if err := sandbox.NoNewPrivs(); err != nil {
+			return err
+		}
+	} else {
 		log.Warn("not started by root: the proxy runs as the agent's user, so whoever takes over the proxy can read the agent's keys; proxy.user is not used")
 	}
 	status, peer, err := privateSocket("unix", u)

@@ -190,6 +190,7 @@ func printStatus(w io.Writer, data []byte, format string) error {
 	}
 	if p := s.Proxy; p != nil {
 		fmt.Fprintf(t, "\npolicy\tgeneration %d\t%d rules\n", p.Policy.Generation, p.Policy.Rules)
+		printSandbox(t, p.Sandbox)
 		for _, problem := range []string{p.Problem, p.Policy.Problem} {
 			if problem != "" {
 				fmt.Fprintf(t, "problem\t%s\n", problem)
@@ -210,6 +211,19 @@ func printStatus(w io.Writer, data []byte, format string) error {
 		}
 	}
 	return t.Flush()
+}
+
+func printSandbox(w io.Writer, s *telemetry.SandboxStatus) {
+	switch {
+	case s == nil: // of an older version
+	case !s.On:
+		fmt.Fprintf(w, "sandbox\toff: whoever takes over the proxy has all the rights of its user\n")
+	default:
+		fmt.Fprintf(w, "sandbox\ton\t%s\n", strings.Join(s.Enforced, ", "))
+		for _, missing := range s.Missing {
+			fmt.Fprintf(w, "\tmissing\t%s\n", missing)
+		}
+	}
 }
 
 func until(t time.Time) string {

@@ -31,6 +31,7 @@ agent:
   sync: {interval: 1s}
 proxy:
   user: nobody
+  sandbox: off
   policies: ["policies/*.yaml"]
   listeners:
     - name: in
@@ -75,6 +76,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 			Source:      "workload_api",
 			WorkloadAPI: &WorkloadAPI{Socket: "/run/n/api.sock"},
 			User:        "nobody",
+			Sandbox:     "off",
 			Policies:    []File{"/etc/narthex/policies/*.yaml"},
 			Listeners: []Listener{{
 				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp",

@@ -29,7 +29,6 @@ var later = map[string]bool{
 	"agent.workload_attestors.systemd":   true,
 	"agent.svid.jwt_cache":               true,
 	"proxy.broker":                       true,
-	"proxy.sandbox":                      true,
 	"proxy.listeners[].mode":             true,
 	"proxy.listeners[].enforcement":      true,
 	"proxy.listeners[].identity_header":  true,

@@ -161,6 +161,8 @@ type Proxy struct {
 	Files *Files `yaml:"files"`
 	// The user the proxy process becomes when `narthex run` is started by root; not used when it is started by anybody else. It must be able to read this file and the policies, and be another than root.
 	User string `yaml:"user" example:"narthex"`
+	// Whether the proxy's process gives up what it does not need once it is set up: privileges, files outside the directories named here, and system calls. off is for finding out whether the sandbox is why something fails; it warns.
+	Sandbox string `yaml:"sandbox" default:"on" enum:"on|off"`
 	// Rule files, or patterns of them (*, ? and [a-z] within one directory). All of them form one policy. What no rule allows is refused.
 	Policies []File `yaml:"policies" required:"true" example:"[/etc/narthex/policies/*.yaml]"`
 	// Lets a newer process take this one's place without losing a connection. Left out: it cannot. Not needed under `narthex run`.

@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -180,11 +179,17 @@ func replaceable(path string) bool {
 	return unix.Stat(filepath.Dir(path), &dir) == nil && file.Dev == dir.Dev
 }
 
-// Admits returns an error when c names a file in a directory that is outside
-// the sandbox, with the path and what to do: the sandbox cannot be widened.
+// Admits returns an error when c needs what was given up, with the path and
+// what to do: the sandbox cannot be widened.
 // What is not there at all is for those who open it to complain of.
 func (s *Sandbox) Admits(c Config) error {
-	if s == nil || s.roots == nil {
+	if s == nil {
+		return nil
+	}
+	if c.LowPorts && s.lowPortsGone {
+		return fmt.Errorf("a port below 1024 needs CAP_NET_BIND_SERVICE, which the proxy gave up at the start, as no listener had such a port: restart or upgrade the proxy: %w", fs.ErrPermission)
+	}
+	if s.roots == nil {
 		return nil
 	}
 	for _, pattern := range c.Read {
@@ -262,16 +267,3 @@ func (e *OutsideError) Error() string {
 
 // Is makes it an fs.ErrPermission.
 func (e *OutsideError) Is(target error) bool { return target == fs.ErrPermission }
-
-// Explain adds to an error of a file that could not be opened that the
-// sandbox is why, where it is; other errors it returns as they are.
-func (s *Sandbox) Explain(err error) error {
-	var path *fs.PathError
-	if !errors.As(err, &path) || !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	if outside := s.Admits(Config{Read: []string{path.Path}}); outside != nil {
-		return fmt.Errorf("%w: %w", err, outside)
-	}
-	return err
-}

@@ -3,7 +3,10 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -31,12 +34,11 @@ func NoNewPrivs() error {
 
 func noNewPrivs() error { return prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0) }
 
-// undumpable keeps the memory out of core files and away from other processes
-// of the same user.
+func noCoreFiles() error { return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}) }
+
+// undumpable keeps the memory away from other processes of the same user:
+// ptrace, /proc/PID/mem. Its files in /proc are root's from then on.
 func undumpable() error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbid core files: %w", err)
-	}
 	return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // of the whole process
 }
 
@@ -77,6 +79,18 @@ func dropCapabilities(keep uint64) error {
 	return nil
 }
 
+// lowPortsMatter reports whether this process can bind ports below 1024 by its
+// capability, and not because everybody may, as in many containers.
+func lowPortsMatter() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&header, &data[0]) != nil || data[0].Permitted&(1<<unix.CAP_NET_BIND_SERVICE) == 0 {
+		return false
+	}
+	first, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	return err != nil || strings.TrimSpace(string(first)) != "0"
+}
+
 // dropBounding empties the capability bounding set by way of call.
 func dropBounding(call func(option, arg2, arg3 uintptr) error, keep ...uintptr) error {
 	for c := uintptr(0); ; c++ {
@@ -87,22 +101,13 @@ func dropBounding(call func(option, arg2, arg3 uintptr) error, keep ...uintptr) 
 		if err != nil {
 			return fmt.Errorf("read the capability bounding set: %w", err)
 		}
-		if has == 0 || contains(keep, c) {
+		if has == 0 || slices.Contains(keep, c) {
 			continue
 		}
 		if err := call(unix.PR_CAPBSET_DROP, c, 0); err != nil {
 			return fmt.Errorf("drop capability %d from the bounding set: %w", c, err)
 		}
 	}
-}
-
-func contains(list []uintptr, c uintptr) bool {
-	for _, x := range list {
-		if x == c {
-			return true
-		}
-	}
-	return false
 }
 
 // ConfineChildren takes from the calling thread, and so from the processes it
@@ -119,5 +124,8 @@ func ConfineChildren(lowPorts bool) error {
 	if err := own(unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
-	return dropBounding(own, keep...)
+	if err := dropBounding(own, keep...); err != nil && !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	return nil // without CAP_SETPCAP there is still no_new_privs
 }

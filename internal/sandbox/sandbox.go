@@ -34,6 +34,7 @@ type Config struct {
 	Append   []string // files that are opened again for appending, and made: likewise
 	Sockets  []string // Unix sockets that are bound and removed: likewise
 	Connect  []string // Unix sockets that are connected to: only looked at by Check
+	Watched  bool     // leave processes of the same user a way to look at this one, as an agent of that user does to attest it; core files are forbidden all the same
 	LowPorts bool     // keep CAP_NET_BIND_SERVICE, where the process has it
 	Abstract bool     // let it reach abstract Unix sockets of other programs
 }
@@ -41,11 +42,12 @@ type Config struct {
 // Sandbox is the sandbox that this process is in. A nil Sandbox is none: it
 // enforces nothing and admits everything.
 type Sandbox struct {
-	enforced []string
-	missing  []string
-	wide     []string
-	roots    []root // nil: Landlock is not in force
-	pinned   []int  // descriptors that keep entries of /proc the ones that were allowed
+	enforced     []string
+	missing      []string
+	wide         []string
+	lowPortsGone bool   // CAP_NET_BIND_SERVICE was there, is of use, and was given up
+	roots        []root // nil: Landlock is not in force
+	pinned       []int  // descriptors that keep entries of /proc the ones that were allowed
 }
 
 // Enter closes the sandbox around this process, all its threads included.
@@ -54,12 +56,16 @@ type Sandbox struct {
 func Enter(c Config) *Sandbox {
 	s := &Sandbox{}
 	s.step(noNewPrivs, "no_new_privs")
-	s.step(undumpable, "undumpable")
+	s.step(noCoreFiles, "no core files")
+	if !c.Watched {
+		s.step(undumpable, "undumpable")
+	}
 	var keep uint64
 	name := "no capabilities"
 	if c.LowPorts {
 		keep, name = 1<<unix.CAP_NET_BIND_SERVICE, "no capabilities but CAP_NET_BIND_SERVICE"
 	}
+	s.lowPortsGone = !c.LowPorts && lowPortsMatter()
 	s.step(func() error { return dropCapabilities(keep) }, name)
 	s.landlock(c)
 	s.step(filterSyscalls, "seccomp")

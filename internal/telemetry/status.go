@@ -43,8 +43,16 @@ type ProxyStatus struct {
 	Source     string           `json:"source"` // where identities come from: workload_api or files
 	Problem    string           `json:"problem,omitempty"`
 	Policy     PolicyStatus     `json:"policy"`
+	Sandbox    *SandboxStatus   `json:"sandbox,omitempty"`
 	Identities []Identity       `json:"identities,omitempty"`
 	Listeners  []ListenerStatus `json:"listeners"`
+}
+
+// SandboxStatus is what the proxy's process has given up.
+type SandboxStatus struct {
+	On       bool     `json:"on"`
+	Enforced []string `json:"enforced,omitempty"`
+	Missing  []string `json:"missing,omitempty"` // what this kernel or place does not offer, each with the reason
 }
 
 // PolicyStatus is the policy in force.

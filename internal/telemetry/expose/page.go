@@ -81,6 +81,14 @@ func newView(st telemetry.Status, now time.Time) *view {
 	if p := st.Proxy; p != nil {
 		note("proxy", p.Problem)
 		note("policy", p.Policy.Problem)
+		if s := p.Sandbox; s != nil {
+			if !s.On {
+				note("sandbox", "off: whoever takes over the proxy has all the rights of its user")
+			}
+			for _, missing := range s.Missing {
+				note("sandbox", "not in force: "+missing)
+			}
+		}
 		for _, l := range p.Listeners {
 			note("listener "+l.Name, l.Problem)
 		}
