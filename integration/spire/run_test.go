@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -206,6 +207,16 @@ func checkPrivileges(t *testing.T, s *shop) {
 		}
 		if got := stage.UIDOf(t, pid); got != uid {
 			t.Errorf("the %s runs as uid %d, want %d", command, got, uid)
+		}
+		status := stage.ReadFile(t, fmt.Sprintf("/proc/%d/status", pid))
+		want := []string{"NoNewPrivs:\t1"}
+		if command == "proxy" {
+			want = append(want, "Seccomp:\t2", "CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "CapAmb:\t0000000000000000")
+		}
+		for _, line := range want {
+			if !strings.Contains(status, line+"\n") {
+				t.Errorf("the %s should have %q:\n%s", command, line, status)
+			}
 		}
 	}
 	err := filepath.Walk(s.orders.dataDir(), func(path string, info os.FileInfo, err error) error {

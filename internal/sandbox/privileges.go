@@ -73,7 +73,7 @@ func dropCapabilities(keep uint64) error {
 	header.Pid = 0
 	pin.Pin(header)
 	pin.Pin(data)
-	if _, _, errno := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(data)), 0); errno != 0 {
+	if _, _, errno := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(data)), 0); errno != 0 { //nolint:gosec // G103: capset(2) takes two pointers
 		return fmt.Errorf("drop the capabilities: %w", errno)
 	}
 	return nil

@@ -122,7 +122,8 @@ var tries = map[string]func(box *sandbox.Sandbox, dir string) error{
 			statusField("NoNewPrivs"), statusField("Seccomp"), statusField("CapBnd"), statusField("CapEff"),
 			statusField("CapPrm"), statusField("CapAmb"), must(unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)))
 	},
-	"ordinary": ordinary,
+	"ordinary":   ordinary,
+	"afterwards": afterwards,
 }
 
 func must[T any](v T, err error) T {
@@ -286,8 +287,13 @@ func ordinary(box *sandbox.Sandbox, dir string) error {
 		name string
 		do   func(dir string) error
 	}{
-		{"read and replace files", readAndReplace}, {"log", rotateLog}, {"listen and dial", listenAndDial}, {"threads", manyThreads},
-		{"signals and stacks", signalsAndStacks}, {"names", names}, {"/proc", procFiles},
+		{"read", func(dir string) error { return open(dir + "/read/file") }},
+		{"log", rotateLog},
+		{"listen and dial", listenAndDial},
+		{"threads", manyThreads},
+		{"signals and stacks", signalsAndStacks},
+		{"names", names},
+		{"/proc", procFiles},
 	} {
 		if err := step.do(dir); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
@@ -297,10 +303,6 @@ func ordinary(box *sandbox.Sandbox, dir string) error {
 		return errors.Join(errs...)
 	}
 	return nil
-}
-
-func readAndReplace(dir string) error {
-	return open(dir + "/read/file")
 }
 
 func rotateLog(dir string) error {
@@ -354,7 +356,8 @@ func manyThreads(string) error {
 		wg.Go(func() {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
-			for begun := time.Now(); time.Since(begun) < 20*time.Millisecond; { //nolint:revive // busy, so that it has to be interrupted
+			for begun := time.Now(); time.Since(begun) < 20*time.Millisecond; {
+				// busy, so that it has to be interrupted
 			}
 		})
 	}

@@ -36,7 +36,7 @@ func filterSyscalls() error {
 }
 
 func install(prog *unix.SockFprog, flags uintptr) error {
-	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(prog)))
+	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(prog))) //nolint:gosec // G103: seccomp(2) takes a pointer
 	runtime.KeepAlive(prog)
 	switch {
 	case errno == unix.ENOSYS || errno == unix.EINVAL:
