@@ -44,8 +44,6 @@ func sandboxConfig(c *config.Config, path string) sandbox.Config {
 		Read:     []string{path},
 		Watched:  agentIsUs(c),
 		LowPorts: needsLowPort(c),
-		// systemd's socket for sd_notify may have an abstract name.
-		Abstract: strings.HasPrefix(os.Getenv("NOTIFY_SOCKET"), "@"),
 	}
 	for _, pattern := range c.Proxy.Policies {
 		out.Read = append(out.Read, string(pattern))
@@ -58,6 +56,9 @@ func sandboxConfig(c *config.Config, path string) sandbox.Config {
 	}
 	if p := c.AccessLog.Path; p != "stdout" && p != "stderr" {
 		out.Append = append(out.Append, p)
+	}
+	if h := c.Proxy.Handover; h != nil {
+		out.Sockets = append(out.Sockets, string(h.Socket))
 	}
 	binds := []config.Address{c.Telemetry.Listen, c.Telemetry.Health}
 	for i := range c.Proxy.Listeners {

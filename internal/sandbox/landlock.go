@@ -32,10 +32,7 @@ func (s *Sandbox) landlock(c Config) {
 	}
 	var scoped landlock.ScopedSet
 	if errata, err := ll.LandlockGetErrata(); abi >= 6 && err == nil && errata&signalsWork != 0 {
-		scoped = ll.ScopeSignal
-		if !c.Abstract {
-			scoped |= ll.ScopeAbstractUnixSocket
-		}
+		scoped = ll.ScopeSignal | ll.ScopeAbstractUnixSocket
 	}
 	allowed := places{}
 	allowed.system()
@@ -47,7 +44,7 @@ func (s *Sandbox) landlock(c Config) {
 	}
 	s.roots = roots
 	s.enforced = append(s.enforced, describe(abi, scoped))
-	if lacks := lacking(abi, scoped, c); lacks != "" {
+	if lacks := lacking(abi, scoped); lacks != "" {
 		s.missing = append(s.missing, fmt.Sprintf("landlock ABI %d: %s", abi, lacks))
 	}
 }
@@ -103,7 +100,7 @@ func describe(abi int, scoped landlock.ScopedSet) string {
 }
 
 // lacking names what an older kernel does not restrict.
-func lacking(abi int, scoped landlock.ScopedSet, c Config) string {
+func lacking(abi int, scoped landlock.ScopedSet) string {
 	var lacks []string
 	if abi < 3 {
 		lacks = append(lacks, "truncating files")
@@ -114,7 +111,7 @@ func lacking(abi int, scoped landlock.ScopedSet, c Config) string {
 	if scoped&ll.ScopeSignal == 0 {
 		lacks = append(lacks, "signals")
 	}
-	if scoped&ll.ScopeAbstractUnixSocket == 0 && !c.Abstract {
+	if scoped&ll.ScopeAbstractUnixSocket == 0 {
 		lacks = append(lacks, "abstract sockets")
 	}
 	if len(lacks) == 0 {

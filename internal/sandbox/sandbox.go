@@ -36,7 +36,6 @@ type Config struct {
 	Connect  []string // Unix sockets that are connected to: only looked at by Check
 	Watched  bool     // leave processes of the same user a way to look at this one, as an agent of that user does to attest it; core files are forbidden all the same
 	LowPorts bool     // keep CAP_NET_BIND_SERVICE, where the process has it
-	Abstract bool     // let it reach abstract Unix sockets of other programs
 }
 
 // Sandbox is the sandbox that this process is in. A nil Sandbox is none: it

@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 	if err := json.Unmarshal([]byte(os.Getenv("SANDBOX_TEST_CONFIG")), &c); err != nil {
 		panic(err)
 	}
+	if address := os.Getenv("SANDBOX_TEST_NOTIFY"); address != "" {
+		notify = must(net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: address}))
+	}
 	box := sandbox.Enter(c)
 	if missing := box.Missing(); len(missing) > 0 {
 		fmt.Println("missing:", missing)
@@ -48,6 +51,10 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(0)
 }
+
+// notify is connected before the sandbox is entered, as to a service manager
+// whose socket may have an abstract name.
+var notify *net.UnixConn
 
 // tries are what a child does in the sandbox. They return what was refused.
 var tries = map[string]func(box *sandbox.Sandbox, dir string) error{
@@ -122,6 +129,7 @@ var tries = map[string]func(box *sandbox.Sandbox, dir string) error{
 			statusField("NoNewPrivs"), statusField("Seccomp"), statusField("CapBnd"), statusField("CapEff"),
 			statusField("CapPrm"), statusField("CapAmb"), must(unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)))
 	},
+	"notify":     func(*sandbox.Sandbox, string) error { _, err := notify.Write([]byte("READY=1")); return err },
 	"ordinary":   ordinary,
 	"afterwards": afterwards,
 }
@@ -271,6 +279,24 @@ func TestLowPortsKeepOneCapability(t *testing.T) {
 	c.LowPorts = true
 	if out, _ := try(t, "lowPort", dir, c); !strings.Contains(out, "capabilities: 0000000000000400") {
 		t.Errorf("with LowPorts: %q", out)
+	}
+}
+
+func TestNotifyGoesOn(t *testing.T) {
+	dir, c := world(t)
+	address := &net.UnixAddr{Net: "unixgram", Name: "@" + filepath.Base(dir) + "/notify" + t.Name()}
+	l, err := net.ListenUnixgram("unixgram", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("SANDBOX_TEST_NOTIFY", address.Name)
+	if out, state := try(t, "notify", dir, c); !state.Success() {
+		t.Fatalf("%v: %s", state, out)
+	}
+	got := make([]byte, 16)
+	if n, err := l.Read(got); err != nil || string(got[:n]) != "READY=1" {
+		t.Errorf("the service manager was told %q, %v", got[:n], err)
 	}
 }
 
