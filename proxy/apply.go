@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"reflect"
 	"slices"
@@ -208,7 +210,7 @@ func (p *Proxy) open(s *settings, removed []*listener, w *world, inherited func(
 // in force together with their rules.
 func (p *Proxy) commit(c Config, todo *plan, was *world, swapped bool) Applied {
 	var applied Applied
-	next := &world{policy: was.policy, generation: was.generation, loaded: was.loaded, listeners: todo.settings}
+	next := &world{most: c.MaxConnections, policy: was.policy, generation: was.generation, loaded: was.loaded, listeners: todo.settings}
 	if swapped {
 		next.policy, next.generation, next.loaded = c.Policy, was.generation+1, time.Now()
 	}
@@ -217,6 +219,7 @@ func (p *Proxy) commit(c Config, todo *plan, was *world, swapped bool) Applied {
 	for _, l := range todo.removed {
 		l.pauseAccepting()
 	}
+	p.slots.resize(cmp.Or(c.MaxConnections, math.MaxInt))
 	p.world.Store(next)
 	p.instruments.generation.Set(float64(next.generation))
 	p.identities = c.Identities
@@ -252,6 +255,9 @@ func (p *Proxy) commit(c Config, todo *plan, was *world, swapped bool) Applied {
 func check(c Config) error {
 	if c.Identities == nil {
 		return errors.New("no source of identities: set Config.Identities")
+	}
+	if c.MaxConnections < 0 {
+		return errors.New("the limit of all connections cannot be negative")
 	}
 	names, binds := map[string]bool{}, map[string]string{}
 	for _, l := range c.Listeners {
@@ -289,7 +295,7 @@ func checkListener(l Listener) error {
 	if err := checkProxyProtocol(l.ProxyProtocol); err != nil {
 		return err
 	}
-	if l.MaxConnections < 0 || l.MaxHandshakes < 0 || l.MaxAge < 0 {
+	if l.MaxConnections < 0 || l.MaxPerIdentity < 0 || l.MaxHandshakes < 0 || l.MaxAge < 0 {
 		return errors.New("limits cannot be negative")
 	}
 	if t := l.Timeouts; t.Handshake < 0 || t.Connect < 0 {

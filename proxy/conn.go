@@ -40,6 +40,7 @@ type conn struct {
 	streams [2]*stream       // set before phase becomes copying
 	live    atomic.Int32     // streams that have not ended
 
+	shares bool          // it is counted in listener.shares
 	silent *list.Element // in listener.silent; guarded by listener.mu
 
 	due   time.Time // guarded by table.mu
@@ -173,8 +174,11 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	return c.relay(down, up)
 }
 
-// admit asks the policy.
+// admit takes the connection's share of its peer's, and asks the policy.
 func (c *conn) admit() error {
+	if err := c.takeShare(); err != nil {
+		return err
+	}
 	return c.decide()
 }
 
@@ -366,6 +370,7 @@ func (c *conn) streamEnded() {
 func (c *conn) finish(record *telemetry.Access, err error) {
 	c.l.proxy.table.remove(c)
 	c.closeEnds(err)
+	c.giveShare()
 	c.mu.Lock()
 	c.fill(record)
 	target := cmp.Or(c.target, strings.Join(c.began.Targets, ", "))

@@ -85,6 +85,25 @@ func (l *listener) waits(c *conn) {
 	c.silent = l.silent.PushBack(c)
 }
 
+// makeRoom ends, of the silent connections of all listeners, the one that has
+// been so for longest.
+func (p *Proxy) makeRoom() {
+	var oldest *listener
+	var since time.Time
+	for l := range p.world.Load().listeners {
+		l.mu.Lock()
+		if first := l.silent.Front(); first != nil {
+			if start := first.Value.(*conn).start; oldest == nil || start.Before(since) {
+				oldest, since = l, start
+			}
+		}
+		l.mu.Unlock()
+	}
+	if oldest != nil {
+		oldest.makeRoom()
+	}
+}
+
 // heard takes it back.
 func (l *listener) heard(c *conn) {
 	l.mu.Lock()

@@ -47,6 +47,7 @@ type listener struct {
 	plains   logLimit // lines on plaintext
 
 	plaintext sources
+	shares    shares
 
 	stop      chan struct{} // closed: accept no more
 	stopOnce  sync.Once
@@ -226,9 +227,20 @@ func (l *listener) takeSlot() {
 			l.slots.force()
 		}
 	}
+	all := &l.proxy.slots
+	if !all.try() {
+		l.logRefusal("connection limit of all listeners reached: clients that sent nothing go first, then further ones wait", "proxy.max_connections", l.proxy.world.Load().most)
+		l.proxy.makeRoom()
+		if !all.take(l.stop, nil) {
+			all.force()
+		}
+	}
 }
 
-func (l *listener) giveSlot() { l.slots.give() }
+func (l *listener) giveSlot() {
+	l.proxy.slots.give()
+	l.slots.give()
+}
 
 // admit registers an accepted connection and sends it on its way.
 func (l *listener) admit(raw net.Conn) {

@@ -41,7 +41,9 @@ import (
 	"github.com/narthex-id/narthex/proxy/policy"
 )
 
-// Config is what a proxy runs on. Metrics, Access and Log are taken once, by
+// Config is what a proxy runs on. MaxConnections bounds the connections of all
+// listeners together, as Listener.MaxConnections those of one; 0 is no bound.
+// Metrics, Access and Log are taken once, by
 // New; all three may be nil.
 type Config struct {
 	Listeners  []Listener
@@ -52,6 +54,8 @@ type Config struct {
 	// was handed over or that systemd made. Nil, and a nil socket: one is
 	// opened. It is asked once for each listener that is added.
 	Sockets func(name, bind string) net.Listener
+
+	MaxConnections int
 
 	Metrics *telemetry.Metrics
 	Access  *telemetry.AccessLog
@@ -78,6 +82,7 @@ type Listener struct {
 	OnPeerExpiry   Action        // of connections whose peer's SVID has expired: ActionKeep
 	MaxAge         time.Duration // of a connection; 0: unbounded
 	MaxConnections int           // at once, 10,000; clients that sent no hello yet make room, then further ones wait in the kernel's backlog
+	MaxPerIdentity int           // live connections of one peer: by its SPIFFE ID, in plaintext by the address it comes from; 0: unbounded
 	MaxHandshakes  int           // at once, 1,000; further ones wait until their deadline
 	UnixMode       os.FileMode   // of a unix socket that Bind creates, 0660: who may connect speaks as us
 
@@ -137,6 +142,7 @@ type Proxy struct {
 	table       *table
 	lot         *lot
 	world       atomic.Pointer[world]
+	slots       gate        // taken by every connection, beside its listener's
 	draining    atomic.Bool // Run's context has ended
 	dial        func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -155,6 +161,7 @@ type Proxy struct {
 // immutable.
 type world struct {
 	policy     *policy.Policy
+	most       int // connections at once; 0: unbounded
 	generation uint64
 	loaded     time.Time
 	listeners  map[*listener]*settings // those in force
@@ -319,7 +326,8 @@ func (p *Proxy) Status() *telemetry.ProxyStatus {
 			Generation: w.generation, LoadedAt: w.loaded, Files: w.policy.Files(), Rules: w.policy.Rules(),
 			Decisions: p.instruments.decisionCounts(),
 		},
-		Listeners: make([]telemetry.ListenerStatus, 0, len(w.listeners)),
+		MaxConnections: w.most,
+		Listeners:      make([]telemetry.ListenerStatus, 0, len(w.listeners)),
 	}
 	for _, l := range w.sorted() {
 		s.Listeners = append(s.Listeners, l.status(w.listeners[l]))

@@ -46,6 +46,8 @@ type ProxyStatus struct {
 	Sandbox    *SandboxStatus   `json:"sandbox,omitempty"`
 	Identities []Identity       `json:"identities,omitempty"`
 	Listeners  []ListenerStatus `json:"listeners"`
+
+	MaxConnections int `json:"max_connections,omitempty"` // of all listeners together; 0: no limit
 }
 
 // SandboxStatus is what the proxy's process has given up.
