@@ -43,8 +43,7 @@ import (
 
 // Config is what a proxy runs on. MaxConnections bounds the connections of all
 // listeners together, as Listener.MaxConnections those of one; 0 is no bound.
-// Metrics, Access and Log are taken once, by
-// New; all three may be nil.
+// Metrics, Access and Log are taken once, by New; all three may be nil.
 type Config struct {
 	Listeners  []Listener
 	Policy     *policy.Policy // nil denies everything

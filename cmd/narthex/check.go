@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/narthex-id/narthex/internal/config"
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -107,11 +108,47 @@ func checkFiles(path string) (findings []checkFinding, summary string) {
 			})
 		}
 	}
+	findings = append(findings, checkPlaintext(c, rules)...)
 	summary = fmt.Sprintf("%s, %s in %s", count(len(c.Proxy.Listeners), "listener"), count(rules.Rules(), "rule"), count(len(files), "file"))
 	if c.HasAgent() {
 		summary = "agent, " + summary
 	}
 	return findings, summary
+}
+
+// checkPlaintext finds permissive listeners that no rule lets plaintext
+// through, and rules that allow plaintext where none comes.
+func checkPlaintext(c *config.Config, rules *policy.Policy) (findings []checkFinding) {
+	listeners := map[string]*config.Listener{}
+	for i := range c.Proxy.Listeners {
+		l := &c.Proxy.Listeners[i]
+		listeners[l.Name] = l
+		var own spiffeid.ID
+		if l.Identity != nil {
+			own = l.Identity.SPIFFEID
+		}
+		if l.Mode == "permissive" && l.Enforcement == "enforce" && !rules.AllowsUnauthenticated(l.Name, own) {
+			f := c.Finding(fmt.Sprintf("proxy.listeners[%d].mode", i), "permissive, but no rule can allow plaintext here: it needs an allow with from: [unauthenticated]")
+			findings = append(findings, fromConfig("warning", &f))
+		}
+	}
+	for _, m := range rules.Unauthenticated() {
+		what := ""
+		switch l := listeners[m.Listener]; {
+		case l == nil: // another node's
+		case l.Direction == "outbound":
+			what = "is outbound and comes from our own SVID"
+		case l.Mode == "strict":
+			what = "is strict and takes none"
+		}
+		if what != "" {
+			findings = append(findings, checkFinding{
+				Level: "warning", File: m.File, Line: m.Line, Column: m.Column,
+				Text: fmt.Sprintf("rule %s: allows plaintext on listener %q, which %s", m.Rule, m.Listener, what),
+			})
+		}
+	}
+	return findings
 }
 
 func count(n int, what string) string {

@@ -142,6 +142,7 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 	}
 	r.enterSandbox()
 	warnUnused(r.place.sockets, r.log)
+	r.logLimits()
 	r.log.Info("proxy starts", "version", version, "source", r.config.Proxy.Source, "listeners", len(r.config.Proxy.Listeners), "rules", r.policy.Rules())
 	return figures, nil
 }
@@ -336,6 +337,7 @@ func (r *proxyRunner) loadPolicy(c *config.Config) (*policy.Policy, error) {
 // proxyConfig says in the proxy's words what the file says in its own.
 func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.Config {
 	out := proxy.Config{Policy: rules, Identities: r.source, Metrics: r.metrics, Access: r.access, Log: r.log, Sockets: r.place.socket}
+	out.MaxConnections = maxConnections(c.Proxy.MaxConnections, openFiles())
 	for i := range c.Proxy.Listeners {
 		l := &c.Proxy.Listeners[i]
 		listener := proxy.Listener{
@@ -348,10 +350,13 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 				Idle:      orNone(l.Timeouts.Idle),
 				Drain:     orNone(l.Timeouts.Drain), // 0s: no time at all
 			},
+			Mode:           mode(l.Mode),
+			Enforcement:    enforcement(l.Enforcement),
 			OnPolicyChange: action(l.OnPolicyChange),
 			OnPeerExpiry:   action(l.OnPeerExpiry),
 			MaxAge:         time.Duration(l.MaxAge),
 			MaxConnections: l.MaxConnections,
+			MaxPerIdentity: l.MaxConnectionsPerIdentity,
 			Socket:         r.sockets[l.Name],
 		}
 		listener.ProxyProtocol = proxyProtocol(l.ProxyProtocol)
@@ -407,6 +412,24 @@ func action(word string) proxy.Action {
 		panic(err)
 	}
 	return a
+}
+
+// mode reads a word that internal/config has checked.
+func mode(word string) proxy.Mode {
+	var m proxy.Mode
+	if err := m.UnmarshalText([]byte(word)); err != nil {
+		panic(err)
+	}
+	return m
+}
+
+// enforcement reads a word that internal/config has checked.
+func enforcement(word string) proxy.Enforcement {
+	var e proxy.Enforcement
+	if err := e.UnmarshalText([]byte(word)); err != nil {
+		panic(err)
+	}
+	return e
 }
 
 // reloadWhenChanged reloads at each SIGHUP and when a file has changed, until

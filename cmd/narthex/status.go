@@ -202,8 +202,13 @@ func printStatus(w io.Writer, data []byte, format string) error {
 			if l.Problem != "" {
 				fmt.Fprintf(t, "  problem\t%s\n", l.Problem)
 			}
+			printModes(t, &l)
 			for _, c := range l.Connections {
-				fmt.Fprintf(t, "  %s -> %s\trule %s\tfor %s\n", c.From, c.To, cmp.Or(c.Rule, "-"), time.Since(c.Since).Round(time.Second))
+				fmt.Fprintf(t, "  %s -> %s\trule %s\tfor %s", c.From, c.To, cmp.Or(c.Rule, "-"), time.Since(c.Since).Round(time.Second))
+				if c.WouldDeny != "" {
+					fmt.Fprintf(t, "\twould be refused: %s", c.WouldDeny)
+				}
+				fmt.Fprintln(t)
 			}
 		}
 		for _, d := range p.Policy.Decisions {
@@ -223,6 +228,24 @@ func printSandbox(w io.Writer, s *telemetry.SandboxStatus) {
 		for _, missing := range s.Missing {
 			fmt.Fprintf(w, "\tmissing\t%s\n", missing)
 		}
+	}
+}
+
+// printModes says how a listener lets more through than it should for ever, and
+// who makes use of it.
+func printModes(w io.Writer, l *telemetry.ListenerStatus) {
+	if l.Enforcement == "audit" {
+		fmt.Fprintf(w, "  audit\trules refuse nothing\twould have %d times\n", l.WouldDeny)
+	}
+	if l.Mode == "permissive" {
+		fmt.Fprintf(w, "  permissive\ttakes plaintext too\t%d connections of it\n", l.Unauthenticated)
+	}
+	for _, s := range l.Sources {
+		fmt.Fprintf(w, "  plaintext from %s\t%d connections", s.Source, s.Connections)
+		if s.AtMostOver > 0 {
+			fmt.Fprintf(w, " (counted too high by at most %d)", s.AtMostOver)
+		}
+		fmt.Fprintf(w, "\tlast %s ago\n", time.Since(s.Last).Round(time.Second))
 	}
 }
 

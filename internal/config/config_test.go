@@ -33,6 +33,7 @@ proxy:
   user: nobody
   sandbox: off
   policies: ["policies/*.yaml"]
+  max_connections: 5000
   listeners:
     - name: in
       direction: inbound
@@ -43,6 +44,9 @@ proxy:
       on_policy_change: drain
       max_age: 1h
       max_connections: 100
+      max_connections_per_identity: 10
+      mode: permissive
+      enforcement: audit
     - name: out
       direction: outbound
       bind: 127.0.0.1:15001
@@ -73,23 +77,25 @@ func TestParseReadsEveryKey(t *testing.T) {
 			Sync:              Sync{Interval: Duration(time.Second)},
 		},
 		Proxy: &Proxy{
-			Source:      "workload_api",
-			WorkloadAPI: &WorkloadAPI{Socket: "/run/n/api.sock"},
-			User:        "nobody",
-			Sandbox:     "off",
-			Policies:    []File{"/etc/narthex/policies/*.yaml"},
+			Source:         "workload_api",
+			WorkloadAPI:    &WorkloadAPI{Socket: "/run/n/api.sock"},
+			User:           "nobody",
+			Sandbox:        "off",
+			Policies:       []File{"/etc/narthex/policies/*.yaml"},
+			MaxConnections: 5000,
 			Listeners: []Listener{{
 				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp",
 				Identity:       &ListenerIdentity{Hint: "internal"},
 				ProxyProtocol:  ProxyProtocol{Send: "off"},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), 0, Duration(time.Minute)},
-				OnPolicyChange: "drain", OnPeerExpiry: "keep", MaxAge: Duration(time.Hour), MaxConnections: 100,
+				OnPolicyChange: "drain", OnPeerExpiry: "keep", MaxAge: Duration(time.Hour), MaxConnections: 100, MaxConnectionsPerIdentity: 10,
+				Mode: "permissive", Enforcement: "audit",
 			}, {
 				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: Targets{"[::1]:8443", "unix:/run/b.sock"}, Protocol: "tcp",
 				Expect:         []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
 				ProxyProtocol:  ProxyProtocol{Send: "v2", AcceptFrom: []Network{"10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"}},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second)},
-				OnPolicyChange: "close", OnPeerExpiry: "keep", MaxConnections: 10_000,
+				OnPolicyChange: "close", OnPeerExpiry: "keep", MaxConnections: 10_000, Mode: "strict", Enforcement: "enforce",
 			}},
 		},
 		Telemetry: Telemetry{Listen: "localhost:9901", Health: ":9902"},

@@ -29,8 +29,6 @@ var later = map[string]bool{
 	"agent.workload_attestors.systemd":   true,
 	"agent.svid.jwt_cache":               true,
 	"proxy.broker":                       true,
-	"proxy.listeners[].mode":             true,
-	"proxy.listeners[].enforcement":      true,
 	"proxy.listeners[].identity_header":  true,
 	"proxy.listeners[].upstream":         true,
 	"proxy.source=broker":                true,

@@ -167,6 +167,8 @@ type Proxy struct {
 	Policies []File `yaml:"policies" required:"true" example:"[/etc/narthex/policies/*.yaml]"`
 	// Lets a newer process take this one's place without losing a connection. Left out: it cannot. Not needed under `narthex run`.
 	Handover *Handover `yaml:"handover"`
+	// The most live connections of all listeners together; more wait in the kernel's queue. Each takes two open files of the process. 0: as many as the hard limit of open files leaves room for, which is logged at start.
+	MaxConnections int `yaml:"max_connections" default:"0" min:"0" max:"10000000"`
 	// What the proxy listens on.
 	Listeners []Listener `yaml:"listeners" required:"true"`
 }
@@ -208,6 +210,10 @@ type Listener struct {
 	Expect []spiffeid.ID `yaml:"expect" example:"[\"spiffe://example.org/ns/shop/sa/inventory\"]"`
 	// Whose connection it is, where other proxies stand before or behind the listener.
 	ProxyProtocol ProxyProtocol `yaml:"proxy_protocol"`
+	// Inbound only. strict: mTLS alone. permissive: plaintext too, which rules know as `unauthenticated`, counted by its source; for moving a service over. A client that speaks TLS is held to it either way.
+	Mode string `yaml:"mode" default:"strict" enum:"strict|permissive"`
+	// enforce: what the rules refuse is refused. audit: it passes, and is logged and counted as would_deny; TLS, `expect`, limits and `revoked` are enforced all the same.
+	Enforcement string `yaml:"enforcement" default:"enforce" enum:"enforce|audit"`
 	// How long things may take.
 	Timeouts Timeouts `yaml:"timeouts"`
 	// What happens to live connections that a new policy refuses: closed at once, given the drain timeout, or kept. Revoked identities are always closed.
@@ -218,6 +224,8 @@ type Listener struct {
 	MaxAge Duration `yaml:"max_age" default:"0s" min:"0s" max:"8760h"`
 	// The most live connections at a time; more wait in the kernel's queue. 0: the default. Each takes two open files of the process.
 	MaxConnections int `yaml:"max_connections" default:"10000" min:"0" max:"10000000"`
+	// The most live connections of one peer here: of one SPIFFE ID, or, in plaintext, of one address (one IPv6 network of 64 bits). What is beyond is refused. 0: no limit.
+	MaxConnectionsPerIdentity int `yaml:"max_connections_per_identity" default:"0" min:"0" max:"10000000"`
 }
 
 // ListenerIdentity picks an SVID.

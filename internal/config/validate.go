@@ -188,6 +188,9 @@ func (l *Listener) validate(f *findings, key, source string) {
 	case l.Direction == "inbound" && len(l.Expect) > 0:
 		f.addf(key+".expect", "has no use on an inbound listener; who may call is said by rules (from)")
 	}
+	if l.Direction == "outbound" && l.Mode == "permissive" {
+		f.addf(key+".mode", "permissive has no use on an outbound listener: what leaves is always mTLS; leave it out")
+	}
 	seen := map[spiffeid.ID]bool{}
 	for i, id := range l.Expect {
 		if seen[id] && !id.IsZero() {

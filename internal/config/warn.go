@@ -6,9 +6,15 @@ import (
 )
 
 func (c *Config) warnf(key, format string, args ...any) {
-	at := c.pos.of(key)
-	c.Warnings = append(c.Warnings, Finding{c.file, at.line, at.column, key, fmt.Sprintf(format, args...)})
+	c.Warnings = append(c.Warnings, c.Finding(key, format, args...))
 	sortFindings(c.Warnings)
+}
+
+// Finding returns a finding at the place of a key, or of the block it would
+// stand in.
+func (c *Config) Finding(key, format string, args ...any) Finding {
+	at := c.pos.of(key)
+	return Finding{c.file, at.line, at.column, key, fmt.Sprintf(format, args...)}
 }
 
 // warn gathers what the file alone shows.

@@ -260,6 +260,25 @@ func (p *Policy) Listeners() []Mention {
 	return append([]Mention(nil), p.listeners...)
 }
 
+// Unauthenticated returns, for each allow that takes plaintext, the listeners
+// that it names in `on`, in the order of rule ids, with the rule's place.
+func (p *Policy) Unauthenticated() []Mention {
+	if p == nil {
+		return nil
+	}
+	var mentions []Mention
+	for i := range p.rules {
+		r := &p.rules[i]
+		if !r.allow || !r.from.unauthenticated {
+			continue
+		}
+		for _, name := range r.on {
+			mentions = append(mentions, Mention{name, r.id, r.place.file, r.place.line, r.place.column})
+		}
+	}
+	return mentions
+}
+
 // Admit answers for a connection before its requests are known.
 func (p *Policy) Admit(r *Request) Admission {
 	var d Decision

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -40,6 +41,20 @@ func TestAllowsUnauthenticated(t *testing.T) {
 	}
 	if (*Policy)(nil).AllowsUnauthenticated("orders", us) {
 		t.Error("no policy allows it")
+	}
+}
+
+func TestRulesForPlaintext(t *testing.T) {
+	p, err := Parse("test.yaml", []byte("version: 1\nrules:\n- {id: b, effect: allow, on: [y, x], from: [unauthenticated]}\n- {id: a, effect: allow, from: [unauthenticated]}\n- {id: c, effect: deny, on: [x], from: [unauthenticated]}\n- {id: d, effect: allow, on: [x], from: ['"+web+"']}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Mention{{"x", "b", "test.yaml", 3, 4}, {"y", "b", "test.yaml", 3, 4}}
+	if got := p.Unauthenticated(); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if (*Policy)(nil).Unauthenticated() != nil {
+		t.Error("no policy names listeners")
 	}
 }
 
