@@ -10,16 +10,19 @@ import (
 // table holds every accepted connection, ordered by when it next needs
 // attention: its handshake deadline, its idle check, its peer's expiry, the
 // end of its drain. One goroutine looks after all of them, so a connection
-// costs no timer.
+// costs no timer. It sleeps until the first one is due, and most are gone
+// before their date comes, so that it is woken for a date that is sooner than
+// all it has slept for, and else finds out when it wakes by itself.
 //
 // Lock order: a connection's mutex may be held when the table's is taken,
 // never the other way round.
 type table struct {
-	wake  chan struct{}      // a connection became the first in line
+	wake  chan struct{}      // a connection is due before the sleep ends
 	asked chan chan struct{} // closes what it receives: the loop goes round
 
 	mu    sync.Mutex // guards the following, and conn.due, conn.index
 	conns byDue
+	until time.Time // when the sleep ends; zero while there is none
 }
 
 func newTable() *table { return &table{wake: make(chan struct{}, 1), asked: make(chan chan struct{})} }
@@ -29,9 +32,9 @@ func (t *table) add(c *conn, due time.Time) {
 	t.mu.Lock()
 	c.due = due
 	heap.Push(&t.conns, c)
-	first := c.index == 0
+	wakes := t.wakes(due)
 	t.mu.Unlock()
-	if first {
+	if wakes {
 		t.kick()
 	}
 }
@@ -52,11 +55,17 @@ func (t *table) schedule(c *conn, due time.Time) {
 	}
 	c.due = due
 	heap.Fix(&t.conns, c.index)
-	first := c.index == 0
+	wakes := t.wakes(due)
 	t.mu.Unlock()
-	if first {
+	if wakes {
 		t.kick()
 	}
+}
+
+// wakes reports whether the sleep has to end sooner because of due, with t.mu
+// held.
+func (t *table) wakes(due time.Time) bool {
+	return !due.IsZero() && due.Before(t.until)
 }
 
 func (t *table) kick() {
@@ -105,25 +114,31 @@ func (t *table) run(ctx context.Context) {
 }
 
 // takeDue returns the connections that are due, which stay in the table
-// without a date until they are scheduled again, and how long it is until
-// the next one is.
+// without a date until they are scheduled again, or how long to sleep where
+// there are none.
 func (t *table) takeDue(now time.Time) ([]*conn, time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var due []*conn
+	t.until = time.Time{}
+	wait := time.Hour
 	for len(t.conns) > 0 {
 		first := t.conns[0]
 		if first.due.IsZero() {
 			break
 		}
-		if wait := first.due.Sub(now); wait > 0 {
-			return due, wait
+		if left := first.due.Sub(now); left > 0 {
+			wait = min(wait, left)
+			break
 		}
 		due = append(due, first)
 		first.due = time.Time{}
 		heap.Fix(&t.conns, 0)
 	}
-	return due, time.Hour
+	if len(due) == 0 {
+		t.until = now.Add(wait)
+	}
+	return due, wait
 }
 
 // byDue is a heap of connections; those without a date come last.
