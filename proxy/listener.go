@@ -474,14 +474,36 @@ func (l *listener) open(s *settings) error {
 	if network == "unix" {
 		return l.bindUnix(s, address)
 	}
-	lc := net.ListenConfig{}
-	lc.SetMultipathTCP(false) // nobody asks for it, and it costs on every segment
+	lc := net.ListenConfig{KeepAlive: -1, Control: keepAlive} // -1: package net is not to set it, by four calls, on each connection
+	lc.SetMultipathTCP(false)                                 // nobody asks for it, and it costs on every segment
 	socket, err := lc.Listen(context.Background(), network, address)
 	if err != nil {
 		return explainBind(s.Bind, err)
 	}
 	l.socket = socket
 	return nil
+}
+
+// Hosts that are gone are noticed after (1+keepAliveProbes) × keepAliveEvery of
+// silence, as package net would have it.
+const (
+	keepAliveEvery  = 15 // seconds
+	keepAliveProbes = 9
+)
+
+// keepAlive sets TCP keep-alive on a listening socket: what it accepts
+// inherits it (tcp(7)).
+func keepAlive(_, _ string, c syscall.RawConn) error {
+	var errs error
+	err := c.Control(func(fd uintptr) {
+		errs = errors.Join(
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAliveEvery),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepAliveEvery),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveProbes),
+		)
+	})
+	return errors.Join(err, errs)
 }
 
 // bindUnix makes a unix socket. A stale one is replaced, one that somebody
