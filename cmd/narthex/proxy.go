@@ -162,6 +162,7 @@ func (r *proxyRunner) serve(ctx context.Context, figures *expose.Server, hangups
 	ctx, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { keepMemory(serving); return nil })
 	g.Go(func() error {
 		defer stopGiving()
 		defer served()

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// This file is how the proxy process keeps its memory. A handshake leaves some
+// 30 KiB of garbage behind, and with Go's defaults a proxy whose connections
+// hold little collects it every hundred handshakes: an eighth of the CPU time.
+// So much garbage may lie there while there is work, little by connection, and
+// none of it stays once there is no work.
+
+const (
+	// collectAt is GOGC: garbage may grow to that part, in percent, of what
+	// is in use and heapFloor.
+	collectAt = 50
+	// heapFloor counts as in use though it is not.
+	heapFloor = 64 << 20
+	// limitPart is the part of the cgroup's memory that the heap may take
+	// before Go would rather collect than grow.
+	limitPart = 0.9
+)
+
+// keepMemory sets how this process collects garbage, and tidies up whenever it
+// has nothing to do, until ctx ends. Where the environment says how (GOGC,
+// GOMEMLIMIT), it is done as the environment says.
+func keepMemory(ctx context.Context) {
+	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
+		return
+	}
+	// Never written to, so that it takes addresses and no memory. A heap
+	// minimum, which this stands for, is not among Go's settings.
+	floor := make([]byte, heapFloor)
+	defer runtime.KeepAlive(floor)
+	debug.SetGCPercent(collectAt)
+	if limit, ok := memoryLimit("/"); ok {
+		debug.SetMemoryLimit(int64(float64(limit)*limitPart) + heapFloor)
+	}
+	ticks := time.NewTicker(quietFor)
+	defer ticks.Stop()
+	t := tidier{collect: debug.FreeOSMemory}
+	for {
+		select {
+		case now := <-ticks.C:
+			t.look(now, allocated())
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+const (
+	// quietFor is how long next to nothing has to be allocated for the
+	// process to count as having nothing to do, quietBytes what next to
+	// nothing is.
+	quietFor   = 500 * time.Millisecond
+	quietBytes = 64 << 10
+	// worthwhile is what has to have been allocated since it was last tidied.
+	worthwhile = 1 << 20
+	// tidyShare bounds the time it takes to tidy up: the pause before it is
+	// done again is that many times as long.
+	tidyShare = 50
+)
+
+// tidier collects garbage and gives memory back to the system when work has
+// ceased.
+type tidier struct {
+	collect    func()
+	seen, tidy uint64 // bytes allocated so far when it last looked, and tidied
+	next       time.Time
+}
+
+// look is called each quietFor with all the bytes that were allocated so far.
+func (t *tidier) look(now time.Time, allocated uint64) {
+	quiet := allocated-t.seen < quietBytes
+	t.seen = allocated
+	if !quiet || allocated-t.tidy < worthwhile || now.Before(t.next) {
+		return
+	}
+	begin := time.Now()
+	t.collect()
+	t.tidy = allocated
+	t.next = now.Add(tidyShare * time.Since(begin))
+}
+
+// allocated returns how many bytes were allocated so far.
+func allocated() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+// memoryLimit returns how many bytes the cgroups (version 2) that this process
+// is in allow it, the smallest of all levels. It is false where they allow
+// everything, or do not say.
+func memoryLimit(root string) (limit uint64, ok bool) {
+	text, err := os.ReadFile(filepath.Join(root, "proc/self/cgroup"))
+	if err != nil {
+		return 0, false
+	}
+	limit = math.MaxUint64
+	for line := range strings.Lines(string(text)) {
+		path, unified := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !unified {
+			continue
+		}
+		for {
+			if most, err := readLimit(filepath.Join(root, "sys/fs/cgroup", path, "memory.max")); err == nil {
+				limit = min(limit, most)
+			}
+			if path == "/" || path == "." {
+				break
+			}
+			path = filepath.Dir(path)
+		}
+	}
+	return limit, limit < math.MaxInt64-heapFloor
+}
+
+var errNoLimit = errors.New("no limit")
+
+func readLimit(file string) (uint64, error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, errNoLimit
+	}
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64) // "max" is none
+}
