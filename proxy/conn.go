@@ -215,20 +215,19 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 }
 
 // handshake runs the TLS handshake. The table ends it when it takes too
-// long; how many run at once is bounded for each listener.
+// long; how many compute at once is bounded for each listener.
 func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) error {
 	c.endBy(endHandshake, time.Now().Add(s.Timeouts.Handshake), closing{"error", fmt.Sprintf("the handshake took longer than %s", s.Timeouts.Handshake)})
-	if !c.l.takeHandshake(s.Timeouts.Handshake) {
-		c.l.handshaked("timeout")
-		return refuse("refused", "too many handshakes at once: none of %d ended within %s", s.MaxHandshakes, s.Timeouts.Handshake)
-	}
 	begin := time.Now()
-	err := t.Handshake()
-	c.l.handshakes.give()
+	err := c.inTurn(t, s.Timeouts.Handshake)
 	cs := t.ConnectionState()
 	record.TLSVersion, record.Cipher = versionName(cs.Version), cipherName(cs.CipherSuite)
 	record.ServerName, record.Protocol = hostName(cs.ServerName), cs.NegotiatedProtocol
 	if err != nil {
+		if errors.Is(err, errNoTurn) {
+			c.l.handshaked("timeout")
+			return refuse("refused", "%s: no turn within %s, with %d that compute at a time", errNoTurn, s.Timeouts.Handshake, s.MaxHandshakes)
+		}
 		if ended := c.ended(); ended != nil {
 			c.l.handshaked("timeout")
 			return refuse("refused", "%s", ended.why)

@@ -424,7 +424,7 @@ func TestMaxHandshakes(t *testing.T) {
 	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
 	l := p.world.Load().named("orders")
 	l.handshakes.force() // another one's handshake takes its time
-	wantRefused(t, p, clientConfig(ca.svid("/web")), "too many handshakes at once: none of 1 ended within 200ms")
+	wantRefused(t, p, clientConfig(ca.svid("/web")), "too many handshakes at once: no turn within 200ms, with 1 that compute at a time")
 	l.handshakes.give()
 	say(t, dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web"))), "hello")
 }

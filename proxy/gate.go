@@ -7,20 +7,22 @@ import (
 )
 
 // gate lets a bounded number through at once, the others in the order in
-// which they came. Its bound can change while they wait.
+// which they came, and those who come again before those who are new. Its bound
+// can change while they wait.
 type gate struct {
 	mu      sync.Mutex // guards the following
 	most    int
 	kept    int // of most, those that somebody else has
 	taken   int
-	waiting list.List // of chan struct{}, closed to let one through
+	again   list.List // of chan struct{}, closed to let one through
+	waiting list.List // likewise
 }
 
 // try takes a place if there is one.
 func (g *gate) try() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.taken+g.kept >= g.most || g.waiting.Len() > 0 {
+	if g.taken+g.kept >= g.most || g.again.Len()+g.waiting.Len() > 0 {
 		return false
 	}
 	g.taken++
@@ -28,14 +30,17 @@ func (g *gate) try() bool {
 }
 
 // take waits for a place until stop is closed or late comes; either may be
-// nil.
-func (g *gate) take(stop <-chan struct{}, late <-chan time.Time) bool {
+// nil. Again is for who was through before.
+func (g *gate) take(stop <-chan struct{}, late <-chan time.Time, again bool) bool {
 	if g.try() {
 		return true
 	}
-	turn := make(chan struct{})
+	turn, queue := make(chan struct{}), &g.waiting
+	if again {
+		queue = &g.again
+	}
 	g.mu.Lock()
-	place := g.waiting.PushBack(turn)
+	place := queue.PushBack(turn)
 	g.admit()
 	g.mu.Unlock()
 	select {
@@ -50,7 +55,7 @@ func (g *gate) take(stop <-chan struct{}, late <-chan time.Time) bool {
 	case <-turn: // meanwhile
 		return true
 	default:
-		g.waiting.Remove(place)
+		queue.Remove(place)
 		return false
 	}
 }
@@ -88,8 +93,10 @@ func (g *gate) reserve(n int) {
 }
 
 func (g *gate) admit() { // with g.mu held
-	for g.taken+g.kept < g.most && g.waiting.Len() > 0 {
-		g.taken++
-		close(g.waiting.Remove(g.waiting.Front()).(chan struct{}))
+	for _, queue := range []*list.List{&g.again, &g.waiting} {
+		for g.taken+g.kept < g.most && queue.Len() > 0 {
+			g.taken++
+			close(queue.Remove(queue.Front()).(chan struct{}))
+		}
 	}
 }

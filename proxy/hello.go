@@ -9,14 +9,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 // This file is about clients that connect and say nothing, which costs them
 // nothing either. Until the first TLS record of a client is there, its
-// connection takes no part in a handshake, holds no buffer, is given less time
-// than a handshake, and is the first to go when others want its place.
+// connection takes no part in a handshake, holds no buffer, and is given less
+// time than a handshake.
 
 // helloWithin bounds how long a client may take for its first TLS record,
 // within the time of a handshake: enough for a lost packet or two.
@@ -73,62 +71,4 @@ func helloIsThere(fd int, whole bool) bool {
 		}
 	}
 	return finished(fd) // in the midst of it
-}
-
-// waits notes that a connection has yet to send something.
-func (l *listener) waits(c *conn) {
-	if c.request.Direction != policy.Inbound && !c.began.ProxyProtocol.trusts(c.down) {
-		return // a caller may wait for the other side to speak first
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	c.silent = l.silent.PushBack(c)
-}
-
-// makeRoom ends, of the silent connections of all listeners, the one that has
-// been so for longest.
-func (p *Proxy) makeRoom() {
-	var oldest *listener
-	var since time.Time
-	for l := range p.world.Load().listeners {
-		l.mu.Lock()
-		if first := l.silent.Front(); first != nil {
-			if start := first.Value.(*conn).start; oldest == nil || start.Before(since) {
-				oldest, since = l, start
-			}
-		}
-		l.mu.Unlock()
-	}
-	if oldest != nil {
-		oldest.makeRoom()
-	}
-}
-
-// heard takes it back.
-func (l *listener) heard(c *conn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if c.silent != nil {
-		l.silent.Remove(c.silent)
-		c.silent = nil
-	}
-}
-
-// makeRoom ends the connection that has been silent for longest, if there is
-// one.
-func (l *listener) makeRoom() {
-	l.mu.Lock()
-	first := l.silent.Front()
-	var c *conn
-	if first != nil {
-		c = l.silent.Remove(first).(*conn)
-		c.silent = nil
-	}
-	l.mu.Unlock()
-	if c == nil {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.kill(closing{"error", "it had sent no TLS hello yet, and others wanted its place: the connection limit is reached"})
 }

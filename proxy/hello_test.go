@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 // until waits until what is true.
@@ -97,13 +99,77 @@ func TestSilentGoFirst(t *testing.T) {
 	}
 	say(t, dialTLS(t, p.addr("orders"), cc), "in its place")
 	gone(t, silent[0])
-	if a := p.next(); a.Source != silent[0].LocalAddr().String() || !strings.HasPrefix(a.Reason, "it had sent no TLS hello yet") || a.Outcome != "failure" {
+	if a := p.next(); a.Source != silent[0].LocalAddr().String() || !strings.HasPrefix(a.Reason, "we waited for its TLS handshake") || a.Outcome != "failure" {
 		t.Errorf("access record %+v", a)
 	}
 	say(t, live, "still there")
 	later := tls.Client(silent[1], cc)
 	_ = later.SetDeadline(time.Now().Add(patience))
 	say(t, later, "not so silent")
+}
+
+// stalled sends a TLS hello and then no more.
+func stalled(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	raw, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = raw.Close() })
+	_ = raw.SetReadDeadline(time.Now().Add(patience))
+	hello := &firstWrite{Conn: raw}
+	_ = tls.Client(hello, &tls.Config{InsecureSkipVerify: true}).Handshake()
+	if _, err := raw.Read(make([]byte, 1)); err != nil {
+		t.Fatalf("read a server's hello: %v", err)
+	}
+	return raw
+}
+
+// firstWrite reads nothing, so that a client ends when it has written once.
+type firstWrite struct{ net.Conn }
+
+func (firstWrite) Read([]byte) (int, error) { return 0, io.EOF }
+
+// TestStalledHandshakesHoldNobodyUp: clients that send a hello and wait have
+// no turn while they do, and with the limit of connections reached they go
+// first.
+func TestStalledHandshakesHoldNobodyUp(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.MaxConnections, in.MaxHandshakes = 20, 1
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	addr, cc := p.addr("orders"), clientConfig(ca.svid("/web"))
+	live := dialTLS(t, addr, cc)
+	say(t, live, "hello")
+	var waiting []net.Conn
+	for range 19 {
+		waiting = append(waiting, stalled(t, addr))
+	}
+	say(t, dialTLS(t, addr, cc), "past them all")
+	if a := p.next(); a.Source != waiting[0].LocalAddr().String() || !strings.HasPrefix(a.Reason, "we waited for its TLS handshake") {
+		t.Errorf("access record %+v", a)
+	}
+	say(t, live, "still there")
+}
+
+// TestNextSilentMakesRoom: when all connections are taken and nobody is
+// waited for, the first one that is gives up its place.
+func TestNextSilentMakesRoom(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	l, c := p.world.Load().named("orders"), &conn{}
+	c.l, c.down, c.request.Direction = l, &net.TCPConn{}, policy.Inbound // one that is closed already
+	l.makeRoom()
+	if l.waits(c); c.ended() == nil {
+		t.Error("it keeps its place")
+	}
+	other := &conn{l: l, down: c.down}
+	other.request.Direction = policy.Inbound
+	if l.waits(other); other.ended() != nil {
+		t.Error("one place was wanted, and two were given up")
+	}
+	l.heard(other)
 }
 
 // TestRaisedLimitLetsThoseWhoWaitIn: also those who waited under the old one.
@@ -165,6 +231,28 @@ func TestHelloInPieces(t *testing.T) {
 	}
 }
 
+// TestGateAgain: who was through before comes before who is new.
+func TestGateAgain(t *testing.T) {
+	var g gate
+	g.resize(1)
+	g.force()
+	through := make(chan bool)
+	for _, again := range []bool{false, true} {
+		go func() { g.take(nil, nil, again); through <- again }()
+		for waits := 0; waits == 0; runtime.Gosched() {
+			g.mu.Lock()
+			waits = map[bool]int{false: g.waiting.Len(), true: g.again.Len()}[again]
+			g.mu.Unlock()
+		}
+	}
+	for _, again := range []bool{true, false} {
+		g.give()
+		if got := <-through; got != again {
+			t.Errorf("let through: again %v, want %v", got, again)
+		}
+	}
+}
+
 func TestGate(t *testing.T) {
 	var g gate
 	g.resize(1)
@@ -173,14 +261,14 @@ func TestGate(t *testing.T) {
 	}
 	stop, late := make(chan struct{}), make(chan time.Time)
 	close(stop)
-	if g.take(stop, nil) {
+	if g.take(stop, nil, false) {
 		t.Error("let through after stop")
 	}
 	through := make(chan string, 3)
 	var all sync.WaitGroup
 	for n := range 3 {
 		all.Go(func() {
-			if g.take(nil, late) {
+			if g.take(nil, late, false) {
 				through <- fmt.Sprint(n)
 			}
 		})

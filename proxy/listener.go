@@ -61,10 +61,11 @@ type listener struct {
 	active, accepted, refused, wouldDeny atomic.Int64
 
 	slots      gate // taken before a connection is served, given back at close
-	handshakes gate // taken for the time of a handshake
+	handshakes gate // taken while a handshake computes
 
 	mu              sync.Mutex // guards the following, and conn.silent
-	silent          list.List  // of *conn, those that sent nothing yet, oldest first
+	silent          list.List  // of *conn, those whose client is waited for to prove itself, the longest first
+	wanted          bool       // a place: the next one of those is to give up its own
 	acceptProblem   string
 	identityProblem string
 }
@@ -83,7 +84,6 @@ const (
 	defaultIdle           = 5 * time.Minute
 	defaultDrain          = 30 * time.Second
 	defaultMaxConnections = 10_000
-	defaultMaxHandshakes  = 1_000
 	defaultUnixMode       = 0o660
 )
 
@@ -97,7 +97,7 @@ func newSettings(l Listener, was *settings) *settings {
 	l.OnPolicyChange = cmp.Or(l.OnPolicyChange, ActionClose)
 	l.OnPeerExpiry = cmp.Or(l.OnPeerExpiry, ActionKeep)
 	l.MaxConnections = cmp.Or(l.MaxConnections, defaultMaxConnections)
-	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes)
+	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes())
 	l.UnixMode = cmp.Or(l.UnixMode, defaultUnixMode)
 	l.Expect, l.Targets = slices.Clone(l.Expect), slices.Clone(l.Targets)
 	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
@@ -221,19 +221,21 @@ func (l *listener) accept() {
 // came before that.
 func (l *listener) takeSlot() {
 	if !l.slots.try() {
-		l.logRefusal("connection limit reached: clients that sent nothing go first, then further ones wait", "max_connections", l.settings().MaxConnections)
+		l.logRefusal("connection limit reached: clients that have not proved who they are go first, then further ones wait", "max_connections", l.settings().MaxConnections)
 		l.makeRoom()
-		if !l.slots.take(l.stop, nil) {
+		if !l.slots.take(l.stop, nil, false) {
 			l.slots.force()
 		}
+		l.want(false)
 	}
 	all := &l.proxy.slots
 	if !all.try() {
-		l.logRefusal("connection limit of all listeners reached: clients that sent nothing go first, then further ones wait", "proxy.max_connections", l.proxy.world.Load().most)
+		l.logRefusal("connection limit of all listeners reached: clients that have not proved who they are go first, then further ones wait", "proxy.max_connections", l.proxy.world.Load().most)
 		l.proxy.makeRoom()
-		if !all.take(l.stop, nil) {
+		if !all.take(l.stop, nil, false) {
 			all.force()
 		}
+		l.proxy.want(false)
 	}
 }
 
@@ -261,16 +263,6 @@ func (l *listener) admit(raw net.Conn) {
 	l.proxy.table.add(c, time.Time{})
 	l.conns.Add(1)
 	go c.serve() // finish gives back the slot and says Done
-}
-
-// takeHandshake waits for one of the bounded number of handshakes.
-func (l *listener) takeHandshake(within time.Duration) bool {
-	if l.handshakes.try() {
-		return true
-	}
-	timer := time.NewTimer(within)
-	defer timer.Stop()
-	return l.handshakes.take(nil, timer.C)
 }
 
 func (l *listener) handshaked(result string) {

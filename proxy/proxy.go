@@ -80,9 +80,9 @@ type Listener struct {
 	OnPolicyChange Action        // of connections the new policy refuses: ActionClose
 	OnPeerExpiry   Action        // of connections whose peer's SVID has expired: ActionKeep
 	MaxAge         time.Duration // of a connection; 0: unbounded
-	MaxConnections int           // at once, 10,000; clients that sent no hello yet make room, then further ones wait in the kernel's backlog
+	MaxConnections int           // at once, 10,000; clients that have not proved who they are make room, then further ones wait in the kernel's backlog
 	MaxPerIdentity int           // live connections of one peer: by its SPIFFE ID, in plaintext by the address it comes from; 0: unbounded
-	MaxHandshakes  int           // at once, 1,000; further ones wait until their deadline
+	MaxHandshakes  int           // that compute at once, twice GOMAXPROCS; those that wait for their peer are none of them
 	UnixMode       os.FileMode   // of a unix socket that Bind creates, 0660: who may connect speaks as us
 
 	// Socket is a listening socket that was inherited; Bind then only
