@@ -152,6 +152,32 @@ func TestStalledHandshakesHoldNobodyUp(t *testing.T) {
 	say(t, live, "still there")
 }
 
+// TestNoWorkForWhoHasLeft: a client that went while it waited for its turn
+// gets none.
+func TestNoWorkForWhoHasLeft(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.MaxHandshakes = 1
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	l := p.world.Load().named("orders")
+	l.handshakes.force() // another one's handshake takes its time
+	raw, err := net.Dial("tcp", p.addr("orders"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = tls.Client(&firstWrite{Conn: raw}, &tls.Config{InsecureSkipVerify: true}).Handshake()
+	waiting := func() int { l.handshakes.mu.Lock(); defer l.handshakes.mu.Unlock(); return l.handshakes.waiting.Len() }
+	p.until("it waits", func() bool { return waiting() == 1 })
+	_ = raw.Close()
+	l.handshakes.give()
+	if a := p.next(); a.Reason != "the peer closed the connection during the handshake" {
+		t.Errorf("access record %+v", a)
+	}
+	if l.handshakes.taken != 0 {
+		t.Error("its turn was not given back")
+	}
+}
+
 // TestNextSilentMakesRoom: when all connections are taken and nobody is
 // waited for, the first one that is gives up its place.
 func TestNextSilentMakesRoom(t *testing.T) {

@@ -2,8 +2,9 @@ package proxy
 
 import (
 	"errors"
-
+	"io"
 	"runtime"
+	"syscall"
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -39,17 +40,39 @@ type turns struct {
 }
 
 // take waits for a turn. Handshakes that have begun come before those that
-// have not: what was put into them is not to be lost.
+// have not: what was put into them is not to be lost. A peer that has gone
+// while it waited is none to work for.
 func (t *turns) take() error {
-	if !t.c.l.handshakes.try() {
-		timer := time.NewTimer(time.Until(t.until))
-		defer timer.Stop()
-		if !t.c.l.handshakes.take(nil, timer.C, t.had) {
-			return errNoTurn
-		}
+	if t.c.l.handshakes.try() {
+		t.has, t.had = true, true
+		return nil
+	}
+	timer := time.NewTimer(time.Until(t.until))
+	defer timer.Stop()
+	if !t.c.l.handshakes.take(nil, timer.C, t.had) {
+		return errNoTurn
+	}
+	if hasGone(t.end) {
+		t.c.l.handshakes.give()
+		return io.EOF
 	}
 	t.has, t.had = true, true
 	return nil
+}
+
+// hasGone reports whether the far end of a socket was closed. In a handshake
+// nobody closes half of it.
+func hasGone(c end) (gone bool) {
+	raw, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	sock, err := raw.SyscallConn()
+	if err != nil {
+		return true
+	}
+	err = sock.Control(func(fd uintptr) { gone = finished(int(fd)) })
+	return gone || err != nil
 }
 
 func (t *turns) give() {
