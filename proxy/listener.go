@@ -172,7 +172,8 @@ func (l *listener) session(s *settings) (*session, error) {
 
 // start accepts connections and follows the identity.
 func (l *listener) start() {
-	l.watching.Go(l.watch)
+	lease := l.settings().lease
+	l.watching.Go(func() { l.watch(lease) })
 	l.accepting.Go(l.accept)
 }
 
@@ -330,12 +331,11 @@ func (l *listener) changed(was, s *settings) {
 	}
 }
 
-// watch follows the identity and the bundles: every change asks the
+// watch follows the identity and the bundles, beginning with those of lease: every change asks the
 // listener's connections again, because their peers may no longer stand.
-func (l *listener) watch() {
+func (l *listener) watch(lease Lease) {
 	var last, was *Identity // the last there was, and nil while there is none
 	var trust *Trust
-	var lease Lease
 	timer := time.NewTimer(time.Hour) // for the SVID's end
 	defer timer.Stop()
 	for {

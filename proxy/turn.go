@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"runtime"
-	"syscall"
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -29,20 +28,24 @@ func defaultMaxHandshakes() int { return turnsPerCPU * runtime.GOMAXPROCS(0) }
 var errNoTurn = errors.New("too many handshakes at once")
 
 // turns is one end during its handshake: it has a turn but while it waits for
-// its peer.
+// its peer. The methods of a nil *turns do nothing.
 type turns struct {
-	end
 	c       *conn
+	end     end
 	until   time.Time // the handshake's deadline
 	has     bool
 	had     bool // one before
 	written int
 }
 
-// take waits for a turn. Handshakes that have begun come before those that
-// have not: what was put into them is not to be lost. A peer that has gone
-// while it waited is none to work for.
+// take waits for a turn, unless it has one. Handshakes that have begun come
+// before those that have not: what was put into them is not to be lost. A peer
+// that has gone while it waited is none to work for.
 func (t *turns) take() error {
+	if t == nil || t.has {
+		return nil
+	}
+	t.c.l.heard(t.c)
 	if t.c.l.handshakes.try() {
 		t.has, t.had = true, true
 		return nil
@@ -60,71 +63,64 @@ func (t *turns) take() error {
 	return nil
 }
 
-// hasGone reports whether the far end of a socket was closed. In a handshake
-// nobody closes half of it.
-func hasGone(c end) (gone bool) {
-	raw, ok := c.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	sock, err := raw.SyscallConn()
-	if err != nil {
-		return true
-	}
-	err = sock.Control(func(fd uintptr) { gone = finished(int(fd)) })
-	return gone || err != nil
-}
-
+// give gives the turn back because the peer is waited for.
 func (t *turns) give() {
-	if t.has {
-		t.has = false
-		t.c.l.handshakes.give()
+	if t == nil || !t.has {
+		return
 	}
-}
-
-// Read gives the turn back until the peer has sent something.
-func (t *turns) Read(b []byte) (int, error) {
-	t.give()
+	t.has = false
+	t.c.l.handshakes.give()
 	if t.c.request.Direction == policy.Inbound {
 		t.c.l.waits(t.c)
 	}
-	n, err := t.end.Read(b)
-	t.c.l.heard(t.c)
-	if err != nil {
-		return n, err // what is left to do is an alert
-	}
-	return n, t.take()
 }
 
 // roomForSure is what a fresh socket takes without waiting for its peer
 // (tcp(7): tcp_wmem is 16 KiB, of which a part is the kernel's own).
 const roomForSure = 8 << 10
 
-// Write gives the turn back where it might have to wait.
-func (t *turns) Write(b []byte) (int, error) {
-	if t.written += len(b); t.written <= roomForSure || !t.has {
-		return t.end.Write(b)
+// write writes to c, and gives the turn back where that might have to wait.
+func (t *turns) write(c end, b []byte) (int, error) {
+	if t == nil || !t.has {
+		return c.Write(b)
+	}
+	if t.written += len(b); t.written <= roomForSure {
+		return c.Write(b)
 	}
 	t.give()
-	n, err := t.end.Write(b)
+	n, err := c.Write(b)
 	if err != nil {
 		return n, err
 	}
 	return n, t.take()
 }
 
+// hasGone reports whether the far end of a socket was closed. In a handshake
+// nobody closes half of it.
+func hasGone(c end) (gone bool) {
+	raw := rawOf(c)
+	if raw == nil {
+		return false
+	}
+	err := raw.Control(func(fd uintptr) { gone = finished(int(fd)) })
+	return gone || err != nil
+}
+
 // inTurn runs the TLS handshake of s, computing in turn.
 func (c *conn) inTurn(s *secured, within time.Duration) error {
-	t := &turns{end: s.wire.end, c: c, until: time.Now().Add(within)}
+	t := &turns{c: c, end: s.wire.end, until: time.Now().Add(within)}
 	if c.request.Direction == policy.Outbound { // a server has nothing to do before it has read
 		if err := t.take(); err != nil {
 			return err
 		}
 	}
-	s.wire.end = t
+	s.wire.turns = t
 	err := s.Handshake()
-	s.wire.end = t.end
-	t.give()
+	s.wire.turns = nil
+	if t.has {
+		c.l.handshakes.give()
+	}
+	c.l.heard(c)
 	return err
 }
 

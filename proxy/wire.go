@@ -21,7 +21,8 @@ import (
 type wire struct {
 	end
 	raw   syscall.RawConn
-	ready func(fd uintptr) bool // w.read, made once
+	ready func(fd uintptr) bool // w.fill, made once
+	turns *turns                // while the handshake lasts
 
 	// The following belong to the reader.
 	eof    bool
@@ -120,6 +121,7 @@ func (w *wire) whole() bool {
 // await waits for more bytes from the socket.
 func (w *wire) await() error {
 	if w.raw == nil {
+		w.turns.give()
 		w.fillBlocking()
 	} else if err := w.raw.Read(w.ready); err != nil {
 		return err
@@ -129,7 +131,7 @@ func (w *wire) await() error {
 		w.eof = w.eof || errors.Is(err, io.EOF)
 		return err
 	}
-	return nil
+	return w.turns.take()
 }
 
 // room sees to it that there is a buffer with room for more, and for the whole
@@ -172,7 +174,11 @@ func (w *wire) fill(fd uintptr) bool {
 	room := w.room()
 	n, err := readSocket(int(fd), room)
 	w.filledBy(n, err)
-	return !errors.Is(err, unix.EAGAIN)
+	if errors.Is(err, unix.EAGAIN) {
+		w.turns.give()
+		return false
+	}
+	return true
 }
 
 // fillBlocking is for ends that are no sockets.
@@ -197,7 +203,7 @@ func (w *wire) filledBy(n int, err error) {
 // Write implements io.Writer.
 func (w *wire) Write(b []byte) (int, error) {
 	if !w.corked {
-		return w.end.Write(b)
+		return w.turns.write(w.end, b)
 	}
 	if w.filled+len(b) > len(*w.out) {
 		if err := w.flush(); err != nil {
