@@ -19,7 +19,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/narthex-id/narthex/internal/sandbox"
@@ -40,10 +42,13 @@ func TestMain(m *testing.M) {
 	if address := os.Getenv("SANDBOX_TEST_NOTIFY"); address != "" {
 		notify = must(net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: address}))
 	}
+	if os.Getenv("SANDBOX_TEST_OLD") != "" {
+		olderKernel()
+	}
 	box := sandbox.Enter(c)
 	if missing := box.Missing(); len(missing) > 0 {
-		fmt.Println("missing:", missing)
-		os.Exit(3)
+		fmt.Println("enforced:", box.Enforced(), "missing:", missing)
+		os.Exit(exitMissing)
 	}
 	if err := tries[name](box, os.Getenv("SANDBOX_TEST_DIR")); err != nil {
 		fmt.Println(err)
@@ -51,6 +56,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(0)
 }
+
+// exitMissing is how a child ends in which the sandbox is not whole.
+const exitMissing = 3
 
 // notify is connected before the sandbox is entered, as to a service manager
 // whose socket may have an abstract name.
@@ -201,6 +209,15 @@ func world(t *testing.T) (string, sandbox.Config) {
 // ended.
 func try(t *testing.T, name, dir string, c sandbox.Config) (string, *os.ProcessState) {
 	t.Helper()
+	out, state := start(t, name, dir, c)
+	if state.ExitCode() == exitMissing {
+		t.Fatalf("this kernel cannot show it: %s", out)
+	}
+	return out, state
+}
+
+func start(t *testing.T, name, dir string, c sandbox.Config) (string, *os.ProcessState) {
+	t.Helper()
 	config, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
@@ -214,9 +231,6 @@ func try(t *testing.T, name, dir string, c sandbox.Config) (string, *os.ProcessS
 	err = cmd.Run()
 	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
-	}
-	if cmd.ProcessState.ExitCode() == 3 {
-		t.Fatalf("this kernel cannot show it: %s", out.String())
 	}
 	return out.String(), cmd.ProcessState
 }
@@ -297,6 +311,46 @@ func TestNotifyGoesOn(t *testing.T) {
 	got := make([]byte, 16)
 	if n, err := l.Read(got); err != nil || string(got[:n]) != "READY=1" {
 		t.Errorf("the service manager was told %q, %v", got[:n], err)
+	}
+}
+
+// olderKernel has this process find neither Landlock nor seccomp, as on an
+// old kernel or behind a container's profile.
+func olderKernel() {
+	code := must(bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: 0, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.SYS_LANDLOCK_CREATE_RULESET, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.SYS_SECCOMP, SkipTrue: 1},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+	}))
+	program := make([]unix.SockFilter, len(code))
+	for i, in := range code {
+		program[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+	}
+	prog := &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	if err := sandbox.NoNewPrivs(); err != nil {
+		panic(err)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(prog))); errno != 0 {
+		panic(errno)
+	}
+}
+
+func TestOlderKernel(t *testing.T) {
+	dir, c := world(t)
+	t.Setenv("SANDBOX_TEST_OLD", "1")
+	out, state := start(t, "ordinary", dir, c)
+	if state.ExitCode() != exitMissing {
+		t.Fatalf("%v: %s", state, out)
+	}
+	for _, want := range []string{
+		"enforced: [no_new_privs no core files undumpable no capabilities]",
+		"landlock: this kernel does not have it", "seccomp: this kernel does not filter system calls",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q does not say %q", out, want)
+		}
 	}
 }
 
