@@ -61,6 +61,7 @@ type conn struct {
 	own      *Identity           // what we present on it
 	chain    []*x509.Certificate // the peer's, leaf first
 	trusted  *domain             // the bundle that last verified chain
+	paths    []path              // by which it did
 
 	ends      [causes]deadline // when it is ended at the latest
 	moved     time.Time        // when bytes were last seen to have moved

@@ -268,7 +268,7 @@ func (f *Files) checkChain(m *material) error {
 	} else if at.Before(leaf.NotBefore) {
 		at = leaf.NotBefore
 	}
-	err := newTrust(m.authorities).domains[m.id.TrustDomain()].verify(chain, at)
+	_, err := newTrust(m.authorities).domains[m.id.TrustDomain()].verify(chain, at)
 	var unknown x509.UnknownAuthorityError
 	switch {
 	case err == nil:
@@ -283,10 +283,18 @@ func (f *Files) checkChain(m *material) error {
 // parsers skip a block that was cut short, and with it an intermediate or an
 // authority.
 func readPEM(path string) ([]byte, error) {
-	data, err := readPlain(path)
+	data, err := readPlain(path, maxFileSize)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	if err := wholePEM(data); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return data, nil
+}
+
+// wholePEM refuses what holds no PEM block or one that was cut short.
+func wholePEM(data []byte) error {
 	whole := 0
 	for rest := data; ; whole++ {
 		var block *pem.Block
@@ -297,18 +305,32 @@ func readPEM(path string) ([]byte, error) {
 	begun := bytes.Count(data, []byte("-----BEGIN "))
 	switch {
 	case len(bytes.TrimSpace(data)) == 0:
-		return nil, fmt.Errorf("%s: is empty", path)
+		return errors.New("is empty")
 	case begun == 0:
-		return nil, fmt.Errorf("%s: holds no PEM block; is it DER? (openssl x509 -inform der, or openssl pkey -inform der, writes PEM)", path)
+		return errors.New("holds no PEM block; is it DER? (openssl x509 -inform der, or openssl pkey -inform der, writes PEM)")
 	case begun != whole:
-		return nil, fmt.Errorf("%s: %d of %d PEM blocks are whole: is it still being written?", path, whole, begun)
+		return fmt.Errorf("%d of %d PEM blocks are whole: is it still being written?", whole, begun)
 	}
-	return data, nil
+	return nil
 }
 
-// readPlain reads a plain file: what is none may never end, or be read once
+// readPlain reads a plain file of at most limit bytes.
+func readPlain(path string, limit int) ([]byte, error) {
+	file, err := openPlain(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	data, err := io.ReadAll(io.LimitReader(file, int64(limit)+1))
+	if err == nil && len(data) > limit {
+		err = fmt.Errorf("larger than %d bytes", limit)
+	}
+	return data, err
+}
+
+// openPlain opens a plain file: what is none may never end, or be read once
 // only.
-func readPlain(path string) ([]byte, error) {
+func openPlain(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would block
 	if err != nil {
 		var at *fs.PathError
@@ -317,17 +339,12 @@ func readPlain(path string) ([]byte, error) {
 		}
 		return nil, err
 	}
-	defer func() { _ = file.Close() }()
 	if info, err := file.Stat(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, file.Close())
 	} else if !info.Mode().IsRegular() {
-		return nil, errors.New("not a plain file")
+		return nil, errors.Join(errors.New("not a plain file"), file.Close())
 	}
-	data, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
-	if err == nil && len(data) > maxFileSize {
-		err = fmt.Errorf("larger than %d bytes", maxFileSize)
-	}
-	return data, err
+	return file, nil
 }
 
 func parseAuthorities(data []byte) ([]*x509.Certificate, error) {

@@ -37,7 +37,7 @@ type Lease interface {
 	// Trust returns the bundles as of now, whether or not there is an
 	// identity: that ours was taken back does not make a peer's withdrawn
 	// authority good. It is never nil, and the same pointer until an
-	// authority came or went.
+	// authority came or went, or other CRLs are in force.
 	Trust() *Trust
 
 	// Changed returns a channel that is closed at the next change of what
@@ -90,6 +90,7 @@ type Report struct {
 	Source     string // workload_api or files
 	Problem    string // why it cannot serve or is out of date; empty when all is well
 	Identities []telemetry.Identity
+	CRLs       []telemetry.CRL // in force, and what is wrong with those that should be
 }
 
 // Errors of Lease.Current.
@@ -190,6 +191,24 @@ func (s *store) narrow(authorities map[spiffeid.TrustDomain][]*x509.Certificate)
 	}
 }
 
+// revoke puts other CRLs in force and wakes every lease.
+func (s *store) revoke(crls *revocations) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trust = s.trust.with(crls)
+	s.wake()
+}
+
+// held makes a source known as one that CRLs can be put into.
+func (s *store) held() *store { return s }
+
+// trusted returns the bundles as of now.
+func (s *store) trusted() *Trust {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trust
+}
+
 type hinted struct {
 	cert tls.Certificate
 	hint string
@@ -241,7 +260,7 @@ func (s *store) Own(_ context.Context, pick Pick) (Lease, error) {
 func (s *store) Report() Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := Report{Source: s.source, Problem: s.problem}
+	r := Report{Source: s.source, Problem: s.problem, CRLs: s.trust.crls.status()}
 	if s.err != nil {
 		r.Problem = s.err.Error()
 	}
@@ -288,9 +307,7 @@ func orUnknown(problem string) string {
 }
 
 func (l *storeLease) Trust() *Trust {
-	l.store.mu.Lock()
-	defer l.store.mu.Unlock()
-	return l.store.trust
+	return l.store.trusted()
 }
 
 func (l *storeLease) Changed() <-chan struct{} {

@@ -350,7 +350,7 @@ func (l *listener) watch(lease Lease) {
 		l.noteIdentity(id, err, last)
 		if news {
 			asked, closed := l.proxy.ask(l.proxy.table.of(l))
-			l.proxy.log.Debug("identity or bundles changed", "listener", l.name, "connections_asked", asked, "connections_closed", closed)
+			l.proxy.log.Debug("identity, bundles or CRLs changed", "listener", l.name, "trust_generation", bundles.generation, "connections_asked", asked, "connections_closed", closed)
 		}
 		wait := time.Hour
 		if id != nil {

@@ -48,6 +48,9 @@ func (c *conn) identify(s *session, t *secured, serverName string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.chain, c.trusted = cs.PeerCertificates, s.trust.domains[peer.ID.TrustDomain()]
+	if c.paths, err = c.trusted.verify(c.chain, time.Now()); err != nil { // remembered a moment ago, or expired since
+		return refuse("refused", "peer certificate of %s: %v", peer.ID, err)
+	}
 	c.setEnds(s.identity, peer)
 	c.request.SNI = serverName
 	c.ends[endHandshake] = deadline{}
@@ -274,19 +277,29 @@ func (c *conn) reverify(lease Lease, now time.Time) verdict {
 	return verdict{closing: closing{"expiry", fmt.Sprintf("our own SVID %s expired at %s and was not renewed", c.own.ID, c.own.NotAfter().UTC().Format(time.RFC3339))}}
 }
 
-// reverifyPeer checks the peer's chain against the newest bundles, with c.mu
-// held.
+// reverifyPeer checks the peer's chain against the newest bundles and CRLs,
+// with c.mu held.
 func (c *conn) reverifyPeer(trust *Trust, now time.Time) verdict {
 	if c.inPlaintext() {
 		return verdict{ok: true} // there is none
 	}
-	d := trust.domains[c.peer().ID.TrustDomain()]
-	if d == c.trusted {
-		return verdict{ok: true}
+	td := c.peer().ID.TrustDomain()
+	if d := trust.domains[td]; d != c.trusted {
+		if err := c.restand(d, now); err != nil {
+			return verdict{always: true, closing: closing{"revoked", fmt.Sprintf("the peer's certificate does not stand under the new bundle: %v", err)}}
+		}
 	}
-	leaf := c.chain[0]
+	if err := trust.crls.revoked(td, c.paths); err != nil {
+		return verdict{always: true, closing: closing{"revoked", fmt.Sprintf("peer certificate of %s: %v", c.peer().ID, err)}}
+	}
+	return verdict{ok: true}
+}
+
+// restand verifies the peer's chain under d, the bundle its trust domain has
+// now, with c.mu held.
+func (c *conn) restand(d *domain, now time.Time) error {
 	at := now
-	if at.After(leaf.NotAfter) {
+	if leaf := c.chain[0]; at.After(leaf.NotAfter) {
 		at = leaf.NotAfter // expiry is on_peer_expiry's business, not that of a new bundle
 	}
 	var err error
@@ -294,16 +307,19 @@ func (c *conn) reverifyPeer(trust *Trust, now time.Time) verdict {
 	case d == nil:
 		err = fmt.Errorf("trust domain %s is no longer trusted", c.peer().ID.TrustDomain())
 	case !d.holds(c.trusted.authorities): // more authorities than before take nothing away
-		err = d.verify(c.chain, at)
+		var paths []path
+		if paths, err = d.verify(c.chain, at); err == nil {
+			c.paths = paths
+		}
 	}
 	if err == nil {
 		c.trusted = d
-		return verdict{ok: true}
+		return nil
 	}
 	if c.trusted.prunedAfterExpiry(c.chain, at, now) {
-		return verdict{ok: true}
+		return nil
 	}
-	return verdict{always: true, closing: closing{"revoked", fmt.Sprintf("the peer's certificate does not stand under the new bundle: %v", err)}}
+	return err
 }
 
 // expected reports whether id is one of those a listener expects.

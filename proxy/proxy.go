@@ -320,7 +320,7 @@ func (p *Proxy) Status() *telemetry.ProxyStatus {
 	report, w := p.identities.Report(), p.world.Load()
 	p.mu.Unlock()
 	s := &telemetry.ProxyStatus{
-		Source: report.Source, Problem: report.Problem, Identities: report.Identities,
+		Source: report.Source, Problem: report.Problem, Identities: report.Identities, CRLs: report.CRLs,
 		Policy: telemetry.PolicyStatus{
 			Generation: w.generation, LoadedAt: w.loaded, Files: w.policy.Files(), Rules: w.policy.Rules(),
 			Decisions: p.instruments.decisionCounts(),

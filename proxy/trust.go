@@ -1,6 +1,11 @@
 package proxy
 
 import (
+	"cmp"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -16,22 +21,27 @@ import (
 // Trust is the set of bundles a peer is verified against, one for each trust
 // domain. Bundles are never pooled: a peer is verified against the bundle of
 // its own trust domain alone (SPIFFE X509-SVID §5), so that no domain can
-// speak for another. It is immutable.
+// speak for another. Whom it lists as revoked is part of it. It is immutable.
 type Trust struct {
-	domains map[spiffeid.TrustDomain]*domain
+	domains    map[spiffeid.TrustDomain]*domain
+	crls       *revocations
+	generation uint64 // one more for each change of authorities or CRLs
 }
 
-// domain is the bundle of one trust domain.
+// domain is the bundle of one trust domain. Other authorities are another
+// domain, which remembers nothing of this one.
 type domain struct {
 	authorities []*x509.Certificate
 	pool        *x509.CertPool
 
 	mu       sync.Mutex // guards the following
-	verified map[[sha256.Size]byte]validity
+	verified map[[sha256.Size]byte]verified
 }
 
-// validity is when a chain that was verified is good, ends included.
-type validity struct {
+// verified are the paths a chain was verified by, and when the first of them
+// is good, ends included.
+type verified struct {
+	paths    []path
 	from, to time.Time
 }
 
@@ -47,7 +57,10 @@ func newTrust(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *Trust {
 // change keep their pointer, and so does the whole when none changed: live
 // connections of such a domain need not be verified again.
 func (t *Trust) next(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *Trust {
-	n := &Trust{domains: make(map[spiffeid.TrustDomain]*domain, len(authorities))}
+	n := &Trust{domains: make(map[spiffeid.TrustDomain]*domain, len(authorities)), generation: 1}
+	if t != nil {
+		n.crls, n.generation = t.crls, t.generation+1
+	}
 	same := t != nil && len(t.domains) == len(authorities)
 	for td, certs := range authorities {
 		if t != nil {
@@ -57,7 +70,7 @@ func (t *Trust) next(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *
 			}
 		}
 		same = false
-		d := &domain{authorities: certs, pool: x509.NewCertPool(), verified: map[[sha256.Size]byte]validity{}}
+		d := &domain{authorities: certs, pool: x509.NewCertPool(), verified: map[[sha256.Size]byte]verified{}}
 		for _, c := range certs {
 			d.pool.AddCert(c)
 		}
@@ -67,6 +80,11 @@ func (t *Trust) next(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *
 		return t
 	}
 	return n
+}
+
+// with returns the same bundles with other CRLs.
+func (t *Trust) with(crls *revocations) *Trust {
+	return &Trust{domains: t.domains, crls: crls, generation: t.generation + 1}
 }
 
 // within returns the authorities of t that are among the given ones too.
@@ -141,7 +159,8 @@ func checkSize(chain []*x509.Certificate) error {
 // checkLeaf applies the rules for the leaf of an X.509-SVID and returns its
 // SPIFFE ID: exactly one URI SAN that is a SPIFFE ID (X509-SVID §2), with a
 // path (§3.1 of the SPIFFE ID specification reserves the bare trust domain
-// for authorities), and not a certificate that can sign others (§5.2).
+// for authorities), and not a certificate that can sign others (§5.2) but one
+// that may sign handshakes (§4.3).
 //
 // An ID that is too long is not even returned: who sent it has proved nothing
 // when it is read.
@@ -161,16 +180,41 @@ func checkLeaf(leaf *x509.Certificate) (spiffeid.ID, error) {
 		return id, errors.New("a leaf must not be a CA")
 	case leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
 		return id, errors.New("a leaf must not be allowed to sign certificates or CRLs")
+	case leaf.KeyUsage != 0 && leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return id, errors.New("a leaf must be allowed to make digital signatures (key usage)")
 	}
 	return id, nil
+}
+
+// minRSA is the least strength of an RSA key, in bits (NIST SP 800-131A).
+// crypto/x509 accepts 1024.
+const minRSA = 2048
+
+// checkStrength refuses keys of less than 112 bits of security, and the curve
+// P-224, which nobody uses.
+func checkStrength(c *x509.Certificate) error {
+	switch key := c.PublicKey.(type) {
+	case *rsa.PublicKey:
+		if bits := key.N.BitLen(); bits < minRSA {
+			return fmt.Errorf("%s has an RSA key of %d bits, at least %d are needed", nameOf(c), bits, minRSA)
+		}
+	case *ecdsa.PublicKey:
+		if key.Curve == elliptic.P224() {
+			return fmt.Errorf("%s has a key on the curve P-224; P-256 is the least", nameOf(c))
+		}
+	case ed25519.PublicKey:
+	default:
+		return fmt.Errorf("%s has a key of a kind that is not used here", nameOf(c))
+	}
+	return nil
 }
 
 // peerKeyUsages: any one of them will do, and so does a leaf that names none
 // (X509-SVID §4.4 makes the extension optional, but both usages go together).
 var peerKeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
 
-// verify verifies a peer's chain, leaf first, as of at. Errors are
-// *PeerError.
+// verify decides on the chain of a peer that comes, leaf first, as of at.
+// Errors are *PeerError.
 func (t *Trust) verify(chain []*x509.Certificate, at time.Time) (spiffeid.ID, error) {
 	if len(chain) == 0 {
 		return spiffeid.ID{}, &PeerError{Result: "no_certificate", Err: errors.New("the peer sent none")}
@@ -187,39 +231,47 @@ func (t *Trust) verify(chain []*x509.Certificate, at time.Time) (spiffeid.ID, er
 	if d == nil {
 		return id, &PeerError{ID: id, Result: "untrusted", Err: fmt.Errorf("no bundle for trust domain %s: it is neither ours nor federated with us", id.TrustDomain())}
 	}
-	if err := d.verify(chain, at); err != nil {
+	paths, err := d.verify(chain, at)
+	if err != nil {
 		return id, &PeerError{ID: id, Result: verifyResult(err), Err: explainVerify(err, leaf, id)}
+	}
+	if err := t.crls.admit(id.TrustDomain(), paths, at); err != nil {
+		return id, &PeerError{ID: id, Result: verifyResult(err), Err: err}
 	}
 	return id, nil
 }
 
-// verify verifies chain as of at. What verified before under these same
-// authorities is not computed again while all its certificates are valid;
-// everything else that speaks for or against a peer is no part of this.
-func (d *domain) verify(chain []*x509.Certificate, at time.Time) error {
+// verify verifies chain as of at, and returns the paths that lead from it to
+// an authority. What verified before under these same authorities is not
+// computed again while all its certificates are valid; everything else that
+// speaks for or against a peer, revocation too, is no part of this.
+func (d *domain) verify(chain []*x509.Certificate, at time.Time) ([]path, error) {
 	key := sumOf(chain)
 	d.mu.Lock()
 	v, known := d.verified[key]
 	d.mu.Unlock()
 	if known && !at.Before(v.from) && !at.After(v.to) {
-		return nil
+		return v.paths, nil
 	}
-	chains, err := d.chains(chain, at)
+	paths, err := d.paths(chain, at)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	d.remember(key, chains[0])
-	return nil
+	d.remember(key, paths)
+	return paths, nil
 }
 
-func (d *domain) remember(key [sha256.Size]byte, chain []*x509.Certificate) {
-	v := validity{chain[0].NotBefore, chain[0].NotAfter}
-	for _, c := range chain[1:] {
-		if c.NotBefore.After(v.from) {
-			v.from = c.NotBefore
-		}
-		if c.NotAfter.Before(v.to) {
-			v.to = c.NotAfter
+func (d *domain) remember(key [sha256.Size]byte, paths []path) {
+	leaf := paths[0][0]
+	v := verified{paths, leaf.NotBefore, leaf.NotAfter}
+	for _, p := range paths {
+		for _, c := range p[1:] {
+			if c.NotBefore.After(v.from) {
+				v.from = c.NotBefore
+			}
+			if c.NotAfter.Before(v.to) {
+				v.to = c.NotAfter
+			}
 		}
 	}
 	d.mu.Lock()
@@ -244,7 +296,14 @@ func sumOf(chain []*x509.Certificate) (sum [sha256.Size]byte) {
 	return sum
 }
 
-func (d *domain) chains(chain []*x509.Certificate, at time.Time) ([][]*x509.Certificate, error) {
+// maxPaths bounds the paths of a chain that are kept: an authority that was
+// signed by another one too makes two.
+const maxPaths = 8
+
+// paths verifies chain by crypto/x509 (RFC 5280 §6), and accepts less: every
+// key must be strong, and a leaf does not stand for itself because it is in
+// the bundle.
+func (d *domain) paths(chain []*x509.Certificate, at time.Time) ([]path, error) {
 	opts := x509.VerifyOptions{Roots: d.pool, CurrentTime: at, KeyUsages: peerKeyUsages}
 	if len(chain) > 1 {
 		opts.Intermediates = x509.NewCertPool()
@@ -252,19 +311,46 @@ func (d *domain) chains(chain []*x509.Certificate, at time.Time) ([][]*x509.Cert
 			opts.Intermediates.AddCert(c)
 		}
 	}
-	return chain[0].Verify(opts)
+	found, err := chain[0].Verify(opts)
+	if err != nil {
+		return nil, err
+	}
+	var paths []path
+	for _, p := range found {
+		if weak := checkPath(p); weak != nil {
+			err = cmp.Or(err, weak)
+		} else if len(paths) < maxPaths {
+			paths = append(paths, p)
+		}
+	}
+	if len(paths) == 0 {
+		return nil, err
+	}
+	return paths, nil
+}
+
+func checkPath(p path) error {
+	if len(p) < 2 {
+		return errors.New("it stands in the bundle itself and is signed by no authority")
+	}
+	for _, c := range p {
+		if err := checkStrength(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // prunedAfterExpiry reports whether d, the bundle that once verified chain,
 // did so only by authorities that have expired since: they left the bundle
 // in the ordinary course of things, not because they were withdrawn.
 func (d *domain) prunedAfterExpiry(chain []*x509.Certificate, at, now time.Time) bool {
-	chains, err := d.chains(chain, at)
+	paths, err := d.paths(chain, at)
 	if err != nil {
 		return false
 	}
-	for _, c := range chains {
-		if root := c[len(c)-1]; !now.After(root.NotAfter) {
+	for _, p := range paths {
+		if root := p[len(p)-1]; !now.After(root.NotAfter) {
 			return false
 		}
 	}
@@ -273,8 +359,15 @@ func (d *domain) prunedAfterExpiry(chain []*x509.Certificate, at, now time.Time)
 
 func verifyResult(err error) string {
 	var invalid x509.CertificateInvalidError
-	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+	var revoked *RevokedError
+	var crl *CRLError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "expired"
+	case errors.As(err, &revoked):
+		return "revoked"
+	case errors.As(err, &crl):
+		return "crl"
 	}
 	return "untrusted"
 }

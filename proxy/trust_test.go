@@ -39,14 +39,14 @@ func TestVerifiedChainsAreRemembered(t *testing.T) {
 		t.Errorf("%d chains remembered, though only one verified", len(d.verified))
 	}
 	for n := range maxVerified + 10 {
-		d.remember([32]byte{byte(n), byte(n >> 8), 1}, chain)
+		d.remember([32]byte{byte(n), byte(n >> 8), 1}, []path{chain})
 	}
 	if len(d.verified) != maxVerified {
 		t.Errorf("%d chains remembered, the bound is %d", len(d.verified), maxVerified)
 	}
 	short := *middle.cert
 	short.NotAfter = now.Add(-time.Second)
-	d.remember(sumOf(chain), []*x509.Certificate{web.Leaf, &short, root.cert})
+	d.remember(sumOf(chain), []path{{web.Leaf, &short, root.cert}})
 	if v := d.verified[sumOf(chain)]; !v.to.Equal(short.NotAfter) {
 		t.Errorf("remembered until %s, past the end of an intermediate", v.to)
 	}

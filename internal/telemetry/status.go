@@ -45,6 +45,7 @@ type ProxyStatus struct {
 	Policy     PolicyStatus     `json:"policy"`
 	Sandbox    *SandboxStatus   `json:"sandbox,omitempty"`
 	Identities []Identity       `json:"identities,omitempty"`
+	CRLs       []CRL            `json:"crls,omitempty"`
 	Listeners  []ListenerStatus `json:"listeners"`
 
 	MaxConnections int `json:"max_connections,omitempty"` // of all listeners together; 0: no limit
@@ -55,6 +56,20 @@ type SandboxStatus struct {
 	On       bool     `json:"on"`
 	Enforced []string `json:"enforced,omitempty"`
 	Missing  []string `json:"missing,omitempty"` // what this kernel or place does not offer, each with the reason
+}
+
+// CRL is a certificate revocation list in force, or, with a Problem, why the
+// newest files of a trust domain are not.
+type CRL struct {
+	TrustDomain string    `json:"trust_domain"`
+	Problem     string    `json:"problem,omitempty"`
+	Issuer      string    `json:"issuer,omitempty"`
+	File        string    `json:"file,omitempty"`
+	Number      string    `json:"number,omitempty"`
+	Entries     int       `json:"entries"`
+	ThisUpdate  time.Time `json:"this_update,omitzero"`
+	NextUpdate  time.Time `json:"next_update,omitzero"` // after it, new connections that the CRL speaks of are refused
+	Verified    bool      `json:"verified"`             // its signature; false until its authority was seen
 }
 
 // PolicyStatus is the policy in force.

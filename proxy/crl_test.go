@@ -1,0 +1,331 @@
+package proxy
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// crl issues a CRL that is good for a day, after edit changed its template.
+func (a *authority) crl(number int64, edit func(*x509.RevocationList), revoked ...*x509.Certificate) []byte {
+	a.t.Helper()
+	now := time.Now()
+	tmpl := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(24 * time.Hour)}
+	for _, c := range revoked {
+		tmpl.RevokedCertificateEntries = append(tmpl.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: now, ReasonCode: 1})
+	}
+	if edit != nil {
+		edit(tmpl)
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, tmpl, a.cert, a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return der
+}
+
+func crlPEM(lists ...[]byte) []byte {
+	var out []byte
+	for _, der := range lists {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
+	}
+	return out
+}
+
+func extension(t testing.TB, id asn1.ObjectIdentifier, critical bool, value any) pkix.Extension {
+	t.Helper()
+	der, err := asn1.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pkix.Extension{Id: id, Critical: critical, Value: der}
+}
+
+// TestCRLsThatAreRefused: by what they say of themselves.
+func TestCRLsThatAreRefused(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	web := ca.svid("/web").Leaf
+	with := func(e pkix.Extension) []byte {
+		return ca.crl(1, func(r *x509.RevocationList) { r.ExtraExtensions = []pkix.Extension{e} }, web)
+	}
+	entry := func(reason int, e ...pkix.Extension) []byte {
+		return ca.crl(1, func(r *x509.RevocationList) {
+			r.RevokedCertificateEntries[0].ReasonCode, r.RevokedCertificateEntries[0].ExtraExtensions = reason, e
+		}, web)
+	}
+	good := ca.crl(1, nil, web)
+	unknown := asn1.ObjectIdentifier{1, 2, 3, 4}
+	for _, test := range []struct {
+		name string
+		data []byte
+		want string // of the error; empty: it is good
+	}{
+		{"DER", good, ""},
+		{"PEM", crlPEM(good), ""},
+		{"several in one PEM", crlPEM(good, ca.crl(2, nil)), ""},
+		{"on hold", entry(6), ""},
+		{"an unknown extension that is not critical", with(extension(t, unknown, false, 1)), ""},
+		{"one distribution point's", with(extension(t, oidDistributionPoint, true, distributionPoint{OnlyUsers: true})), ""},
+		{"nothing", nil, "is empty"},
+		{"DER cut short", good[:len(good)-1], "no whole CRL"},
+		{"PEM cut short", crlPEM(good)[:120], "0 of 1 PEM blocks are whole"},
+		{"second of two cut short", crlPEM(good, good)[:len(crlPEM(good))+100], "1 of 2 PEM blocks are whole"},
+		{"two DER", append(bytes.Clone(good), good...), "bytes follow the CRL"},
+		{"a certificate beside", append(crlPEM(good), certPEM(ca.cert.Raw)...), `holds "CERTIFICATE"`},
+		{"a certificate as CRL", crlPEM(ca.cert.Raw), "CRL 1: no whole CRL"},
+		{"delta", with(extension(t, oidDeltaCRL, true, 1)), "delta CRL (RFC 5280 §5.2.4)"},
+		{"indirect", with(extension(t, oidDistributionPoint, true, distributionPoint{Indirect: true})), "indirect CRL (RFC 5280 §5.2.5)"},
+		{"attributes", with(extension(t, oidDistributionPoint, true, distributionPoint{OnlyAttributes: true})), "attribute certificates"},
+		{"malformed distribution point", with(extension(t, oidDistributionPoint, true, 1)), "malformed"},
+		{"unknown critical extension", with(extension(t, unknown, true, 1)), "critical extension 1.2.3.4 is not known"},
+		{"number twice", with(extension(t, oidCRLNumber, false, 7)), "is there twice"},
+		{"unknown critical entry extension", entry(1, extension(t, unknown, true, 1)), "an entry's critical extension 1.2.3.4"},
+		{"another issuer's entry", entry(1, extension(t, oidCertificateIssuer, true, 1)), "indirect CRL (RFC 5280 §5.3.3)"},
+		{"removeFromCRL", entry(8), "removeFromCRL, which only delta CRLs may say"},
+		{"serial too long", ca.crl(1, func(r *x509.RevocationList) {
+			r.RevokedCertificateEntries[0].SerialNumber = new(big.Int).Lsh(big.NewInt(1), 160)
+		}, web), "a serial number has at most 20 bytes"},
+		{"no nextUpdate", withoutNextUpdate(t, good), "has no nextUpdate"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			lists, err := parseCRLs("f", test.data)
+			switch {
+			case test.want == "" && err != nil:
+				t.Error(err)
+			case test.want == "":
+				if _, there := lists[0].has(web); !there {
+					t.Error("what it revokes is not found")
+				}
+				if _, there := lists[0].has(ca.cert); there {
+					t.Error("what it does not revoke is found")
+				}
+			case err == nil || !strings.Contains(err.Error(), test.want):
+				t.Errorf("got %v\nwant %s", err, test.want)
+			}
+		})
+	}
+}
+
+// withoutNextUpdate takes the second of the two times out of a CRL.
+func withoutNextUpdate(t *testing.T, der []byte) []byte {
+	t.Helper()
+	var list struct {
+		TBS       asn1.RawValue
+		Algorithm asn1.RawValue
+		Signature asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der, &list); err != nil {
+		t.Fatal(err)
+	}
+	var fields []asn1.RawValue
+	for rest := list.TBS.Bytes; len(rest) > 0; {
+		var field asn1.RawValue
+		var err error
+		if rest, err = asn1.Unmarshal(rest, &field); err != nil {
+			t.Fatal(err)
+		}
+		fields = append(fields, field)
+	}
+	var body []byte
+	for i, field := range fields {
+		if i != 4 { // version, algorithm, issuer, thisUpdate, nextUpdate
+			body = append(body, field.FullBytes...)
+		}
+	}
+	list.TBS = asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: body}
+	out, err := asn1.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestCRLSigners: who may sign one for a chain.
+func TestCRLSigners(t *testing.T) {
+	root, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
+	mute := *root
+	may := *root.cert
+	may.KeyUsage, mute.cert = x509.KeyUsageCertSign, &may
+	forged := root.crl(2, nil)
+	forged[len(forged)-1] ^= 1
+	parse := func(der []byte) *crl {
+		c, err := newCRL("f", der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for name, test := range map[string]struct {
+		c    *crl
+		by   *authority
+		want string
+	}{
+		"its issuer":           {parse(root.crl(1, nil)), root, ""},
+		"forged":               {parse(forged), root, "ECDSA verification failure"},
+		"not allowed":          {parse(root.crl(1, nil)), &mute, "not allowed to sign CRLs"},
+		"another trust domain": {parse(partner.crl(1, nil)), root, "ECDSA verification failure"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 2 {
+				if err := test.c.signedBy(test.by.cert); (err == nil) != (test.want == "") || (err != nil && !strings.Contains(err.Error(), test.want)) {
+					t.Errorf("%v, want %q", err, test.want)
+				}
+			}
+		})
+	}
+	c := parse(root.crl(1, nil))
+	if err := c.signedBy(root.cert); err != nil {
+		t.Fatal(err)
+	}
+	renewed := *root.cert
+	renewed.Raw = nil
+	if err := c.signedBy(&renewed); err != nil {
+		t.Errorf("the same key in another certificate: %v", err)
+	}
+	if err := c.signedBy(partner.cert); !errors.Is(err, errOtherKey) {
+		t.Errorf("another key: %v", err)
+	}
+}
+
+// TestRevocationOfPaths: the leaf and the intermediates, never the root, and
+// the CRL of one issuer says nothing of another's certificates.
+func TestRevocationOfPaths(t *testing.T) {
+	root := newAuthority(t, "example.org")
+	middle := root.intermediate()
+	web := middle.svid("/web").Leaf
+	paths := []path{{web, middle.cert, root.cert}}
+	now := time.Now()
+	stale := func(r *x509.RevocationList) {
+		r.ThisUpdate, r.NextUpdate = now.Add(-2*time.Hour), now.Add(-time.Hour)
+	}
+	forged := middle.crl(1, nil)
+	forged[len(forged)-1] ^= 1
+	for name, test := range map[string]struct {
+		crls []byte
+		want string // refused
+		live string // closed
+	}{
+		"nothing":                     {crlPEM(root.crl(1, nil), middle.crl(1, nil)), "", ""},
+		"the leaf":                    {crlPEM(middle.crl(5, nil, web)), "(keyCompromise), says CRL 5 of CN=", "revoked at"},
+		"the intermediate":            {crlPEM(root.crl(1, nil, middle.cert)), "its intermediate CN=", "its intermediate"},
+		"the root":                    {crlPEM(root.crl(1, nil, root.cert)), "", ""},
+		"the leaf, by another issuer": {crlPEM(root.crl(1, nil, web)), "", ""},
+		"stale":                       {crlPEM(middle.crl(1, stale)), "is out of date since", ""},
+		"stale, of the intermediate":  {crlPEM(root.crl(1, stale)), "is out of date since", ""},
+		"stale, and revoked":          {crlPEM(middle.crl(1, stale, web)), "revoked at", "revoked at"},
+		"forged":                      {crlPEM(forged), "does not carry its signature", ""},
+		"on hold": {crlPEM(middle.crl(1, func(r *x509.RevocationList) {
+			r.RevokedCertificateEntries[0].ReasonCode = 6
+		}, web)), "(certificateHold)", "(certificateHold)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lists, err := parseCRLs("f", test.crls)
+			if err != nil {
+				t.Fatal(err)
+			}
+			set := &crlSet{lists: map[string][]*crl{}}
+			for _, c := range lists {
+				set.lists[string(c.issuer)] = append(set.lists[string(c.issuer)], c)
+			}
+			r := &revocations{domains: map[spiffeid.TrustDomain]*crlSet{root.td: set}}
+			same := func(what string, err error, want string) {
+				t.Helper()
+				if (err == nil) != (want == "") || (err != nil && !strings.Contains(err.Error(), want)) {
+					t.Errorf("%s: %v, want %q", what, err, want)
+				}
+			}
+			same("a new connection", r.admit(root.td, paths, now), test.want)
+			same("a live one", r.revoked(root.td, paths), test.live)
+			same("another domain", r.admit(newAuthority(t, "partner.example").td, paths, now), "")
+			// Another way to an authority that nothing was revoked on will do.
+			other := *middle.cert
+			other.SerialNumber, other.RawIssuer = big.NewInt(99), []byte("other root")
+			if name == "the intermediate" {
+				same("by another path", r.admit(root.td, append(paths, path{web, &other, root.cert}), now), "")
+			}
+		})
+	}
+}
+
+// TestLookupsAreFree: a hundred thousand entries cost what one costs, and no
+// memory.
+func TestLookupsAreFree(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	web := ca.svid("/web").Leaf
+	c, err := newCRL("f", ca.crl(1, func(r *x509.RevocationList) {
+		r.RevokedCertificateEntries = manyEntries(100_000)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &revocations{domains: map[spiffeid.TrustDomain]*crlSet{ca.td: {lists: map[string][]*crl{string(c.issuer): {c}}}}}
+	paths, now := []path{{web, ca.cert}}, time.Now()
+	if n := testing.AllocsPerRun(100, func() {
+		if err := r.admit(ca.td, paths, now); err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations a lookup", n)
+	}
+	if len(c.revoked) != 100_000 {
+		t.Errorf("%d entries", len(c.revoked))
+	}
+}
+
+func manyEntries(n int) []x509.RevocationListEntry {
+	entries := make([]x509.RevocationListEntry, n)
+	for i := range entries {
+		entries[i] = x509.RevocationListEntry{SerialNumber: new(big.Int).Add(new(big.Int).Lsh(big.NewInt(1), 120), big.NewInt(int64(i))), RevocationTime: time.Unix(1_700_000_000, 0)}
+	}
+	return entries
+}
+
+func BenchmarkRevocationLookup(b *testing.B) {
+	ca := newAuthority(b, "example.org")
+	web := ca.svid("/web").Leaf
+	c, err := newCRL("f", ca.crl(1, func(r *x509.RevocationList) { r.RevokedCertificateEntries = manyEntries(100_000) }))
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := &revocations{domains: map[spiffeid.TrustDomain]*crlSet{ca.td: {lists: map[string][]*crl{string(c.issuer): {c}}}}}
+	paths, now := []path{{web, ca.cert}}, time.Now()
+	for b.Loop() {
+		if err := r.admit(ca.td, paths, now); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func FuzzParseCRLs(f *testing.F) {
+	ca := newAuthority(f, "example.org")
+	web := ca.svid("/web").Leaf
+	der := ca.crl(1, nil, web)
+	f.Add(der)
+	f.Add(crlPEM(der, ca.crl(2, nil)))
+	f.Add(ca.crl(3, func(r *x509.RevocationList) {
+		r.ExtraExtensions = []pkix.Extension{extension(f, oidDistributionPoint, true, distributionPoint{OnlyCAs: true})}
+	}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		lists, err := parseCRLs("f", data)
+		if err != nil && lists != nil {
+			t.Error("an error and CRLs")
+		}
+		for _, c := range lists {
+			c.has(web)
+			_ = c.signedBy(ca.cert)
+			if c.until.IsZero() || c.String() == "" {
+				t.Errorf("%+v", c)
+			}
+		}
+	})
+}
