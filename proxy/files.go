@@ -25,13 +25,18 @@ import (
 	"github.com/narthex-id/narthex/internal/watch"
 )
 
-// FilesConfig names the PEM files that something else (cert-manager, Vault
+// FilePaths names the PEM files that something else (cert-manager, Vault
 // agent, spiffe-helper, a script) keeps fresh.
-type FilesConfig struct {
+type FilePaths struct {
 	Cert    string                          // the SVID, leaf first, then its intermediates
 	Key     string                          // its key: PKCS #8, PKCS #1 or SEC 1; may be the same file
 	Bundle  string                          // authorities of the SVID's own trust domain
 	Bundles map[spiffeid.TrustDomain]string // of other trust domains
+}
+
+// FilesConfig says where an identity is kept.
+type FilesConfig struct {
+	FilePaths
 
 	// TrustDomain is the trust domain the SVID must be of. Zero: any.
 	TrustDomain spiffeid.TrustDomain
@@ -56,10 +61,10 @@ type Files struct {
 	cancel context.CancelFunc
 	loop   sync.WaitGroup
 
-	// The following belong to load, which never runs twice at once.
-	seen   [sha256.Size]byte // of what was last put in force
-	warned time.Time         // NotAfter of the SVID whose end was warned of
-	ended  time.Time         // NotAfter of the SVID that was said to have ended
+	loading sync.Mutex        // guards the following, and config.FilePaths; held while files are read
+	seen    [sha256.Size]byte // of what was last put in force
+	warned  time.Time         // NotAfter of the SVID whose end was warned of
+	ended   time.Time         // NotAfter of the SVID that was said to have ended
 }
 
 const (
@@ -86,6 +91,15 @@ func NewFiles(c FilesConfig) (*Files, error) {
 	return f, nil
 }
 
+// Configure names other files. Those of before stay in force until the new
+// ones are good; they are read before it returns.
+func (f *Files) Configure(paths FilePaths) {
+	f.loading.Lock()
+	f.config.FilePaths = paths
+	f.loading.Unlock()
+	f.load()
+}
+
 // Close stops watching and waits for that to end.
 func (f *Files) Close() error {
 	f.cancel()
@@ -94,6 +108,8 @@ func (f *Files) Close() error {
 }
 
 func (f *Files) paths() []string {
+	f.loading.Lock()
+	defer f.loading.Unlock()
 	paths := []string{f.config.Cert, f.config.Key, f.config.Bundle}
 	for _, p := range f.config.Bundles {
 		paths = append(paths, p)
@@ -111,6 +127,8 @@ type material struct {
 
 // load reads the files and puts them in force when they are good and new.
 func (f *Files) load() {
+	f.loading.Lock()
+	defer f.loading.Unlock()
 	m, err := f.read()
 	known := err == nil && m.sum == f.seen
 	if err == nil {

@@ -50,7 +50,7 @@ func openFiles(t *testing.T, dir string, poll time.Duration, others map[spiffeid
 	t.Helper()
 	s := &fileSource{t: t, dir: dir, log: &lines{}}
 	f, err := NewFiles(FilesConfig{
-		Cert: dir + "/svid.pem", Key: dir + "/svid.key", Bundle: dir + "/bundle.pem", Bundles: others, Poll: poll,
+		FilePaths: FilePaths{dir + "/svid.pem", dir + "/svid.key", dir + "/bundle.pem", others}, Poll: poll,
 		TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"),
 		Log:         hclog.New(&hclog.LoggerOptions{Output: s.log}),
 	})
@@ -271,7 +271,7 @@ func TestFilesThatAreNotGood(t *testing.T) {
 	if n := openFiles(t, t.TempDir(), time.Hour, nil).log.count("there is no identity, and connections are refused"); n != 1 {
 		t.Errorf("%d log lines of files that were never good, want one", n)
 	}
-	if _, err := NewFiles(FilesConfig{Cert: "a"}); err == nil {
+	if _, err := NewFiles(FilesConfig{FilePaths: FilePaths{Cert: "a"}}); err == nil {
 		t.Error("a source without key and bundle was taken")
 	}
 }
@@ -322,7 +322,7 @@ func unwatched(t *testing.T, dir string) *fileSource {
 	s := &fileSource{t: t, dir: dir, log: &lines{}}
 	s.Files = &Files{
 		store:  newStore("files", nil),
-		config: FilesConfig{Cert: dir + "/svid.pem", Key: dir + "/svid.key", Bundle: dir + "/bundle.pem"},
+		config: FilesConfig{FilePaths: FilePaths{Cert: dir + "/svid.pem", Key: dir + "/svid.key", Bundle: dir + "/bundle.pem"}},
 		log:    hclog.New(&hclog.LoggerOptions{Output: s.log}),
 	}
 	return s

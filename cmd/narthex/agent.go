@@ -43,6 +43,9 @@ because the server is away: it answers callers with the reason, and tries again.
 		if err := c.ForAgent(); err != nil {
 			return err
 		}
+		if err := requireFIPS(c); err != nil {
+			return err
+		}
 		ctx, hangups, stop := untilSignal(cmd.Context(), nil)
 		defer stop()
 		return runAgent(ctx, c, *half, hangups)
@@ -91,7 +94,7 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 		Process: "agent",
 		Metrics: metrics,
 		Status: func() telemetry.Status {
-			return telemetry.Status{Version: version, Started: started, TrustDomain: c.TrustDomain.Name(), Agent: a.Status()}
+			return telemetry.Status{Version: version, FIPS: fipsModule(), Started: started, TrustDomain: c.TrustDomain.Name(), Agent: a.Status()}
 		},
 		Ready:   a.Unready,
 		Private: private,
@@ -104,7 +107,7 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 	if err != nil {
 		return errors.Join(err, a.Close())
 	}
-	log.Info("agent starts", "version", version, "trust_domain", c.TrustDomain.Name(),
+	log.Info("agent starts", "version", version, "fips_module", fipsWords(), "trust_domain", c.TrustDomain.Name(),
 		"server", string(c.Agent.Server.Address), "socket", string(c.Agent.WorkloadAPI.Socket))
 	g, ctx := errgroup.WithContext(parent)
 	g.Go(func() error { return a.Run(ctx) })

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -198,6 +199,17 @@ func checkHost(path string) (findings []checkFinding) {
 		if p.User != "" {
 			if _, err := lookupAccount(p.User); err != nil {
 				report("proxy.user", err)
+			}
+		}
+		for td, patterns := range p.CRLs {
+			for _, pattern := range patterns {
+				files, _ := filepath.Glob(string(pattern)) // a bad pattern was reported
+				if len(files) == 0 {
+					report("proxy.crls."+td.Name(), fmt.Errorf("no file matches %s", pattern))
+				}
+				for _, file := range files {
+					readable("proxy.crls."+td.Name(), config.File(file))
+				}
 			}
 		}
 		if f := p.Files; f != nil {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"text/template"
@@ -45,10 +46,11 @@ no rule allows, is refused. Nothing is left behind when it ends.`,
   narthex demo --once    ends after the first calls; exit 0 when both went as they should`,
 	}
 	once := cmd.Flags().Bool("once", false, "end after the first allowed and the first refused call")
+	fips := cmd.Flags().Bool("fips", false, "run every process on Go's FIPS 140-3 module (fips: true)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, _, stop := untilSignal(cmd.Context(), nil)
 		defer stop()
-		d := &demo{out: cmd.OutOrStdout(), started: time.Now(), page: demoPage}
+		d := &demo{out: cmd.OutOrStdout(), started: time.Now(), page: demoPage, fips: *fips}
 		err := d.run(ctx, *once)
 		if ctx.Err() != nil && !*once {
 			return nil
@@ -64,6 +66,7 @@ type demo struct {
 	started time.Time
 	dir     string
 	page    string // host:port of the status page
+	fips    bool
 
 	domain    spiffeid.TrustDomain
 	inventory *inventoryService
@@ -251,6 +254,7 @@ rules:
     to: ["spiffe://demo.example/**"]
 `,
 	"agent.yaml": `trust_domain: demo.example
+fips: {{.FIPS}}
 data_dir: {{.Dir}}/agent
 agent:
   server:
@@ -263,6 +267,7 @@ agent:
 log: {level: warn}
 `,
 	"inventory.yaml": `trust_domain: demo.example
+fips: {{.FIPS}}
 proxy:
   workload_api: {socket: {{.Dir}}/public/api.sock}
   policies: [{{.Dir}}/rules.yaml]
@@ -275,6 +280,7 @@ telemetry: {listen: {{.Page}}}
 log: {level: warn}
 `,
 	"orders.yaml": `trust_domain: demo.example
+fips: {{.FIPS}}
 proxy:
   workload_api: {socket: {{.Dir}}/public/api.sock}
   policies: [{{.Dir}}/rules.yaml]
@@ -287,6 +293,7 @@ proxy:
 log: {level: warn}
 `,
 	"reports.yaml": `trust_domain: demo.example
+fips: {{.FIPS}}
 proxy:
   workload_api: {socket: {{.Dir}}/public/api.sock}
   policies: [{{.Dir}}/reports-rules.yaml]
@@ -302,7 +309,7 @@ log: {level: warn}
 
 func (d *demo) writeFiles(server *devserver.Server) error {
 	values := map[string]string{
-		"Dir": d.dir, "Server": server.Addr().String(), "Page": d.page,
+		"Dir": d.dir, "Server": server.Addr().String(), "Page": d.page, "FIPS": strconv.FormatBool(d.fips),
 		"Inventory": d.addr("inventory"), "Orders": d.addr("orders-to-inventory"), "Reports": d.addr("reports-to-inventory"),
 	}
 	files := map[string]string{"join-token": server.JoinToken(), "bundle.pem": string(server.BundlePEM())}

@@ -41,6 +41,9 @@ func (d *demo) firstCalls(ctx context.Context, failed <-chan error) error {
 	for _, identity := range status.Agent.Identities {
 		fmt.Fprintf(d.out, "  identity     %-32s lives %s more, serial %s\n", identity.SPIFFEID, left(identity.NotAfter), short(identity.Serial))
 	}
+	if status.FIPS != "" {
+		fmt.Fprintf(d.out, "  FIPS 140-3   module %s is on\n", status.FIPS)
+	}
 	allowed, ok := d.record(ctx, d.id("orders").String(), "allow", demoPatient)
 	if !ok {
 		return errors.New("inventory's proxy wrote no access record of a call that it allowed")

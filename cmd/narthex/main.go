@@ -118,6 +118,7 @@ func newVersion() *cobra.Command {
 		Example: "  narthex version",
 		Run: func(cmd *cobra.Command, _ []string) {
 			fmt.Fprintf(cmd.OutOrStdout(), "narthex %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			fmt.Fprintf(cmd.OutOrStdout(), "FIPS 140-3 module %s\n", fipsWords())
 		},
 	}
 }

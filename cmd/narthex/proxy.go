@@ -48,6 +48,9 @@ touching what still passes; SIGTERM drains.`,
 		if err := c.ForProxy(); err != nil {
 			return err
 		}
+		if err := requireFIPS(c); err != nil {
+			return err
+		}
 		r := &proxyRunner{path: *path, config: c, log: newLogger("narthex.proxy", c.Log)}
 		if *beside {
 			return startBeside(cmd.Context(), r.log)
@@ -72,6 +75,7 @@ type proxyRunner struct {
 	started time.Time
 	source  identitySource
 	box     *sandbox.Sandbox // nil: proxy.sandbox is off
+	crls    *proxy.CRLs
 
 	reloading sync.Mutex // held by a reload, and while the sockets are offered to another process
 
@@ -109,7 +113,7 @@ func (r *proxyRunner) run(ctx context.Context, hangups <-chan os.Signal) (err er
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.source.Close()) }()
+	defer func() { err = errors.Join(err, r.closeSources()) }()
 	return r.serve(ctx, figures, hangups)
 }
 
@@ -135,7 +139,7 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 			_ = figures.Close()
 		}
 		r.place.abandon()
-		return nil, errors.Join(err, r.source.Close())
+		return nil, errors.Join(err, r.closeSources())
 	}
 	if r.place.from != nil {
 		r.tell.tell(tookOverState)
@@ -143,7 +147,7 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 	r.enterSandbox()
 	warnUnused(r.place.sockets, r.log)
 	r.logLimits()
-	r.log.Info("proxy starts", "version", version, "source", r.config.Proxy.Source, "listeners", len(r.config.Proxy.Listeners), "rules", r.policy.Rules())
+	r.log.Info("proxy starts", "version", version, "fips_module", fipsWords(), "source", r.config.Proxy.Source, "listeners", len(r.config.Proxy.Listeners), "rules", r.policy.Rules())
 	return figures, nil
 }
 
@@ -292,9 +296,15 @@ func (r *proxyRunner) open(files inherited) error {
 	if r.source, err = newSource(r.config.TrustDomain, r.config.Proxy, r.log.Named("identities")); err != nil {
 		return err
 	}
-	p, err := proxy.New(r.proxyConfig(r.config, rules))
+	r.crls, err = proxy.NewCRLs(proxy.CRLsConfig{
+		Files: crlFiles(r.config), Identities: r.source, Metrics: r.metrics, Log: r.log.Named("crls"),
+	})
 	if err != nil {
 		return errors.Join(err, r.source.Close())
+	}
+	p, err := proxy.New(r.proxyConfig(r.config, rules))
+	if err != nil {
+		return errors.Join(err, r.closeSources())
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -302,18 +312,36 @@ func (r *proxyRunner) open(files inherited) error {
 	return nil
 }
 
+// closeSources ends what watches identities and CRLs.
+func (r *proxyRunner) closeSources() error { return errors.Join(r.crls.Close(), r.source.Close()) }
+
+// crlFiles says in the proxy's words where CRLs are.
+func crlFiles(c *config.Config) map[spiffeid.TrustDomain][]string {
+	files := make(map[spiffeid.TrustDomain][]string, len(c.Proxy.CRLs))
+	for td, patterns := range c.Proxy.CRLs {
+		for _, p := range patterns {
+			files[td] = append(files[td], string(p))
+		}
+	}
+	return files
+}
+
 func newSource(td spiffeid.TrustDomain, c *config.Proxy, log hclog.Logger) (identitySource, error) {
 	if c.Source == "files" {
-		bundles := make(map[spiffeid.TrustDomain]string, len(c.Files.Bundles))
-		for domain, file := range c.Files.Bundles {
-			bundles[domain] = string(file)
-		}
-		return proxy.NewFiles(proxy.FilesConfig{
-			TrustDomain: td,
-			Cert:        string(c.Files.Cert), Key: string(c.Files.Key), Bundle: string(c.Files.Bundle), Bundles: bundles, Log: log,
-		})
+		return proxy.NewFiles(proxy.FilesConfig{TrustDomain: td, FilePaths: identityFiles(c.Files), Log: log})
 	}
 	return proxy.NewWorkloadAPI(proxy.WorkloadAPIConfig{Socket: string(c.WorkloadAPI.Socket), Log: log})
+}
+
+func identityFiles(f *config.Files) proxy.FilePaths {
+	paths := proxy.FilePaths{
+		Cert: string(f.Cert), Key: string(f.Key), Bundle: string(f.Bundle),
+		Bundles: make(map[spiffeid.TrustDomain]string, len(f.Bundles)),
+	}
+	for domain, file := range f.Bundles {
+		paths.Bundles[domain] = string(file)
+	}
+	return paths
 }
 
 // loadPolicy reads the rule files and warns of rules that name a listener
@@ -508,10 +536,21 @@ func (r *proxyRunner) reload(asked bool) {
 		return
 	}
 	reloads.With("ok").Inc()
+	r.followFiles(c)
 	if needs := needsRestart(r.config, c); len(needs) > 0 {
 		r.log.Warn("these settings take effect at the next start only", "keys", needs)
 	}
 	r.config, r.policy, r.problem = c, rules, ""
+}
+
+// followFiles tells those who watch files of other names.
+func (r *proxyRunner) followFiles(c *config.Config) {
+	if !reflect.DeepEqual(r.config.Proxy.CRLs, c.Proxy.CRLs) {
+		r.crls.Configure(crlFiles(c))
+	}
+	if files, ok := r.source.(*proxy.Files); ok && c.Proxy.Files != nil && !reflect.DeepEqual(r.config.Proxy.Files, c.Proxy.Files) {
+		files.Configure(identityFiles(c.Proxy.Files))
+	}
 }
 
 // readAgain reads the files. Rules that mean what those in force mean are
@@ -547,8 +586,8 @@ func needsRestart(was, is *config.Config) []string {
 	}{
 		{"proxy.source", was.Proxy.Source, is.Proxy.Source},
 		{"proxy.workload_api", was.Proxy.WorkloadAPI, is.Proxy.WorkloadAPI},
-		{"proxy.files", was.Proxy.Files, is.Proxy.Files},
 		{"proxy.sandbox", was.Proxy.Sandbox, is.Proxy.Sandbox},
+		{"fips", was.FIPS, is.FIPS},
 		{"proxy.user", was.Proxy.User, is.Proxy.User},
 		{"proxy.handover", was.Proxy.Handover, is.Proxy.Handover},
 		{"telemetry", was.Telemetry, is.Telemetry},
@@ -574,7 +613,7 @@ func (r *proxyRunner) status() telemetry.Status {
 			domain = id.TrustDomain()
 		}
 	}
-	return telemetry.Status{Version: version, Started: r.started, TrustDomain: domain.Name(), Proxy: p}
+	return telemetry.Status{Version: version, FIPS: fipsModule(), Started: r.started, TrustDomain: domain.Name(), Proxy: p}
 }
 
 // ready is nil when every listener can serve.

@@ -36,6 +36,9 @@ connection.`,
 		if err := c.ForRun(); err != nil {
 			return err
 		}
+		if err := requireFIPS(c); err != nil {
+			return err
+		}
 		return runHalves(cmd.Context(), c, *path)
 	}
 	return cmd

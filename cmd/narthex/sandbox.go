@@ -48,6 +48,11 @@ func sandboxConfig(c *config.Config, path string) sandbox.Config {
 	for _, pattern := range c.Proxy.Policies {
 		out.Read = append(out.Read, string(pattern))
 	}
+	for _, patterns := range c.Proxy.CRLs {
+		for _, pattern := range patterns {
+			out.Read = append(out.Read, string(pattern))
+		}
+	}
 	if f := c.Proxy.Files; f != nil {
 		out.Read = append(out.Read, string(f.Cert), string(f.Key), string(f.Bundle))
 		for _, bundle := range f.Bundles {

@@ -176,6 +176,9 @@ func printStatus(w io.Writer, data []byte, format string) error {
 		return fmt.Errorf("read the status: %w", err)
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	if s.FIPS != "" {
+		s.Version += " (FIPS 140-3 module " + s.FIPS + ")"
+	}
 	fmt.Fprintf(t, "narthex %s\ttrust domain %s\tup %s\n", s.Version, s.TrustDomain, time.Since(s.Started).Round(time.Second))
 	if a := s.Agent; a != nil {
 		fmt.Fprintf(t, "\nagent\t%s\texpires in %s\n", cmp.Or(a.ID, "(not attested)"), until(a.ExpiresAt))
@@ -195,6 +198,13 @@ func printStatus(w io.Writer, data []byte, format string) error {
 			if problem != "" {
 				fmt.Fprintf(t, "problem\t%s\n", problem)
 			}
+		}
+		for _, c := range p.CRLs {
+			if c.Problem != "" {
+				fmt.Fprintf(t, "CRLs of %s\t%s\n", c.TrustDomain, c.Problem)
+				continue
+			}
+			fmt.Fprintf(t, "CRL of %s\t%s\tnumber %s\t%d revoked\tout of date in %s\n", c.TrustDomain, c.Issuer, cmp.Or(c.Number, "-"), c.Entries, until(c.NextUpdate))
 		}
 		for _, l := range p.Listeners {
 			fmt.Fprintf(t, "\n%s\t%s %s -> %s\tas %s\t%d live, %d accepted, %d refused\n",

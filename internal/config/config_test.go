@@ -16,6 +16,7 @@ import (
 
 const bothHalves = `trust_domain: example.org
 data_dir: /srv/narthex
+fips: true
 agent:
   server:
     address: spire-server:8081
@@ -32,6 +33,7 @@ agent:
 proxy:
   user: nobody
   sandbox: off
+  crls: {example.org: [crls/*.pem, /etc/root.crl]}
   policies: ["policies/*.yaml"]
   max_connections: 5000
   listeners:
@@ -67,6 +69,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 	want := &Config{
 		TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"),
 		DataDir:     "/srv/narthex",
+		FIPS:        true,
 		Agent: &Agent{
 			Server:            Server{Address: "spire-server:8081", Bundle: &ServerBundle{File: "/etc/narthex/bundle.crt"}, RequirePQKEM: true},
 			NodeAttestor:      NodeAttestor{X509PoP: &X509PoP{Key: "/etc/narthex/node.key", Certificate: "/etc/node.crt"}},
@@ -83,6 +86,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 			Sandbox:        "off",
 			Policies:       []File{"/etc/narthex/policies/*.yaml"},
 			MaxConnections: 5000,
+			CRLs:           map[spiffeid.TrustDomain][]File{spiffeid.RequireTrustDomainFromString("example.org"): {"/etc/narthex/crls/*.pem", "/etc/root.crl"}},
 			Listeners: []Listener{{
 				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp",
 				Identity:       &ListenerIdentity{Hint: "internal"},

@@ -21,6 +21,8 @@ type Config struct {
 	TrustDomain spiffeid.TrustDomain `yaml:"trust_domain" example:"example.org"`
 	// Where the agent keeps its own key, its SVID and the bundle. Made with mode 0700 when it is not there; only one agent may use it.
 	DataDir File `yaml:"data_dir" default:"/var/lib/narthex"`
+	// Runs both halves on Go's FIPS 140-3 module: TLS offers approved algorithms only (no ChaCha20, no plain X25519), and nothing starts where the module cannot be had. `narthex version` names it.
+	FIPS bool `yaml:"fips" default:"false"`
 	// The agent: it attests this node to SPIRE Server and serves the SPIFFE Workload API.
 	Agent *Agent `yaml:"agent"`
 	// The proxy: it ends and begins mTLS for local services and decides by SPIFFE ID.
@@ -159,6 +161,8 @@ type Proxy struct {
 	WorkloadAPI *WorkloadAPI `yaml:"workload_api"`
 	// The files, for source: files. They are read again when they change.
 	Files *Files `yaml:"files"`
+	// Certificate revocation lists, DER or PEM, by the trust domain whose certificates they speak of: files, or patterns of them (*, ? and [a-z] within one directory). They are read again when they change. While those of a domain were never good, nobody of it comes in; past a CRL's nextUpdate, no new connection that it would have to speak of.
+	CRLs map[spiffeid.TrustDomain][]File `yaml:"crls" example:"{example.org: [/etc/narthex/crls/*.pem]}"`
 	// The user the proxy process becomes when `narthex run` is started by root; not used when it is started by anybody else. It must be able to read this file and the policies, and be another than root.
 	User string `yaml:"user" example:"narthex"`
 	// Whether the proxy's process gives up what it does not need once it is set up: privileges, files outside the directories named here, and system calls. off is for finding out whether the sandbox is why something fails; it warns.

@@ -160,6 +160,7 @@ func (p *Proxy) validate(f *findings) {
 			f.addf(fmt.Sprintf("proxy.policies[%d]", i), "%q is no file name or pattern: %v", pattern, err)
 		}
 	}
+	p.validateCRLs(f)
 	names := map[string]int{}
 	for i := range p.Listeners {
 		key := fmt.Sprintf("proxy.listeners[%d]", i)
@@ -169,6 +170,18 @@ func (p *Proxy) validate(f *findings) {
 			f.addf(key+".name", "%q is the name of proxy.listeners[%d] already", l.Name, first)
 		} else {
 			names[l.Name] = i
+		}
+	}
+}
+
+// validateCRLs refuses patterns that could never name a file.
+func (p *Proxy) validateCRLs(f *findings) {
+	for td, patterns := range p.CRLs {
+		key := "proxy.crls." + td.Name()
+		for i, pattern := range patterns {
+			if _, err := filepath.Match(string(pattern), ""); err != nil {
+				f.addf(fmt.Sprintf("%s[%d]", key, i), "%q is no file name or pattern: %v", pattern, err)
+			}
 		}
 	}
 }

@@ -7,6 +7,7 @@ import "time"
 // as one. It never holds key material or tokens.
 type Status struct {
 	Version     string       `json:"version"`
+	FIPS        string       `json:"fips_module,omitempty"` // version of the FIPS 140-3 module where it is on
 	Started     time.Time    `json:"started"`
 	TrustDomain string       `json:"trust_domain,omitempty"`
 	Agent       *AgentStatus `json:"agent,omitempty"`

@@ -89,6 +89,12 @@ func newView(st telemetry.Status, now time.Time) *view {
 				note("sandbox", "not in force: "+missing)
 			}
 		}
+		for _, c := range p.CRLs {
+			note("CRLs of "+c.TrustDomain, c.Problem)
+			if !c.NextUpdate.IsZero() && now.After(c.NextUpdate) {
+				note("CRL of "+c.Issuer, "out of date since "+c.NextUpdate.UTC().Format(time.RFC3339)+": new connections it would have to speak of are refused")
+			}
+		}
 		for _, l := range p.Listeners {
 			note("listener "+l.Name, l.Problem)
 		}
