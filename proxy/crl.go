@@ -206,7 +206,7 @@ func (c *crl) takeEntries(entries []x509.RevocationListEntry) error {
 			return fmt.Errorf("entry %d: removeFromCRL, which only delta CRLs may say (RFC 5280 §5.3.1)", i+1)
 		}
 		if _, twice := c.revoked[s]; !twice {
-			c.revoked[s] = revocation{e.RevocationTime.Unix(), uint8(e.ReasonCode)} //nolint:gosec // a reason out of bounds is shown as unspecified
+			c.revoked[s] = revocation{e.RevocationTime.Unix(), uint8(e.ReasonCode)}
 		}
 	}
 	return nil

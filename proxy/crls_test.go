@@ -26,7 +26,6 @@ import (
 type heldCRLs struct {
 	*CRLs
 	t   *testing.T
-	dir string
 	log *lines
 	ids *store
 }

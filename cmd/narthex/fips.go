@@ -29,7 +29,7 @@ func requireFIPS(c *config.Config) error {
 	}
 	env := slices.DeleteFunc(os.Environ(), func(item string) bool { return strings.HasPrefix(item, "GODEBUG=") })
 	env = append(env, "GODEBUG="+withFIPS(os.Getenv("GODEBUG")), fipsEnv+"=1")
-	if err := syscall.Exec("/proc/self/exe", os.Args, env); err != nil {
+	if err := syscall.Exec("/proc/self/exe", os.Args, env); err != nil { //nolint:gosec // ourselves, as we were called
 		return fmt.Errorf("fips: true: start again with GODEBUG=fips140=on: %w; set it in the environment of narthex instead", err)
 	}
 	return nil // not reached
