@@ -223,7 +223,7 @@ func TestMaxConnectionsOfAll(t *testing.T) {
 	second := dialTLS(t, p.addr("orders"), cc)
 	say(t, second, "in its place")
 	gone(t, silent)
-	if a := p.next(); a.Listener != "other" || !strings.HasPrefix(a.Reason, "it had sent no TLS hello yet") {
+	if a := p.next(); a.Listener != "other" || !strings.HasPrefix(a.Reason, "we waited for its TLS handshake") {
 		t.Errorf("access record %+v", a)
 	}
 
