@@ -18,7 +18,12 @@ import (
 // startBeside starts this command again without --beside, as a process that
 // outlives this one, and returns once it is ready, or the reason why it ended.
 func startBeside(ctx context.Context, log hclog.Logger) error {
-	image, err := openImage()
+	own, err := openImage()
+	if err != nil {
+		return err
+	}
+	defer own.close()
+	image, err := own.above(4)
 	if err != nil {
 		return err
 	}

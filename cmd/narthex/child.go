@@ -94,13 +94,17 @@ func lookupAccount(name string) (*account, error) {
 // its descriptor, so that a user who may not walk to it can still become the
 // child.
 func (c *child) command() (*exec.Cmd, func(), error) {
-	from, release := c.image, func() {}
+	from := c.image
 	if from == nil {
 		var err error
 		if from, err = openImageAt(cmp.Or(c.binary, selfPath)); err != nil {
 			return nil, nil, err
 		}
-		release = from.close
+		defer from.close()
+	}
+	from, err := from.above(3 + len(c.files))
+	if err != nil {
+		return nil, nil, err
 	}
 	cmd := &exec.Cmd{
 		Path:   from.path(),
@@ -136,7 +140,7 @@ func (c *child) command() (*exec.Cmd, func(), error) {
 	if len(names) > 0 {
 		cmd.Env = append(cmd.Env, filesEnv+"="+strings.Join(names, ","))
 	}
-	return cmd, release, nil
+	return cmd, from.close, nil
 }
 
 // environment is what of ours a child is given: nothing that may hold a

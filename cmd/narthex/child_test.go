@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,6 +72,23 @@ func TestChildInheritsWhatIsMeantForIt(t *testing.T) {
 	data := make([]byte, 6)
 	if _, err := r.Read(data); err != nil || string(data) != "hello\n" {
 		t.Errorf("read %q, %v", data, err)
+	}
+}
+
+// TestChildInheritsManyFiles gives a child more files than the program's own
+// descriptor is high: none may take its place before it is started.
+func TestChildInheritsManyFiles(t *testing.T) {
+	files := map[string]*os.File{}
+	for i := range 40 {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files[fmt.Sprint("file", i)] = f
+	}
+	if out := spy(t, &child{files: files}, "echo alive"); out != "alive\n" {
+		t.Errorf("said %q", out)
 	}
 }
 
