@@ -131,6 +131,7 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 		err = r.place.listen()
 	}
 	if err == nil {
+		r.enterSandbox() // before there is no way back
 		err = r.place.takeOver(ctx, r.proxy)
 	}
 	if err != nil {
@@ -144,7 +145,6 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 	if r.place.from != nil {
 		r.tell.tell(tookOverState)
 	}
-	r.enterSandbox()
 	warnUnused(r.place.sockets, r.log)
 	r.logLimits()
 	r.log.Info("proxy starts", "version", version, "fips_module", fipsWords(), "source", r.config.Proxy.Source, "listeners", len(r.config.Proxy.Listeners), "rules", r.policy.Rules())
