@@ -113,6 +113,10 @@ type ListenerStatus struct {
 	// start, and the sources of most of them.
 	Unauthenticated uint64         `json:"connections_unauthenticated,omitempty"`
 	Sources         []SourceStatus `json:"unauthenticated_sources,omitempty"`
+
+	// The addresses of its targets, the first 100, and whether there are more.
+	Endpoints     []EndpointStatus `json:"endpoints,omitempty"`
+	EndpointsMore bool             `json:"endpoints_more,omitempty"`
 }
 
 // SourceStatus is one address that plaintext comes from. The count is bounded
@@ -123,6 +127,18 @@ type SourceStatus struct {
 	Connections uint64    `json:"connections"`
 	AtMostOver  uint64    `json:"at_most_over,omitempty"`
 	Last        time.Time `json:"last"`
+}
+
+// EndpointStatus is one address of a target. A name that has none is one
+// without an address.
+type EndpointStatus struct {
+	Target       string    `json:"target"`
+	Address      string    `json:"address,omitempty"`
+	Healthy      bool      `json:"healthy"`
+	Problem      string    `json:"problem,omitempty"` // why it is not healthy, or what may be wrong with it
+	EjectedUntil time.Time `json:"ejected_until,omitzero"`
+	Active       int       `json:"connections_active"`
+	Failed       uint64    `json:"connections_failed"` // since it is known
 }
 
 // ConnectionStatus is one live connection.

@@ -1,0 +1,341 @@
+// Package upstream chooses where a connection goes: a group of targets is
+// resolved, watched and dialled.
+//
+//	set := upstream.NewSet(upstream.Options{Log: log})
+//	group, err := set.Take("orders", []string{"orders.shop.svc:8080", "unix:/run/orders.sock"}, upstream.Settings{})
+//	…
+//	set.Start() // lookups and health checks begin
+//	chosen, err := group.Dial(ctx, 5*time.Second)
+//	…
+//	chosen.Succeeded() // or Failed, when the far end proved to be no good
+//	…
+//	chosen.Close() // once the connection is over
+//	group.Release()
+//	set.Close() // waits for what it started
+//
+// A target is what stands in the configuration: host:port or unix:/path. An
+// endpoint is one address of it, which is what is chosen, counted and found
+// healthy or not. Read group.go for the choice, target.go for names and their
+// addresses, endpoint.go for what failures do, health.go for active checks
+// and dial.go for the dial itself.
+//
+// What is sent over a connection, and whether the far end is whom it should
+// be, is left to others.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+const unixPrefix = "unix:"
+
+// Settings say how targets are chosen and watched. The zero value is round
+// robin, no active checks and the default ejection. Values can be compared.
+type Settings struct {
+	Balance  Balance
+	Health   Health
+	Ejection Ejection
+}
+
+// Balance is how a healthy endpoint is chosen.
+type Balance int
+
+// The balances.
+const (
+	RoundRobin       Balance = iota // one after the other
+	LeastConnections                // the one with the fewest connections from here
+)
+
+var balanceWords = [...]string{RoundRobin: "round_robin", LeastConnections: "least_connections"}
+
+// String returns the word configuration files use.
+func (b Balance) String() string { return balanceWords[b] }
+
+// UnmarshalText reads round_robin or least_connections.
+func (b *Balance) UnmarshalText(text []byte) error {
+	for n, word := range balanceWords {
+		if word == string(text) {
+			*b = Balance(n)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q: want round_robin or least_connections", text)
+}
+
+// Health is active: every endpoint is connected to now and then. It is off
+// while Interval is zero; zeros of the others are the defaults beside them.
+type Health struct {
+	Interval       time.Duration // between two checks of an endpoint, give or take a tenth
+	Timeout        time.Duration // of a check: 2s
+	UnhealthyAfter int           // failed checks in a row: 3
+	HealthyAfter   int           // good checks in a row: 2
+}
+
+// Ejection is passive health: an endpoint that failed After connections in a
+// row is not chosen for a while, For the first time and twice as long each
+// time after that, up to ten times For. Then one connection tries it. Zeros
+// are the defaults beside the fields; a negative After is no ejection.
+type Ejection struct {
+	After int           // 5
+	For   time.Duration // 30s
+}
+
+// withDefaults fills in the defaults.
+func (s Settings) withDefaults() Settings {
+	orElse(&s.Ejection.After, 5)
+	orElse(&s.Ejection.For, 30*time.Second)
+	if s.Health.Interval > 0 {
+		orElse(&s.Health.Timeout, 2*time.Second)
+		orElse(&s.Health.UnhealthyAfter, 3)
+		orElse(&s.Health.HealthyAfter, 2)
+	}
+	return s
+}
+
+func orElse[T comparable](v *T, otherwise T) {
+	var zero T
+	if *v == zero {
+		*v = otherwise
+	}
+}
+
+// Check returns why settings cannot be, or nil.
+func (s Settings) Check() error {
+	switch {
+	case s.Balance < 0 || int(s.Balance) >= len(balanceWords):
+		return fmt.Errorf("balance %d is not one", int(s.Balance))
+	case s.Health.Interval < 0 || s.Health.Timeout < 0 || s.Health.UnhealthyAfter < 0 || s.Health.HealthyAfter < 0:
+		return errors.New("health: times and counts cannot be negative")
+	case s.Ejection.For < 0:
+		return errors.New("ejection: for cannot be negative")
+	}
+	return nil
+}
+
+// Resolver looks names up. *net.Resolver is one.
+type Resolver interface {
+	// LookupNetIP returns the addresses of host; an error that is a
+	// *net.DNSError with IsNotFound means that there is no such name.
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
+// Options are what a set works with. Each may be left out.
+type Options struct {
+	Log      hclog.Logger
+	Resolver Resolver                                                             // net.DefaultResolver
+	Meters   func(owner string) Meters                                            // nowhere
+	Dial     func(ctx context.Context, network, address string) (net.Conn, error) // instead of the dial of dial.go
+}
+
+// Meters are where the owner of groups is told of in numbers.
+type Meters struct {
+	Endpoints, Healthy              *telemetry.Gauge
+	ConnectFailures, LookupFailures *telemetry.Counter
+	Ejections                       *telemetry.Counter
+}
+
+func noMeters(string) Meters {
+	return Meters{new(telemetry.Gauge), new(telemetry.Gauge), new(telemetry.Counter), new(telemetry.Counter), new(telemetry.Counter)}
+}
+
+// Set holds the targets that are in use. Those of one owner with the same
+// address and settings are one: a group that is taken before another one is
+// released finds their addresses, health and counts as they are.
+type Set struct {
+	Options
+	base time.Time // what the clock counts from
+	news bell      // rings when a lookup has ended
+
+	ctx    context.Context // ends with the set
+	cancel context.CancelFunc
+	work   sync.WaitGroup // lookups and checks
+
+	mu      sync.Mutex // guards the following
+	targets map[key]*target
+	started bool
+	closed  bool
+}
+
+// key is what makes two targets one.
+type key struct {
+	owner, address string
+	health         Health
+	ejection       Ejection
+}
+
+// NewSet returns an empty set.
+func NewSet(o Options) *Set {
+	if o.Log == nil {
+		o.Log = hclog.NewNullLogger()
+	}
+	if o.Resolver == nil {
+		o.Resolver = net.DefaultResolver
+	}
+	if o.Meters == nil {
+		o.Meters = noMeters
+	}
+	s := &Set{Options: o, base: time.Now(), targets: map[key]*target{}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// Take returns a group of targets for an owner, the listener in whose name
+// they are counted. The same Release gives it back.
+func (s *Set) Take(owner string, targets []string, settings Settings) (*Group, error) {
+	if err := settings.Check(); err != nil {
+		return nil, err
+	}
+	if len(targets) == 0 {
+		return nil, errors.New("no target")
+	}
+	for _, address := range targets {
+		if err := CheckTarget(address); err != nil {
+			return nil, err
+		}
+	}
+	settings = settings.withDefaults()
+	g := &Group{set: s, owner: owner, balance: settings.Balance, targets: make([]*target, 0, len(targets))}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, address := range targets {
+		k := key{owner, address, settings.Health, settings.Ejection}
+		t := s.targets[k]
+		if t == nil {
+			t = newTarget(s, k)
+			s.targets[k] = t
+			if s.started && !s.closed {
+				t.start()
+			}
+		}
+		t.refs++
+		g.targets = append(g.targets, t)
+	}
+	s.recountLocked(owner)
+	return g, nil
+}
+
+// Start begins lookups and checks, of the groups there are and of those that
+// are taken later.
+func (s *Set) Start() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.started || s.closed {
+		return
+	}
+	s.started = true
+	for _, t := range s.targets {
+		t.start()
+	}
+}
+
+// Close ends lookups and checks and waits for them.
+func (s *Set) Close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	s.work.Wait()
+}
+
+// release gives targets back. What nobody uses any more ends.
+func (s *Set) release(owner string, targets []*target) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range targets {
+		if t.refs--; t.refs == 0 {
+			delete(s.targets, t.key)
+			t.cancel()
+		}
+	}
+	s.recountLocked(owner)
+}
+
+// recount tells an owner's meters how many endpoints there are, and how many
+// are healthy.
+func (s *Set) recount(owner string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recountLocked(owner)
+}
+
+func (s *Set) recountLocked(owner string) {
+	all, healthy := 0, 0
+	var meters *Meters
+	for k, t := range s.targets {
+		if k.owner != owner {
+			continue
+		}
+		meters = &t.meters
+		for _, e := range t.addresses() {
+			all++
+			if e.healthy() {
+				healthy++
+			}
+		}
+	}
+	if meters != nil {
+		meters.Endpoints.Set(float64(all))
+		meters.Healthy.Set(float64(healthy))
+	}
+}
+
+// clock is the time since the set was made, in ns, and never zero.
+func (s *Set) clock() int64 { return int64(time.Since(s.base)) + 1 }
+
+// CheckTarget returns why an address cannot be a target, or nil.
+func CheckTarget(address string) error {
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		if path == "" {
+			return fmt.Errorf("%q: names no path", address)
+		}
+		return nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%q: want host:port or unix:/path: %w", address, err)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q: want a port number from 1 to 65535", address)
+	}
+	if host == "" {
+		return fmt.Errorf("%q: names no host", address)
+	}
+	return nil
+}
+
+// bell wakes all who listen.
+type bell struct {
+	mu sync.Mutex // guards ch
+	ch chan struct{}
+}
+
+// listen returns a channel that is closed when the bell next rings.
+func (b *bell) listen() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	return b.ch
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch != nil {
+		close(b.ch)
+		b.ch = nil
+	}
+}
