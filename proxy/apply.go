@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 // Applied is what Apply did.
@@ -112,6 +113,7 @@ type plan struct {
 	removed  []*listener
 	settings map[*listener]*settings // of all that will be in force
 	leases   []Lease                 // those that were taken for it
+	groups   []*upstream.Group       // the same
 }
 
 func (p *Proxy) plan(c Config, w *world, sameSource bool) (*plan, error) {
@@ -138,6 +140,11 @@ func (p *Proxy) plan(c Config, w *world, sameSource bool) (*plan, error) {
 				return nil, todo.undo(err)
 			}
 		}
+		if !slices.Equal(was.Targets, next.Targets) || was.Upstream != next.Upstream {
+			if err := todo.upstream(p.upstreams, next); err != nil {
+				return nil, todo.undo(err)
+			}
+		}
 		todo.settings[l] = next
 		todo.changed = append(todo.changed, l)
 	}
@@ -149,6 +156,9 @@ func (p *Proxy) plan(c Config, w *world, sameSource bool) (*plan, error) {
 	for _, want := range fresh {
 		s := newSettings(want, nil)
 		if err := todo.lease(c.Identities, s); err != nil {
+			return nil, todo.undo(err)
+		}
+		if err := todo.upstream(p.upstreams, s); err != nil {
 			return nil, todo.undo(err)
 		}
 		l, err := p.open(s, todo.removed, w, c.Sockets)
@@ -172,10 +182,24 @@ func (t *plan) lease(source Identities, s *settings) error {
 	return nil
 }
 
+// upstream takes the group of the targets of s.
+func (t *plan) upstream(set *upstream.Set, s *settings) error {
+	group, err := set.Take(s.Name, s.Targets, s.Upstream)
+	if err != nil {
+		return fmt.Errorf("listener %s: target: %w", s.Name, err)
+	}
+	s.group = group
+	t.groups = append(t.groups, group)
+	return nil
+}
+
 // undo gives back what was taken for a plan that is not carried out.
 func (t *plan) undo(err error) error {
 	for _, lease := range t.leases {
 		lease.Close()
+	}
+	for _, group := range t.groups {
+		group.Release()
 	}
 	for _, l := range t.added {
 		if l.from == nil {
@@ -234,7 +258,7 @@ func (p *Proxy) commit(c Config, todo *plan, was *world, swapped bool) Applied {
 		if last := was.listeners[l]; p.running {
 			p.retired.Go(func() { l.retire(last, "its listener was removed") })
 		} else {
-			last.lease.Close()
+			last.give()
 		}
 		applied.Removed = append(applied.Removed, l.name)
 	}
@@ -328,6 +352,9 @@ func checkTargets(targets []string) error {
 	}
 	for i, target := range targets {
 		if err := checkAddress(target); err != nil {
+			return err
+		}
+		if err := upstream.CheckTarget(target); err != nil {
 			return err
 		}
 		if slices.Contains(targets[:i], target) {

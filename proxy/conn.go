@@ -19,6 +19,7 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/proxyproto"
+	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 // conn is one accepted connection. Its own goroutine walks it from accept to
@@ -33,6 +34,7 @@ type conn struct {
 
 	header *proxyproto.Header // what a proxy before us said; nil where none had to
 	via    string             // that proxy's own address
+	chosen upstream.Chosen    // belongs to serve
 
 	in, out atomic.Uint64 // bytes from source to target, and back
 
@@ -165,7 +167,7 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	if err := c.admit(); err != nil {
 		return err
 	}
-	up, err := c.dial(s, record)
+	up, err := c.dial(s, s.group, record)
 	if err != nil {
 		return err
 	}
@@ -192,7 +194,7 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 	if err != nil {
 		return refuse("failed", "cannot present an identity: %v", err)
 	}
-	raw, err := c.dial(s, record)
+	raw, err := c.dial(s, s.group, record)
 	if err != nil {
 		return err
 	}
@@ -202,9 +204,11 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 	config := session.toward(c.target)
 	up := secure(raw, tls.Client, config)
 	if err := c.handshake(up, s, record); err != nil {
+		c.blame(err)
 		c.notePeer(session, err)
 		return err
 	}
+	c.chosen.Succeeded()
 	record.ServerName = config.ServerName
 	if err := c.identify(session, up, record.ServerName); err != nil {
 		return err
@@ -231,6 +235,9 @@ func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) erro
 		}
 		if ended := c.ended(); ended != nil {
 			c.l.handshaked("timeout")
+			if ended.reason == "error" { // it was slow
+				return &handshakeError{refusal{"refused", ended.why}, err, false}
+			}
 			return refuse("refused", "%s", ended.why)
 		}
 		result, why := explainHandshake(err, s.Direction)
@@ -252,36 +259,27 @@ type handshakeError struct {
 
 func (r *handshakeError) Unwrap() error { return r.err }
 
-// dial connects to the first of the targets that takes the connection.
-// Nothing was sent to one that does not, so the next can be tried.
-func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), s.Timeouts.Connect)
+// dial connects to one of a group's endpoints.
+func (c *conn) dial(s *settings, group *upstream.Group, record *telemetry.Access) (end, error) {
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	if !c.dialling(cancel) {
 		return nil, c.killedBefore()
 	}
-	var raw net.Conn
-	var err error
-	var target, network string
-	for _, target = range s.Targets {
-		var address string
-		network, address = splitAddress(target)
-		record.Destination = target
-		if raw, err = c.l.proxy.dial(ctx, network, address); err == nil {
-			break
-		}
+	if len(s.Targets) == 1 {
+		record.Destination = s.Targets[0]
 	}
-	if err != nil {
-		if ended := c.ended(); ended != nil {
+	var err error
+	if c.chosen, err = group.Dial(ctx, s.Timeouts.Connect); err != nil {
+		if c.ended() != nil {
 			return nil, c.killedBefore()
-		}
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("dial %s: no answer within %s", target, s.Timeouts.Connect)
 		}
 		return nil, refuse("failed", "target: %v", err)
 	}
-	if remote := raw.RemoteAddr(); remote != nil && network == "tcp" {
-		record.Destination = remote.String()
+	raw, target := c.chosen.Conn, c.chosen.Target
+	record.Destination = c.chosen.Address
+	if s.Direction == policy.Inbound { // outbound, once it has proved who it is
+		c.chosen.Succeeded()
 	}
 	up, ok := raw.(end)
 	if !ok {
@@ -292,6 +290,16 @@ func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
 		return nil, c.killedBefore()
 	}
 	return up, nil
+}
+
+// blame tells the group that the endpoint failed the handshake. What we ended
+// ourselves for another cause than its slowness, or had no turn for, is none
+// of its doing.
+func (c *conn) blame(err error) {
+	var failed *handshakeError
+	if errors.As(err, &failed) {
+		c.chosen.Failed(err)
+	}
 }
 
 func (c *conn) killedBefore() error {
@@ -371,6 +379,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	c.l.proxy.table.remove(c)
 	c.closeEnds(err)
 	c.giveShare()
+	c.chosen.Close()
 	c.mu.Lock()
 	c.fill(record)
 	target := cmp.Or(c.target, strings.Join(c.began.Targets, ", "))

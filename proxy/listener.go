@@ -23,6 +23,7 @@ import (
 
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 const unixPrefix = "unix:"
@@ -74,7 +75,8 @@ type listener struct {
 // stands in a world. It is immutable.
 type settings struct {
 	Listener
-	lease Lease // on Identity
+	lease Lease           // on Identity
+	group *upstream.Group // of Targets
 }
 
 // Defaults of Listener and Timeouts.
@@ -87,7 +89,7 @@ const (
 	defaultUnixMode       = 0o660
 )
 
-// newSettings fills in the defaults, and the lease that was had.
+// newSettings fills in the defaults, and the lease and group that were had.
 func newSettings(l Listener, was *settings) *settings {
 	t := &l.Timeouts
 	t.Handshake = cmp.Or(t.Handshake, defaultHandshake)
@@ -103,9 +105,15 @@ func newSettings(l Listener, was *settings) *settings {
 	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
 	s := &settings{Listener: l}
 	if was != nil {
-		s.lease = was.lease
+		s.lease, s.group = was.lease, was.group
 	}
 	return s
+}
+
+// give gives back what the settings hold.
+func (s *settings) give() {
+	s.lease.Close()
+	s.group.Release()
 }
 
 // replaced says what makes next another way in than s to a connection that
@@ -321,6 +329,9 @@ func (l *listener) changed(was, s *settings) {
 			l.proxy.log.Error("cannot change the mode of a socket: it keeps the old one", "listener", l.name, "error", err)
 		}
 	}
+	if was.group != s.group {
+		was.group.Release()
+	}
 	if was.lease == s.lease {
 		return
 	}
@@ -446,7 +457,7 @@ func (l *listener) retire(s *settings, why string) {
 	l.conns.Wait()
 	close(l.unwatch)
 	l.watching.Wait()
-	s.lease.Close()
+	s.give()
 	l.proxy.mu.Lock()
 	defer l.proxy.mu.Unlock()
 	if l.proxy.world.Load().named(l.name) == nil {
@@ -619,6 +630,7 @@ func (l *listener) status(s *settings) telemetry.ListenerStatus {
 	if l.proxy.Draining() {
 		out.Problem = "draining"
 	}
+	out.Endpoints, out.EndpointsMore = s.group.Status(maxStatusEndpoints)
 	conns := l.proxy.table.of(l)
 	slices.SortFunc(conns, func(a, b *conn) int { return a.start.Compare(b.start) })
 	for _, c := range conns {

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 // maxRules bounds how many rule ids become values of a metric label; those
@@ -24,6 +25,10 @@ type instruments struct {
 	decisions         *telemetry.Family[telemetry.Counter]
 	plaintext         *telemetry.Family[telemetry.Counter]
 	generation        *telemetry.Gauge
+
+	endpoints, healthy              *telemetry.Family[telemetry.Gauge]
+	connectFailures, lookupFailures *telemetry.Family[telemetry.Counter]
+	ejections                       *telemetry.Family[telemetry.Counter]
 
 	mu    sync.Mutex // guards the following
 	rules map[string]struct{}
@@ -46,6 +51,11 @@ func newInstruments(m *telemetry.Metrics) *instruments {
 		decisions:         m.Counter("narthex_policy_decisions_total", "Decisions on new connections, and later ones that came out otherwise.", "listener", "rule", "decision"),
 		plaintext:         m.Counter("narthex_connections_unauthenticated_total", "Connections in plaintext that came to a decision.", "listener"),
 		generation:        m.Gauge("narthex_policy_generation", "Generation of the policy in force.").With(),
+		endpoints:         m.Gauge("narthex_upstream_endpoints", "Addresses that a listener's targets have.", "listener"),
+		healthy:           m.Gauge("narthex_upstream_healthy", "Of narthex_upstream_endpoints, those that are neither ejected nor fail their health checks.", "listener"),
+		connectFailures:   m.Counter("narthex_upstream_connect_failures_total", "Connections to an endpoint that failed: the connect, or outbound the handshake.", "listener"),
+		ejections:         m.Counter("narthex_upstream_ejections_total", "Times that an endpoint was ejected for failures in a row.", "listener"),
+		lookupFailures:    m.Counter("narthex_upstream_lookup_failures_total", "Failed lookups of a target's name.", "listener"),
 		rules:             map[string]struct{}{},
 		count:             map[decisionKey]*telemetry.Counter{},
 	}
@@ -119,9 +129,20 @@ func (i *instruments) of(listener string) meters {
 	}
 }
 
+// upstream returns the meters of a listener's targets.
+func (i *instruments) upstream(listener string) upstream.Meters {
+	return upstream.Meters{
+		Endpoints: i.endpoints.With(listener), Healthy: i.healthy.With(listener),
+		ConnectFailures: i.connectFailures.With(listener), LookupFailures: i.lookupFailures.With(listener),
+		Ejections: i.ejections.With(listener),
+	}
+}
+
 // forget drops the meters of a listener that was removed. Counters stay, as
 // the history of the process.
 func (i *instruments) forget(listener string) {
 	i.expiry.Delete(listener)
 	i.active.Delete(listener)
+	i.endpoints.Delete(listener)
+	i.healthy.Delete(listener)
 }

@@ -16,7 +16,8 @@
 // Follow one connection: listener.go accepts it, conn.go walks it from the
 // handshake to the access record, tls.go and trust.go say who the peer is,
 // live.go decides and decides again while it lives, table.go looks after its
-// deadlines, copy.go moves its bytes.
+// deadlines, copy.go moves its bytes. Where it goes is chosen by
+// proxy/upstream.
 //
 // What is decided is the business of proxy/policy. Identities come from a
 // source (workloadapi.go, files.go) behind the interface Identities.
@@ -39,6 +40,7 @@ import (
 
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 // Config is what a proxy runs on. MaxConnections bounds the connections of all
@@ -70,6 +72,7 @@ type Listener struct {
 	Targets   []string // host:port or unix:/path, at least one and at most MaxTargets
 	Identity  Pick     // which of our SVIDs it presents
 	Expect    []policy.Pattern
+	Upstream  upstream.Settings // how one of Targets is chosen
 
 	Mode        Mode        // inbound: ModeStrict
 	Enforcement Enforcement // Enforce
@@ -143,7 +146,7 @@ type Proxy struct {
 	world       atomic.Pointer[world]
 	slots       gate        // taken by every connection, beside its listener's
 	draining    atomic.Bool // Run's context has ended
-	dial        func(ctx context.Context, network, address string) (net.Conn, error)
+	upstreams   *upstream.Set
 
 	applying sync.Mutex     // one Apply at a time
 	retired  sync.WaitGroup // listeners that were removed and drain
@@ -194,8 +197,8 @@ func New(c Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		log: c.Log, access: c.Access, instruments: newInstruments(c.Metrics), table: newTable(), lot: lot,
-		dial: (&net.Dialer{}).DialContext,
 	}
+	p.upstreams = upstream.NewSet(upstream.Options{Log: c.Log, Meters: p.instruments.upstream})
 	p.world.Store(&world{})
 	if _, err := p.Apply(c); err != nil {
 		lot.close()
@@ -221,8 +224,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	tables.Go(func() { p.table.run(tableCtx) })
 	tables.Go(p.lot.run)
 	tables.Go(p.lot.trim)
-	defer func() { stopTable(); p.lot.close(); tables.Wait() }()
+	defer func() { stopTable(); p.lot.close(); tables.Wait(); p.upstreams.Close() }()
 	p.running = true
+	p.upstreams.Start()
 	for l := range p.world.Load().listeners {
 		l.start()
 	}
@@ -280,8 +284,9 @@ func (p *Proxy) Close() {
 	p.lot.close()
 	for l, s := range p.world.Load().listeners {
 		l.closeSocket()
-		s.lease.Close()
+		s.give()
 	}
+	p.upstreams.Close()
 }
 
 // Addr returns the address a listener is bound to, or nil when there is no
@@ -312,6 +317,9 @@ func (p *Proxy) ask(conns []*conn) (asked, closed int) {
 // maxStatusConnections bounds how many connections of a listener the status
 // document names.
 const maxStatusConnections = 100
+
+// maxStatusEndpoints bounds the same of its endpoints.
+const maxStatusEndpoints = 100
 
 // Status returns what the proxy knows of itself. Problem and LoadedAt of the
 // policy's files are the loader's to fill in.

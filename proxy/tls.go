@@ -39,6 +39,7 @@ type session struct {
 	trust    *Trust
 	settings *settings
 	config   *tls.Config
+	byTarget map[string]*tls.Config // outbound: with the server name of each target that has one
 }
 
 // newSession makes the configuration. Outbound, expect is part of the
@@ -58,7 +59,7 @@ func newSession(id *Identity, trust *Trust, s *settings) *session {
 			_, err := trust.verify(cs.PeerCertificates, time.Now())
 			return err
 		}
-		return &session{id, trust, s, c}
+		return &session{id, trust, s, c, nil}
 	}
 	c.InsecureSkipVerify = true // of the host name, which proves nothing in SPIFFE; VerifyConnection verifies the identity
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
@@ -71,15 +72,23 @@ func newSession(id *Identity, trust *Trust, s *settings) *session {
 		}
 		return nil
 	}
-	return &session{id, trust, s, c}
+	byTarget := map[string]*tls.Config{}
+	for _, target := range s.Targets {
+		if name := serverNameOf(target); name != "" {
+			byTarget[target] = c.Clone()
+			byTarget[target].ServerName = name
+		}
+	}
+	return &session{id, trust, s, c, byTarget}
 }
 
-// toward returns the configuration to dial target with: what it sends as
-// SNI is the host of the target that was chosen.
+// toward returns the configuration to dial target with: what it sends as SNI
+// is the host of the target that was chosen.
 func (s *session) toward(target string) *tls.Config {
-	config := s.config.Clone()
-	config.ServerName = serverNameOf(target)
-	return config
+	if c := s.byTarget[target]; c != nil {
+		return c
+	}
+	return s.config
 }
 
 // serverNameOf returns the SNI to send to target: its host when that is a

@@ -344,7 +344,7 @@ func TestChangesWhileDialling(t *testing.T) {
 				in.OnPolicyChange, in.Timeouts.Drain = action, time.Minute
 				p := run(t, Config{Identities: source(t, ca.svid("/orders"), ca), Policy: rulesOf(t, allowAll)})
 				dialling, arrive := make(chan struct{}), make(chan struct{})
-				p.dial = func(context.Context, string, string) (net.Conn, error) {
+				p.upstreams.Dial = func(context.Context, string, string) (net.Conn, error) {
 					close(dialling)
 					<-arrive
 					ours, theirs := net.Pipe()

@@ -25,6 +25,7 @@ import (
 	"github.com/narthex-id/narthex/internal/watch"
 	"github.com/narthex-id/narthex/proxy"
 	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 func newProxy() *cobra.Command {
@@ -363,6 +364,25 @@ func (r *proxyRunner) loadPolicy(c *config.Config) (*policy.Policy, error) {
 	return rules, nil
 }
 
+// upstreamSettings says in the proxy's words how a target is chosen.
+func upstreamSettings(u config.Upstream) upstream.Settings {
+	var out upstream.Settings
+	if err := out.Balance.UnmarshalText([]byte(u.Balance)); err != nil {
+		panic(err) // the file was checked against the same words
+	}
+	out.Ejection = upstream.Ejection{After: u.Ejection.After, For: time.Duration(u.Ejection.For)}
+	if u.Ejection.After == 0 {
+		out.Ejection.After = -1 // 0: never
+	}
+	if h := u.Health; h != nil {
+		out.Health = upstream.Health{
+			Interval: time.Duration(h.Interval), Timeout: time.Duration(h.Timeout),
+			UnhealthyAfter: h.UnhealthyAfter, HealthyAfter: h.HealthyAfter,
+		}
+	}
+	return out
+}
+
 // proxyConfig says in the proxy's words what the file says in its own.
 func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.Config {
 	out := proxy.Config{Policy: rules, Identities: r.source, Metrics: r.metrics, Access: r.access, Log: r.log, Sockets: r.place.socket}
@@ -381,6 +401,7 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 			},
 			Mode:           mode(l.Mode),
 			Enforcement:    enforcement(l.Enforcement),
+			Upstream:       upstreamSettings(l.Upstream),
 			OnPolicyChange: action(l.OnPolicyChange),
 			OnPeerExpiry:   action(l.OnPeerExpiry),
 			MaxAge:         time.Duration(l.MaxAge),

@@ -53,6 +53,7 @@ proxy:
       direction: outbound
       bind: 127.0.0.1:15001
       target: ["[::1]:8443", unix:/run/b.sock]
+      upstream: {balance: least_connections, health: {interval: 5s}, ejection: {after: 0}}
       expect: [spiffe://example.org/a, "spiffe://partner.example/b"]
       proxy_protocol: {send: v2, accept_from: [10.0.0.0/8, 192.0.2.7, "2001:DB8::/32"]}
 telemetry: {listen: localhost:9901, health: ":9902"}
@@ -91,13 +92,17 @@ func TestParseReadsEveryKey(t *testing.T) {
 				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp",
 				Identity:       &ListenerIdentity{Hint: "internal"},
 				ProxyProtocol:  ProxyProtocol{Send: "off"},
+				Upstream:       Upstream{Balance: "round_robin", Ejection: Ejection{5, Duration(30 * time.Second)}},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), 0, Duration(time.Minute)},
 				OnPolicyChange: "drain", OnPeerExpiry: "keep", MaxAge: Duration(time.Hour), MaxConnections: 100, MaxConnectionsPerIdentity: 10,
 				Mode: "permissive", Enforcement: "audit",
 			}, {
 				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: Targets{"[::1]:8443", "unix:/run/b.sock"}, Protocol: "tcp",
-				Expect:         []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
-				ProxyProtocol:  ProxyProtocol{Send: "v2", AcceptFrom: []Network{"10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"}},
+				Expect:        []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
+				ProxyProtocol: ProxyProtocol{Send: "v2", AcceptFrom: []Network{"10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"}},
+				Upstream: Upstream{"least_connections", &Health{
+					Interval: Duration(5 * time.Second), Timeout: Duration(2 * time.Second), UnhealthyAfter: 3, HealthyAfter: 2,
+				}, Ejection{0, Duration(30 * time.Second)}},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second)},
 				OnPolicyChange: "close", OnPeerExpiry: "keep", MaxConnections: 10_000, Mode: "strict", Enforcement: "enforce",
 			}},

@@ -30,7 +30,6 @@ var later = map[string]bool{
 	"agent.svid.jwt_cache":               true,
 	"proxy.broker":                       true,
 	"proxy.listeners[].identity_header":  true,
-	"proxy.listeners[].upstream":         true,
 	"proxy.source=broker":                true,
 	"proxy.source=acme":                  true,
 	"proxy.listeners[].protocol=http":    true,

@@ -218,6 +218,8 @@ type Listener struct {
 	Mode string `yaml:"mode" default:"strict" enum:"strict|permissive"`
 	// enforce: what the rules refuse is refused. audit: it passes, and is logged and counted as would_deny; TLS, `expect`, limits and `revoked` are enforced all the same.
 	Enforcement string `yaml:"enforcement" default:"enforce" enum:"enforce|audit"`
+	// How one of the targets' addresses is chosen, and which of them are left out.
+	Upstream Upstream `yaml:"upstream"`
 	// How long things may take.
 	Timeouts Timeouts `yaml:"timeouts"`
 	// What happens to live connections that a new policy refuses: closed at once, given the drain timeout, or kept. Revoked identities are always closed.
@@ -247,6 +249,36 @@ type ProxyProtocol struct {
 	Send string `yaml:"send" default:"off" enum:"off|v1|v2"`
 	// The proxies before the listener: networks, addresses, or unix for every client of a Unix socket. They must send a header, of either version, and are believed; nobody else may.
 	AcceptFrom []Network `yaml:"accept_from" example:"[10.0.0.0/8, \"fd00::/8\"]"`
+}
+
+// Upstream says how a target is chosen.
+type Upstream struct {
+	// How one of the healthy addresses is chosen: one after the other, or the one with the fewest connections from this listener.
+	Balance string `yaml:"balance" default:"round_robin" enum:"round_robin|least_connections"`
+	// Active checks: each address is connected to now and then. Left out: none. {}: with the defaults.
+	Health *Health `yaml:"health"`
+	// What is done about an address on which connections fail. When all are left out, all are tried.
+	Ejection Ejection `yaml:"ejection"`
+}
+
+// Health is how addresses are checked.
+type Health struct {
+	// Time between two checks of an address, give or take a tenth.
+	Interval Duration `yaml:"interval" default:"10s" min:"100ms" max:"1h"`
+	// How long the connect of a check may take; at most the interval.
+	Timeout Duration `yaml:"timeout" default:"2s" min:"1ms" max:"1m"`
+	// After how many failed checks in a row an address is left out.
+	UnhealthyAfter int `yaml:"unhealthy_after" default:"3" min:"1" max:"1000"`
+	// After how many good checks in a row it is chosen again.
+	HealthyAfter int `yaml:"healthy_after" default:"2" min:"1" max:"1000"`
+}
+
+// Ejection leaves an address out for a while.
+type Ejection struct {
+	// After how many failed connections in a row; outbound, a failed handshake counts too. 0: never.
+	After int `yaml:"after" default:"5" min:"0" max:"1000"`
+	// For how long, the first time. It doubles each time after that without a good connection between, up to ten times this.
+	For Duration `yaml:"for" default:"30s" min:"100ms" max:"1h"`
 }
 
 // Timeouts bound the steps of a connection.

@@ -195,6 +195,9 @@ func (l *Listener) validate(f *findings, key, source string) {
 	}
 	l.Target.validate(f, key+".target", l.Bind)
 	l.ProxyProtocol.validate(f, key+".proxy_protocol", l.Bind)
+	if h := l.Upstream.Health; h != nil && h.Timeout > h.Interval {
+		f.addf(key+".upstream.health.timeout", "%s is longer than the interval, %s", h.Timeout, h.Interval)
+	}
 	switch {
 	case l.Direction == "outbound" && len(l.Expect) == 0 && !f.isBad(key+".expect"):
 		f.addf(key+".expect", "is required on an outbound listener: the SPIFFE IDs the peer may have")
