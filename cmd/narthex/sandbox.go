@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -45,20 +46,7 @@ func sandboxConfig(c *config.Config, path string) sandbox.Config {
 		Watched:  agentIsUs(c),
 		LowPorts: needsLowPort(c),
 	}
-	for _, pattern := range c.Proxy.Policies {
-		out.Read = append(out.Read, string(pattern))
-	}
-	for _, patterns := range c.Proxy.CRLs {
-		for _, pattern := range patterns {
-			out.Read = append(out.Read, string(pattern))
-		}
-	}
-	if f := c.Proxy.Files; f != nil {
-		out.Read = append(out.Read, string(f.Cert), string(f.Key), string(f.Bundle))
-		for _, bundle := range f.Bundles {
-			out.Read = append(out.Read, string(bundle))
-		}
-	}
+	out.Read = append(out.Read, filesIn(reflect.ValueOf(c.Proxy))...)
 	if p := c.AccessLog.Path; p != "stdout" && p != "stderr" {
 		out.Append = append(out.Append, p)
 	}
@@ -81,6 +69,36 @@ func sandboxConfig(c *config.Config, path string) sandbox.Config {
 		}
 	}
 	return out
+}
+
+// filesIn returns every file that a part of the configuration names: a key that
+// is added later cannot be forgotten.
+func filesIn(v reflect.Value) (files []string) {
+	if v.Type() == reflect.TypeFor[config.File]() {
+		if name := v.String(); name != "" {
+			files = append(files, name)
+		}
+		return files
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		if !v.IsNil() {
+			files = filesIn(v.Elem())
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			files = append(files, filesIn(v.Field(i))...)
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			files = append(files, filesIn(v.Index(i))...)
+		}
+	case reflect.Map:
+		for _, key := range v.MapKeys() {
+			files = append(files, filesIn(v.MapIndex(key))...)
+		}
+	}
+	return files
 }
 
 // agentIsUs reports whether the agent that has to attest this process is
