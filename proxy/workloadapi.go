@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -11,7 +12,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
@@ -52,8 +55,14 @@ func NewWorkloadAPI(c WorkloadAPIConfig) (*WorkloadAPI, error) {
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &WorkloadAPI{
+		store: newStore("workload_api", fmt.Errorf("nothing received yet from the Workload API at %s", c.Socket)),
+		log:   c.Log, ctx: ctx, cancel: cancel,
+	}
 	client, err := workloadapi.New(context.Background(), workloadapi.WithAddr(address),
 		workloadapi.WithBackoffStrategy(reconnect{}),
+		workloadapi.WithDialOptions(grpc.WithChainStreamInterceptor(w.sift)),
 		// gRPC's own backoff grows to two minutes: a proxy would be that
 		// late after a restart of its agent.
 		workloadapi.WithDialOptions(grpc.WithConnectParams(grpc.ConnectParams{
@@ -61,13 +70,10 @@ func NewWorkloadAPI(c WorkloadAPIConfig) (*WorkloadAPI, error) {
 			MinConnectTimeout: 5 * time.Second,
 		})))
 	if err != nil {
+		cancel()
 		return nil, fmt.Errorf("workload API %s: %w", c.Socket, err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	w := &WorkloadAPI{
-		store: newStore("workload_api", fmt.Errorf("nothing received yet from the Workload API at %s", c.Socket)),
-		log:   c.Log, client: client, ctx: ctx, cancel: cancel,
-	}
+	w.client = client
 	w.watch.Go(w.run)
 	return w, nil
 }
@@ -94,6 +100,93 @@ func (w *WorkloadAPI) run() {
 			return
 		}
 	}
+}
+
+// sift takes out of each update the SVIDs that are none. The library would
+// refuse the update as a whole, and with it those that are good and the
+// bundles, an authority that was withdrawn among them.
+func (w *WorkloadAPI) sift(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	s, err := open(ctx, desc, cc, method, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &sifted{ClientStream: s, log: w.log}, nil
+}
+
+type sifted struct {
+	grpc.ClientStream
+	log  hclog.Logger
+	said string // why the last update was not whole
+}
+
+// RecvMsg implements grpc.ClientStream.
+func (s *sifted) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if update, ok := m.(*workload.X509SVIDResponse); ok && err == nil {
+		bad := dropBad(update)
+		if bad != nil && s.said != bad.Error() {
+			s.log.Warn("the Workload API gave an SVID that is not good: the others are used", "error", bad)
+			s.said = bad.Error()
+		} else if bad == nil {
+			s.said = ""
+		}
+	}
+	return err
+}
+
+// dropBad takes out of update every SVID that cannot be used, and tells why.
+// Their bundles stay. An update without any good one stays as it is, for the
+// library to say that it is none.
+func dropBad(update *workload.X509SVIDResponse) error {
+	var good, bad []*workload.X509SVID
+	var problems []error
+	for _, svid := range update.Svids {
+		if err := checkSVID(svid); err != nil {
+			bad, problems = append(bad, svid), append(problems, fmt.Errorf("%q: %w", tidy(svid.GetSpiffeId()), err))
+			continue
+		}
+		good = append(good, svid)
+	}
+	if len(good) == 0 || len(bad) == 0 {
+		return nil
+	}
+	held := map[spiffeid.TrustDomain]bool{}
+	for _, svid := range good {
+		if id, err := spiffeid.FromString(svid.SpiffeId); err == nil {
+			held[id.TrustDomain()] = true
+		}
+	}
+	for name := range update.FederatedBundles {
+		if td, err := spiffeid.TrustDomainFromString(name); err == nil {
+			held[td] = true
+		}
+	}
+	for _, svid := range bad {
+		id, err := spiffeid.FromString(svid.GetSpiffeId())
+		if err != nil || held[id.TrustDomain()] {
+			continue
+		}
+		if certs, err := x509.ParseCertificates(svid.GetBundle()); err == nil && len(certs) > 0 {
+			if update.FederatedBundles == nil {
+				update.FederatedBundles = map[string][]byte{}
+			}
+			update.FederatedBundles[id.TrustDomain().IDString()] = svid.GetBundle()
+		}
+	}
+	update.Svids = good
+	return errors.Join(problems...)
+}
+
+func checkSVID(svid *workload.X509SVID) error {
+	if svid == nil {
+		return errors.New("is empty")
+	}
+	parsed, err := x509svid.ParseRaw(svid.X509Svid, svid.X509SvidKey)
+	if err != nil {
+		return err
+	}
+	_, err = checkLeaf(parsed.Certificates[0])
+	return err
 }
 
 // OnX509ContextUpdate takes an update, which is always complete: what it

@@ -5,10 +5,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -209,4 +211,56 @@ func TestWorkloadAPIAddress(t *testing.T) {
 		}
 		_ = w.Close()
 	}
+}
+
+// TestOneBadSVID: it keeps neither the others nor the bundles from being used,
+// and is said once.
+func TestOneBadSVID(t *testing.T) {
+	ca, next, partner := newAuthority(t, "example.org"), newAuthority(t, "example.org"), newAuthority(t, "partner.example")
+	socket := t.TempDir() + "/api.sock"
+	log := &lines{}
+	w, err := NewWorkloadAPI(WorkloadAPIConfig{Socket: socket, Log: hclog.New(&hclog.LoggerOptions{Output: log})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	f, _ := startAPI(t, socket)
+	lease, err := w.Own(context.Background(), Pick{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, also := ca.svid("/orders"), ca.svid("/orders")
+	noPath := ca.svid("/x", func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org"}} })
+	foreign := partner.svid("/web")
+	f.answer(t, update(t, nil, ca, good))
+	until(t, lease, "the first", presents(good))
+
+	u := update(t, nil, next, noPath, also, good)
+	u.Svids[2].X509SvidKey = []byte("no key")
+	bad := update(t, nil, partner, foreign).Svids[0]
+	bad.X509Svid = bad.X509Svid[:50]
+	u.Svids = append(u.Svids, bad)
+	for range 2 {
+		f.answer(t, u)
+	}
+	until(t, lease, "the good one among bad ones", presents(also))
+	trust := lease.Trust()
+	if d := trust.domains[ca.td]; !d.holds([]*x509.Certificate{next.cert}) || d.holds([]*x509.Certificate{ca.cert}) {
+		t.Error("the bundle of the update is not in force")
+	}
+	if d := trust.domains[partner.td]; d == nil || !d.holds([]*x509.Certificate{partner.cert}) {
+		t.Error("the bundle of a bad SVID went with it")
+	}
+	f.answer(t, update(t, nil, ca, good)) // taken once the one before was
+	until(t, lease, "whole again", presents(good))
+	if n := log.count("gave an SVID that is not good"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+	f.answer(t, &workload.X509SVIDResponse{Svids: []*workload.X509SVID{bad}})
+	f.answer(t, update(t, nil, ca, also)) // the one before was an error; it asks again
+	until(t, lease, "after an update with nothing good", presents(also))
 }
