@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -14,7 +13,7 @@ import (
 
 // parkAfter is how long a stream waits with a goroutine of its own for bytes
 // to come; then it is parked. It is noticed up to once again that late.
-const parkAfter = time.Second
+const parkAfter = 500 * time.Millisecond
 
 // lot is where silent streams are parked: one epoll set watches all of their
 // sockets, and who becomes readable gets a goroutine again. A goroutine that
@@ -24,14 +23,9 @@ type lot struct {
 	raw  syscall.RawConn
 	set  int // the descriptor of file; File.Fd would make it block
 
-	piled chan struct{} // more than trimFrom streams were parked
-	over  chan struct{} // closed by close
-	once  sync.Once
-
 	mu    sync.Mutex // guards the following
 	slots []slot
 	free  []int32
-	pile  int // streams that were parked since memory was last given back
 }
 
 // slot is a place in the lot. turn tells its occupants apart: an event that
@@ -60,14 +54,11 @@ func newLot() (*lot, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make an epoll set for silent connections: %w", err), file.Close())
 	}
-	return &lot{file: file, raw: raw, set: fd, piled: make(chan struct{}, 1), over: make(chan struct{})}, nil
+	return &lot{file: file, raw: raw, set: fd}, nil
 }
 
-// close ends run and trim. No stream may be parked then.
-func (l *lot) close() {
-	l.once.Do(func() { close(l.over) })
-	_ = l.file.Close()
-}
+// close ends run. No stream may be parked then.
+func (l *lot) close() { _ = l.file.Close() }
 
 // run wakes streams whose sockets became readable, until close.
 func (l *lot) run() {
@@ -102,13 +93,6 @@ func (l *lot) enter(s *stream) {
 	l.free = l.free[:len(l.free)-1]
 	l.slots[n].stream = s
 	s.place.slot, s.place.turn = n, l.slots[n].turn
-	l.pile++
-	if l.pile == trimFrom {
-		select {
-		case l.piled <- struct{}{}:
-		default:
-		}
-	}
 }
 
 // leave takes the slot back.
@@ -129,67 +113,6 @@ func (l *lot) at(slot, turn int32) *stream {
 		return here.stream
 	}
 	return nil
-}
-
-// What streams held when they moved is garbage once they are parked, and a
-// process that fell silent collects none: it would keep twice what it needs
-// until the load comes back. So when many were parked and few more are, memory
-// is collected and given back to the system; at most a trimShare-th of the
-// time goes into that.
-const (
-	trimFrom  = 512
-	trimEvery = 500 * time.Millisecond
-	trimShare = 50
-)
-
-// trim gives memory back after waves of parking, until close.
-func (l *lot) trim() {
-	for {
-		select {
-		case <-l.piled:
-		case <-l.over:
-			return
-		}
-		for was := 0; ; {
-			if !l.pause(trimEvery) {
-				return
-			}
-			now := l.parkings(false)
-			if now-was <= now/16 {
-				break
-			}
-			was = now
-		}
-		l.parkings(true)
-		begin := time.Now()
-		debug.FreeOSMemory()
-		if !l.pause(trimShare * time.Since(begin)) {
-			return
-		}
-	}
-}
-
-// parkings returns how many streams were parked since memory was last given
-// back, and begins anew if asked to.
-func (l *lot) parkings(anew bool) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := l.pile
-	if anew {
-		l.pile = 0
-	}
-	return n
-}
-
-func (l *lot) pause(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-l.over:
-		return false
-	}
 }
 
 // watch has the lot told once when a socket can be read, has ended or has

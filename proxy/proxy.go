@@ -223,7 +223,6 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	tables.Go(func() { p.table.run(tableCtx) })
 	tables.Go(p.lot.run)
-	tables.Go(p.lot.trim)
 	defer func() { stopTable(); p.lot.close(); tables.Wait(); p.upstreams.Close() }()
 	p.running = true
 	p.upstreams.Start()

@@ -61,16 +61,18 @@ func keepMemory(ctx context.Context) {
 }
 
 const (
-	// quietFor is how long next to nothing has to be allocated for the
-	// process to count as having nothing to do, quietBytes what next to
-	// nothing is.
+	// The process counts as having nothing to do when next to nothing,
+	// quietBytes, was allocated in quietFor, quietTimes on end: by then the
+	// connections that fell silent have given up what they held, which is
+	// most of what there is to give back.
 	quietFor   = 500 * time.Millisecond
 	quietBytes = 64 << 10
+	quietTimes = 3
 	// worthwhile is what has to have been allocated since it was last tidied.
 	worthwhile = 1 << 20
 	// tidyShare bounds the time it takes to tidy up: the pause before it is
 	// done again is that many times as long.
-	tidyShare = 50
+	tidyShare = 20
 )
 
 // tidier collects garbage and gives memory back to the system when work has
@@ -78,14 +80,18 @@ const (
 type tidier struct {
 	collect    func()
 	seen, tidy uint64 // bytes allocated so far when it last looked, and tidied
+	quiet      int    // looks on end at which next to nothing was
 	next       time.Time
 }
 
 // look is called each quietFor with all the bytes that were allocated so far.
 func (t *tidier) look(now time.Time, allocated uint64) {
-	quiet := allocated-t.seen < quietBytes
+	t.quiet++
+	if allocated-t.seen >= quietBytes {
+		t.quiet = 0
+	}
 	t.seen = allocated
-	if !quiet || allocated-t.tidy < worthwhile || now.Before(t.next) {
+	if t.quiet < quietTimes || allocated-t.tidy < worthwhile || now.Before(t.next) {
 		return
 	}
 	begin := time.Now()

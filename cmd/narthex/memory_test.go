@@ -18,24 +18,31 @@ func TestTidiesOnceWorkHasCeased(t *testing.T) {
 		allocated uint64
 		want      int
 	}{
-		{"start", 3 << 20, 0},
-		{"work", 9 << 20, 0},
-		{"nothing to do", 9<<20 + 100, 1},
-		{"still nothing", 9<<20 + 200, 1},
-		{"a little work", 9<<20 + 200_000, 1},
-		{"no garbage worth it", 9<<20 + 200_100, 1},
-		{"work", 20 << 20, 1},
-		{"work ceased", 20 << 20, 2},
+		{"started", 3 << 20, 1},
+		{"nothing to do", 3<<20 + 100, 1},
+		{"no garbage worth it", 3<<20 + 200_000, 1},
+		{"worked", 20 << 20, 2},
 	} {
-		now = now.Add(quietFor)
-		l.look(now, step.allocated)
+		for range quietTimes + 1 { // the first of which sees what is new
+			now = now.Add(quietFor)
+			l.look(now, step.allocated)
+		}
 		if tidied != step.want {
 			t.Errorf("%s: tidied up %d times by now, want %d", step.what, tidied, step.want)
 		}
 	}
+	for n := range uint64(4 * quietTimes) {
+		now = now.Add(quietFor)
+		l.look(now, (20+2*n)<<20)
+	}
+	if tidied != 2 {
+		t.Error("tidied up while there was work")
+	}
 	l.next = now.Add(time.Hour)
-	l.look(now.Add(quietFor), 40<<20)
-	l.look(now.Add(2*quietFor), 40<<20)
+	for range quietTimes + 1 {
+		now = now.Add(quietFor)
+		l.look(now, 90<<20)
+	}
 	if tidied != 2 {
 		t.Error("tidied up again though the last time took so long")
 	}
