@@ -97,6 +97,33 @@ func TestWalkthrough(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitFor(t, "a refused call", func() bool { return get(ports["15001"]) == "" })
+
+	// "Moving a service over", from these refusing rules on.
+	config := filepath.Join(dir, "narthex.yaml")
+	text, err = os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := "target: 127.0.0.1:" + service + "\n"
+	mode := func(lines string) {
+		if err := os.WriteFile(config, []byte(strings.Replace(string(text), target, target+lines, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mode("      mode: permissive\n      enforcement: audit\n")
+	waitFor(t, "plaintext in an audit", func() bool { return get(ports["18443"]) == "hello" })
+	mode("      mode: permissive\n")
+	waitFor(t, "plaintext without a rule is refused", func() bool { return get(ports["18443"]) == "" })
+	for _, block := range yamlBlocks(t, "docs/proxy.md") {
+		if strings.Contains(block, "plaintext-for-now") {
+			if err := os.WriteFile(rules, []byte(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	waitFor(t, "plaintext with its rule", func() bool { return get(ports["18443"]) == "hello" && get(ports["15001"]) == "hello" })
+	mode("")
+	waitFor(t, "plaintext on a strict listener is refused", func() bool { return get(ports["18443"]) == "" && get(ports["15001"]) == "hello" })
 }
 
 func httpService(t *testing.T) (port string) {
