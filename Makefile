@@ -36,7 +36,8 @@ test-unit: check-go ## Unit tests and command-line scripts, with the race detect
 .PHONY: test-integration
 test-integration: check-test ## The product against real components (SPIRE Server, openssl, …)
 	integration/tools/install.sh apt test
-	NARTHEX_TOOLS=$$(integration/tools/install.sh spire) $(GO) test -tags integration -timeout 30m -count=1 -v ./integration/... 2>&1 | integration/quiet.sh
+	NARTHEX_TOOLS=$$(integration/tools/install.sh spire) NARTHEX_GHOSTUNNEL=$$(integration/tools/install.sh ghostunnel) \
+	  $(GO) test -tags integration -timeout 30m -count=1 -v ./integration/... 2>&1 | integration/quiet.sh
 
 .PHONY: lint
 lint: check-go ## Formatting, vet, linters, go.mod tidiness, generated files
