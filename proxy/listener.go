@@ -180,6 +180,7 @@ func (l *listener) session(s *settings) (*session, error) {
 
 // start accepts connections and follows the identity.
 func (l *listener) start() {
+	l.noticeLoss(l.settings())
 	lease := l.settings().lease
 	l.watching.Go(func() { l.watch(lease) })
 	l.accepting.Go(l.accept)
@@ -324,6 +325,7 @@ func (l *listener) logSome(limit *logLimit, level hclog.Level, what string, pair
 func (l *listener) changed(was, s *settings) {
 	l.slots.resize(s.MaxConnections)
 	l.handshakes.resize(s.MaxHandshakes)
+	l.noticeLoss(s)
 	if l.unlink != nil && was.UnixMode != s.UnixMode {
 		if err := os.Chmod(strings.TrimPrefix(l.bind, unixPrefix), s.UnixMode.Perm()); err != nil {
 			l.proxy.log.Error("cannot change the mode of a socket: it keeps the old one", "listener", l.name, "error", err)

@@ -564,6 +564,7 @@ func (c *conn) dialling(cancel context.CancelFunc) bool {
 // attach gives the connection its upstream, which it came to by target, or
 // closes it at once when the connection was ended meanwhile.
 func (c *conn) attach(up net.Conn, target string) bool {
+	noticeTargetLoss(up, c.began)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closing != nil {

@@ -275,6 +275,11 @@ func bulk(ctx context.Context, address string, size int) error {
 	if err != nil {
 		return err
 	}
+	return bulkOn(ctx, c, size)
+}
+
+// bulkOn does it on c, which it closes.
+func bulkOn(ctx context.Context, c net.Conn, size int) error {
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	block := make([]byte, 1<<20)
