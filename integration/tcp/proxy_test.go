@@ -23,6 +23,7 @@ type node struct {
 	name string
 	dir  string
 	td   string
+	api  string // socket of a Workload API; empty: identity files
 
 	listeners []*listener
 	proxy     []string // further YAML under `proxy:`, "key: value" each
@@ -49,6 +50,15 @@ func newNode(t *testing.T, name string, own *svid, authorities ...*authority) *n
 	n.td, _, _ = strings.Cut(n.td, "/")
 	n.present(own)
 	n.trust(authorities...)
+	n.rules()
+	return n
+}
+
+// newNodeAt prepares a proxy whose identities come from a Workload API.
+func newNodeAt(t *testing.T, name, api string) *node {
+	t.Helper()
+	dir := stage.Folder(t, name)
+	n := &node{t: t, name: name, dir: dir, api: api, Face: stage.NewFace(t, name, dir)}
 	n.rules()
 	return n
 }
@@ -122,22 +132,11 @@ func (n *node) configure() {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("proxy:")
-	line("  source: files")
-	line("  files:")
-	line("    cert: svid.pem")
-	line("    key: svid.key")
-	line("    bundle: %s.bundle", n.td)
-	bundles, err := filepath.Glob(n.file("*.bundle"))
-	if err != nil {
-		n.t.Fatal(err)
+	if n.api == "" {
+		n.identityFiles(line)
+	} else {
+		line("  workload_api: {socket: %s}", n.api)
 	}
-	var others []string
-	for _, file := range bundles {
-		if td := strings.TrimSuffix(filepath.Base(file), ".bundle"); td != n.td {
-			others = append(others, td+": "+filepath.Base(file))
-		}
-	}
-	line("    bundles: {%s}", strings.Join(others, ", "))
 	line("  policies: [rules.yaml]")
 	for _, text := range n.proxy {
 		line("  %s", text)
@@ -161,6 +160,27 @@ func (n *node) configure() {
 	b.WriteString(n.YAML())
 	line("log: {level: debug}")
 	stage.WriteFile(n.t, n.file("narthex.yaml"), b.String(), 0o644)
+}
+
+// identityFiles writes the part of narthex.yaml that names them.
+func (n *node) identityFiles(line func(string, ...any)) {
+	n.t.Helper()
+	line("  source: files")
+	line("  files:")
+	line("    cert: svid.pem")
+	line("    key: svid.key")
+	line("    bundle: %s.bundle", n.td)
+	bundles, err := filepath.Glob(n.file("*.bundle"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var others []string
+	for _, file := range bundles {
+		if td := strings.TrimSuffix(filepath.Base(file), ".bundle"); td != n.td {
+			others = append(others, td+": "+filepath.Base(file))
+		}
+	}
+	line("    bundles: {%s}", strings.Join(others, ", "))
 }
 
 func (l *listener) direction() string {
