@@ -105,9 +105,14 @@ func (w *world) unready() error {
 func (p *Proxy) Reserve(live map[string]int) {
 	p.applying.Lock()
 	defer p.applying.Unlock()
+	all := 0
 	for l := range p.world.Load().listeners {
 		l.slots.reserve(live[l.name])
 	}
+	for _, n := range live { // also of listeners that are no more
+		all += n
+	}
+	p.slots.reserve(all)
 }
 
 // Live returns the number of live connections by listener, those of listeners
