@@ -38,7 +38,7 @@ func yamlBlocks(t *testing.T, page string) []string {
 // TestExamplesAreGood reads every YAML example of the docs as the product
 // does.
 func TestExamplesAreGood(t *testing.T) {
-	for _, page := range []string{"README.md", "docs/proxy.md", "docs/rules.md"} {
+	for _, page := range []string{"README.md", "docs/proxy.md", "docs/operations.md", "docs/rules.md"} {
 		for _, block := range yamlBlocks(t, page) {
 			var err error
 			switch {
