@@ -113,6 +113,7 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error { return figures.Serve(ctx) })
 	g.Go(func() error { return sayOnHangup(ctx, hangups, tell, log) })
+	g.Go(func() error { sayHowToUpgrade(ctx, log); return nil })
 	g.Go(func() error { sayAgentReady(ctx, a, tell); return nil })
 	g.Go(func() error {
 		tell.follow(ctx, func() string { return agentStatusLine(a) }, func(context.Context) error { a.Status(); return nil })
@@ -143,7 +144,7 @@ func sayAgentReady(ctx context.Context, a *agent.Agent, tell *teller) {
 		case <-tick.C:
 		}
 	}
-	tell.ready(agentStatusLine(a), false)
+	tell.ready(agentStatusLine(a))
 	<-ctx.Done()
 	tell.stopping("ending")
 }

@@ -63,8 +63,16 @@ type process struct {
 	err     error
 }
 
+// startedState is heard of a half when a process of it is started.
+const startedState = "X_NARTHEX_STARTED"
+
 // start starts a process from an image, with further files.
 func (h *half) start(ctx, kill context.Context, from *image, files map[string]*os.File) *process {
+	h.heard(startedState)
+	select {
+	case <-h.aborts: // was meant for the one before
+	default:
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	aborted := make(chan struct{})
 	p := &process{

@@ -96,14 +96,19 @@ func (t *teller) tell(states ...string) {
 	}
 }
 
-// ready says that this process serves; where it took the place of another,
-// that it is the one to look after now.
-func (t *teller) ready(status string, tookOver bool) {
-	states := []string{daemon.SdNotifyReady, statusState(status)}
-	if tookOver && t.systemd {
-		states = append(states, fmt.Sprintf("MAINPID=%d", os.Getpid()))
+// tookOver says that this process has taken the place of the one before it,
+// ready or not: it is the one to look after now.
+func (t *teller) tookOver() {
+	if t.systemd {
+		t.tell(fmt.Sprintf("MAINPID=%d", os.Getpid()))
+		return
 	}
-	t.tell(states...)
+	t.tell(tookOverState)
+}
+
+// ready says that this process serves.
+func (t *teller) ready(status string) {
+	t.tell(daemon.SdNotifyReady, statusState(status))
 	if t.starter != nil {
 		_, _ = t.starter.WriteString("ready\n") // one that has gone away need not know
 		_ = t.starter.Close()
@@ -111,8 +116,7 @@ func (t *teller) ready(status string, tookOver bool) {
 	}
 }
 
-// tookOverState is said to `narthex run` when this process has taken the place
-// of the one before it, ready or not.
+// tookOverState is what `narthex run` is told in place of MAINPID.
 const tookOverState = "X_NARTHEX_TOOK_OVER=1"
 
 // reload says that files are read again until done is called. systemd ties

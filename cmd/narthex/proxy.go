@@ -7,9 +7,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -144,7 +146,8 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 		return nil, errors.Join(err, r.closeSources())
 	}
 	if r.place.from != nil {
-		r.tell.tell(tookOverState)
+		r.tell.tookOver()
+		r.place.from.Begun()
 	}
 	warnUnused(r.place.sockets, r.log)
 	r.logLimits()
@@ -177,6 +180,7 @@ func (r *proxyRunner) serve(ctx context.Context, figures *expose.Server, hangups
 	g.Go(func() error { r.reloadWhenChanged(ctx, hangups); return nil })
 	g.Go(func() error { r.place.countLive(signalled, r.proxy); return nil })
 	g.Go(func() error { r.sayReady(ctx); return nil })
+	g.Go(func() error { sayHowToUpgrade(serving, r.log); return nil })
 	g.Go(func() error { r.tell.follow(serving, r.statusLine, r.proxy.Alive); return nil })
 	if r.place.control != nil {
 		g.Go(func() error {
@@ -202,10 +206,26 @@ func (r *proxyRunner) sayReady(ctx context.Context) {
 		r.log.Warn("not every listener can serve yet", "error", err)
 	}
 	if ctx.Err() == nil {
-		r.tell.ready(r.statusLine(), r.place.from != nil)
+		r.tell.ready(r.statusLine())
 	}
 	<-ctx.Done()
 	r.tell.stopping(r.statusLine())
+}
+
+// sayHowToUpgrade answers SIGUSR2, which would end this process otherwise. A
+// sandboxed process cannot start the one that takes its place.
+func sayHowToUpgrade(ctx context.Context, log hclog.Logger) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR2)
+	defer signal.Stop(asked)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-asked:
+			log.Warn("SIGUSR2 upgrades `narthex run`; to upgrade a half alone, start the new one: `narthex proxy --beside` takes over by proxy.handover, an agent is restarted")
+		}
+	}
 }
 
 // statusLine is what `systemctl status` shows.

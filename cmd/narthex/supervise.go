@@ -182,12 +182,14 @@ func (v *supervisor) hear(h *half, line string) {
 		v.ready = v.ready || both
 	case "STATUS":
 		w.status = value
+	case startedState:
+		w.beat = time.Time{}
 	case "WATCHDOG":
 		w.beat = time.Now()
 	}
 	v.mu.Unlock()
 	if both {
-		v.tell.ready(v.statusLine(), false)
+		v.tell.ready(v.statusLine())
 	}
 }
 

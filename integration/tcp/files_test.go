@@ -154,6 +154,8 @@ func TestTermDrains(t *testing.T) {
 	if err := ask(held, "before"); err != nil {
 		t.Fatal(err)
 	}
+	d.Signal(syscall.SIGUSR2) // which ends a program that knows nothing of it
+	d.Says(stage.Soon, "SIGUSR2 upgrades `narthex run`")
 	d.Signal(syscall.SIGTERM)
 	d.Says(stage.Soon, "draining: connections=1 at_most=1m17s")
 	if err := ask(held, "while it drains"); err != nil {

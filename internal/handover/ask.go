@@ -188,6 +188,12 @@ func (t *Takeover) Ready(ctx context.Context) error {
 	return nil
 }
 
+// Begun says, after Ready, that whoever looks after this process knows of it,
+// so that the old one may end.
+func (t *Takeover) Begun() {
+	_ = t.line.send(message{Step: stepBegun}, nil) // an old process that has gone needs no leave
+}
+
 // Live calls each with the connections that the old process still has, by
 // listener, whenever it hears of them, and with nil in the end: when it has
 // none, or ctx ends.

@@ -22,6 +22,7 @@
 //	old → new  offered  that was all of them
 //	new → old  ready    which of them it takes; it could begin now
 //	old → new  yours    the old one accepts no more
+//	new → old  begun    its service manager knows of it: the old one may end
 //	old → new  live     while it drains: how many connections it still has
 //
 // In place of each answer the old process may refuse, with a reason. Whatever
@@ -91,6 +92,7 @@ const (
 	stepOffered = "offered"
 	stepReady   = "ready"
 	stepYours   = "yours"
+	stepBegun   = "begun"
 	stepLive    = "live"
 	stepRefused = "refused"
 )

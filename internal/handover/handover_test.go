@@ -113,6 +113,12 @@ func TestHandOver(t *testing.T) {
 	if err := from.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	s.mu.Lock()
+	if s.asked != 0 {
+		t.Error("the old process goes on to its end before the new one has begun")
+	}
+	s.mu.Unlock()
+	from.Begun()
 	var heard []map[string]int
 	from.Live(t.Context(), func(live map[string]int) { heard = append(heard, live) })
 	if len(heard) != 3 || heard[0]["inventory"] != 3 || heard[2] != nil {

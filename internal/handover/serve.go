@@ -158,6 +158,9 @@ func (c *Config) answer(ctx context.Context, conn *net.UnixConn) (given bool) {
 		return false
 	}
 	c.Log.Info("handed over to a new process: accepting no more", "version", theirs, "sockets", len(taken), "of", len(sockets))
+	// A service manager must hear of the new process before it sees the old
+	// one end. One that died instead of saying so has nothing to add.
+	_, _, _ = l.receive(time.Now().Add(stepTime), false)
 	c.report(ctx, l)
 	return true
 }
