@@ -96,12 +96,12 @@ func sameAddress(have net.Addr, bind string) bool {
 	if err != nil || port != strconv.Itoa(tcp.Port) {
 		return false
 	}
-	at := tcp.AddrPort().Addr()
+	at := tcp.AddrPort().Addr().Unmap()
 	if host == "" {
 		return at.IsUnspecified()
 	}
 	want, err := netip.ParseAddr(host)
-	return err == nil && want.Unmap() == at.Unmap() && want.Is4() == at.Is4()
+	return err == nil && want.Unmap() == at
 }
 
 // warnUnused says which sockets nobody uses: who connects there waits in vain.

@@ -270,7 +270,7 @@ func TestRunStartsAgain(t *testing.T) {
 	// mistake in the configuration.
 	stage.Eventually(t, stage.Soon, "the proxy has lived for a while", func() error {
 		if s, err := h.Status(); err != nil || time.Since(s.Started) < 4*time.Second {
-			return fmt.Errorf("started %v, %v", s.Started, err)
+			return fmt.Errorf("started %v, %w", s.Started, err)
 		}
 		return nil
 	})

@@ -120,7 +120,7 @@ func TestNotifyOfBothHalves(t *testing.T) {
 	// the while that the supervisor is alive.
 	stage.Eventually(t, stage.Soon, "the proxy has lived for a while", func() error {
 		if s, err := h.Status(); err != nil || time.Since(s.Started) < 4*time.Second {
-			return fmt.Errorf("started %v, %v", s.Started, err)
+			return fmt.Errorf("started %v, %w", s.Started, err)
 		}
 		return nil
 	})
