@@ -18,12 +18,7 @@ import (
 // startBeside starts this command again without --beside, as a process that
 // outlives this one, and returns once it is ready, or the reason why it ended.
 func startBeside(ctx context.Context, log hclog.Logger) error {
-	own, err := openImage()
-	if err != nil {
-		return err
-	}
-	defer own.close()
-	image, err := own.above(4)
+	image, err := openImage()
 	if err != nil {
 		return err
 	}
@@ -35,9 +30,9 @@ func startBeside(ctx context.Context, log hclog.Logger) error {
 	defer reader.Close()
 	args := slices.DeleteFunc(slices.Clone(os.Args), func(arg string) bool { return arg == "--beside" || arg == "--beside=true" })
 	cmd := &exec.Cmd{
-		Path: image.path(), Args: args, Stdout: os.Stdout, Stderr: os.Stderr,
-		Env:         append(besideEnvironment(), filesEnv+"="+besideName+"=3"),
-		ExtraFiles:  []*os.File{writer},
+		Path: "/proc/self/fd/4", Args: args, Stdout: os.Stdout, Stderr: os.Stderr,
+		Env:         append(besideEnvironment(), filesEnv+"="+besideName+"=3", programEnv+"=4"),
+		ExtraFiles:  []*os.File{writer, image.file},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true}, // a terminal's signals are not for it
 	}
 	err = cmd.Start()

@@ -26,6 +26,10 @@ import (
 // filesEnv hands descriptors to a child: "name=fd,name=fd".
 const filesEnv = "NARTHEX_FILES"
 
+// programEnv tells a child the descriptor that it was started through, which it
+// has no use for.
+const programEnv = "NARTHEX_PROGRAM"
+
 // Names of inherited files that are no listener's socket: no listener can
 // have them.
 const (
@@ -94,22 +98,22 @@ func lookupAccount(name string) (*account, error) {
 // its descriptor, so that a user who may not walk to it can still become the
 // child.
 func (c *child) command() (*exec.Cmd, func(), error) {
-	from := c.image
+	from, release := c.image, func() {}
 	if from == nil {
 		var err error
 		if from, err = openImageAt(cmp.Or(c.binary, selfPath)); err != nil {
 			return nil, nil, err
 		}
-		defer from.close()
+		release = from.close
 	}
-	from, err := from.above(3 + len(c.files))
-	if err != nil {
-		return nil, nil, err
-	}
+	// The program is handed down as the last file and started through that:
+	// any other descriptor of ours may be overwritten by a file on its way to
+	// its place in the child.
+	at := 3 + len(c.files)
 	cmd := &exec.Cmd{
-		Path:   from.path(),
+		Path:   fmt.Sprintf("/proc/self/fd/%d", at),
 		Args:   append([]string{"narthex"}, c.args...),
-		Env:    append(environment(), c.env...),
+		Env:    append(environment(), append([]string{fmt.Sprintf("%s=%d", programEnv, at)}, c.env...)...),
 		Stdout: c.stdout,
 		Stderr: c.stderr,
 		SysProcAttr: &syscall.SysProcAttr{
@@ -137,10 +141,11 @@ func (c *child) command() (*exec.Cmd, func(), error) {
 		names = append(names, fmt.Sprintf("%s=%d", name, 3+len(cmd.ExtraFiles)))
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, from.file)
 	if len(names) > 0 {
 		cmd.Env = append(cmd.Env, filesEnv+"="+strings.Join(names, ","))
 	}
-	return cmd, from.close, nil
+	return cmd, release, nil
 }
 
 // environment is what of ours a child is given: nothing that may hold a
@@ -254,6 +259,10 @@ func nameProcess(name string) {
 
 // takeInherited returns them. They are not handed down further.
 func takeInherited() (inherited, error) {
+	if fd, err := strconv.Atoi(os.Getenv(programEnv)); err == nil && fd >= 3 {
+		_ = unix.Close(fd)
+	}
+	_ = os.Unsetenv(programEnv)
 	value, ok := os.LookupEnv(filesEnv)
 	if !ok {
 		return nil, nil

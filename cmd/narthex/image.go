@@ -5,8 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 )
 
 // image is an executable that children are started from. It is kept open, so
@@ -41,20 +39,6 @@ func openImageAt(path string) (*image, error) {
 	}
 	return &image{f}, nil
 }
-
-// above returns the image under a descriptor that is not below least: those
-// below are given to the child before the program is started through its own.
-func (i *image) above(least int) (*image, error) {
-	fd, err := unix.FcntlInt(i.file.Fd(), unix.F_DUPFD_CLOEXEC, least)
-	if err != nil {
-		return nil, fmt.Errorf("open the executable: %w", err)
-	}
-	return &image{os.NewFile(uintptr(fd), i.file.Name())}, nil
-}
-
-// path leads to the image for as long as it is open, for users too who may
-// not walk to where it lies.
-func (i *image) path() string { return fmt.Sprintf("/proc/self/fd/%d", i.file.Fd()) }
 
 func (i *image) close() { _ = i.file.Close() }
 
