@@ -32,7 +32,7 @@ need() {
 
 packages() {
   case $1 in
-    test)  echo openssl openssh-client openssh-server netcat-openbsd curl procps gnutls-bin nginx-light libnginx-mod-stream haproxy postgresql postgresql-contrib redis-server redis-tools testssl.sh sslscan iproute2 iptables systemd ;;
+    test)  echo openssl openssh-client openssh-server netcat-openbsd curl procps gnutls-bin nginx-light libnginx-mod-stream haproxy postgresql postgresql-contrib redis-server redis-tools testssl.sh sslscan iproute2 iptables systemd dnsmasq-base ;;
     bench) echo openssl nginx-light libnginx-mod-stream haproxy procps ;;
     *) echo "install.sh apt: want test or bench, not $1" >&2; return 2 ;;
   esac
