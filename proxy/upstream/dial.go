@@ -11,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // place is where an endpoint listens: a path, or an IP address and port.
@@ -50,27 +48,18 @@ func parsePlace(address string) (p place, host string, port uint16) {
 	return place{ip: netip.AddrPortFrom(ip.Unmap(), uint16(n))}, "", 0
 }
 
-// Half-open peers. On loopback and unix sockets there are none, since the
-// kernel itself knows when the other end is gone, and a dial sets no option
-// for them. To another host, one that is silent for keepIdle is asked every
-// keepInterval, and the connection is broken off once nothing it was sent,
-// question or data, was acknowledged for userTimeout (tcp(7)): a host that
-// vanished is noticed after keepIdle + userTimeout at the latest.
-const (
-	keepIdle     = 30 * time.Second
-	keepInterval = 10 * time.Second
-	userTimeout  = 60 * time.Second
-)
-
-// near and far make sockets without and with keep-alives. They are given IP
-// addresses alone: there is no lookup and no race of address families. (Their
-// DialTCP would bind(2) each socket first, which takes a local port from all
-// destinations.)
+// near and far make sockets without and with keep-alives. On loopback and unix
+// sockets the kernel itself knows when the other end is gone, so a dial sets
+// no option for them; another host that is silent is asked as package net does
+// by default (after 15 s, every 15 s, 9 times). How long data may stay without
+// an acknowledgement is for those who know the connection's timeouts.
+//
+// They are given IP addresses alone: there is no lookup and no race of address
+// families. (Their DialTCP would bind(2) each socket first, which takes a
+// local port from all destinations.)
 var (
 	near = net.Dialer{KeepAlive: -1}
-	far  = net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: keepIdle, Interval: keepInterval, Count: int(userTimeout / keepInterval),
-	}}
+	far  net.Dialer
 )
 
 // dial connects to p until the deadline, or until ctx is cancelled. It costs
@@ -80,34 +69,11 @@ func (p place) dial(ctx context.Context, deadline time.Time) (net.Conn, error) {
 		return p.dialUnix(ctx, deadline)
 	}
 	d := near
-	remote := !p.ip.Addr().IsLoopback()
-	if remote {
+	if !p.ip.Addr().IsLoopback() {
 		d = far
 	}
 	d.Deadline = deadline
-	c, err := d.DialContext(ctx, "tcp", p.ip.String())
-	if err != nil {
-		return nil, err
-	}
-	if remote {
-		if err := setUserTimeout(c.(*net.TCPConn)); err != nil {
-			_ = c.Close()
-			return nil, fmt.Errorf("dial %s: set TCP_USER_TIMEOUT: %w", p, err)
-		}
-	}
-	return c, nil
-}
-
-func setUserTimeout(c *net.TCPConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var set error
-	err = raw.Control(func(fd uintptr) {
-		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
-	})
-	return errors.Join(err, set)
+	return d.DialContext(ctx, "tcp", p.ip.String())
 }
 
 // Where a unix socket's backlog is full, connect(2) says so at once instead
