@@ -316,7 +316,7 @@ func (c *conn) relay(down, up end) error {
 	forth := c.stream(client, down, up, flow{&c.in, c.l.meters.bytesIn})
 	back := c.stream(target, up, down, flow{&c.out, c.l.meters.bytesOut})
 	if !c.begin(forth, back) {
-		return nil
+		return c.killedBefore()
 	}
 	go back.run()
 	forth.run()
