@@ -179,7 +179,7 @@ func (c *conn) askNow(now time.Time) (asked, closed, audit bool) {
 	if c.phase == opening || c.closing != nil {
 		return false, false, false
 	}
-	w := c.l.proxy.world.Load()
+	w, was := c.l.proxy.world.Load(), c.settings
 	v := c.judge(w, now)
 	audit = c.note(v) && c.outcome == audited
 	if !v.ok {
@@ -188,6 +188,12 @@ func (c *conn) askNow(now time.Time) (asked, closed, audit bool) {
 		c.ends[endPolicy] = deadline{} // a drain that an earlier policy had begun
 	}
 	c.followTarget(now)
+	if c.closing == nil && c.settings != was { // other times may count, and one of them may be over
+		c.check(now)
+	}
+	if c.closing == nil && c.settings != was {
+		c.l.proxy.table.schedule(c, c.nextDue())
+	}
 	return true, c.closing != nil, audit
 }
 
