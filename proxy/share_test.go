@@ -170,7 +170,7 @@ func TestSharesComeBack(t *testing.T) {
 					continue // it was reset before this end knew of it
 				}
 				_ = raw.SetDeadline(time.Now().Add(patience))
-				var c net.Conn = raw
+				c := raw
 				switch i % 5 {
 				case 0:
 					c = tls.Client(raw, nobody)
