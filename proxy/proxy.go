@@ -31,6 +31,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -297,20 +298,40 @@ func (p *Proxy) Addr(name string) net.Addr {
 	return nil
 }
 
+// askAtOnce is how many connections one goroutine asks before it takes the
+// next ones.
+const askAtOnce = 64
+
 // ask asks every given connection again and counts those that were asked and
-// those that were ended.
+// those that were ended. All CPUs take part: what is refused by now must not
+// go on while others are closed one after the other.
 func (p *Proxy) ask(conns []*conn) (asked, closed int) {
 	now := time.Now()
-	for _, c := range conns {
-		a, k := c.ask(now)
-		if a {
-			asked++
-		}
-		if k {
-			closed++
+	var all, ended, next atomic.Int64
+	take := func() {
+		for {
+			end := int(next.Add(askAtOnce))
+			if end-askAtOnce >= len(conns) {
+				return
+			}
+			for _, c := range conns[end-askAtOnce : min(end, len(conns))] {
+				a, k := c.ask(now)
+				if a {
+					all.Add(1)
+				}
+				if k {
+					ended.Add(1)
+				}
+			}
 		}
 	}
-	return asked, closed
+	var asking sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(conns)/askAtOnce) - 1 {
+		asking.Go(take)
+	}
+	take()
+	asking.Wait()
+	return int(all.Load()), int(ended.Load())
 }
 
 // maxStatusConnections bounds how many connections of a listener the status
