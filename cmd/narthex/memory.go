@@ -49,7 +49,7 @@ func keepMemory(ctx context.Context) {
 	}
 	ticks := time.NewTicker(quietFor)
 	defer ticks.Stop()
-	t := tidier{collect: debug.FreeOSMemory}
+	t := tidier{collect: collectAll}
 	for {
 		select {
 		case now := <-ticks.C:
@@ -98,6 +98,13 @@ func (t *tidier) look(now time.Time, allocated uint64) {
 	t.collect()
 	t.tidy = allocated
 	t.next = now.Add(tidyShare * time.Since(begin))
+}
+
+// collectAll collects twice: pools give back what they hold at the second time
+// only, and stacks shrink by half each time.
+func collectAll() {
+	runtime.GC()
+	debug.FreeOSMemory()
 }
 
 // allocated returns how many bytes were allocated so far.
