@@ -21,12 +21,13 @@ const (
 	trustDomain = "bench.example"
 	serverID    = "spiffe://" + trustDomain + "/server"
 	clientID    = "spiffe://" + trustDomain + "/client"
+	otherID     = "spiffe://" + trustDomain + "/other"
 )
 
 // makeCertificates writes an authority and a server's certificate into dir
-// and returns a client's. All keys are ECDSA P-256; both leaves are X.509-SVIDs
+// and returns those of two clients. All keys are ECDSA P-256; both leaves are X.509-SVIDs
 // signed by the root, as SPIRE Server signs them.
-func makeCertificates(dir string) (tls.Certificate, error) {
+func makeCertificates(dir string) (client, other tls.Certificate, err error) {
 	ca := &x509.Certificate{
 		Subject: pkix.Name{CommonName: "benchmark"}, IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
@@ -34,22 +35,25 @@ func makeCertificates(dir string) (tls.Certificate, error) {
 	}
 	caKey, caDER, err := sign(ca, nil, nil)
 	if err != nil {
-		return tls.Certificate{}, err
+		return client, other, err
 	}
 	if ca, err = x509.ParseCertificate(caDER); err != nil {
-		return tls.Certificate{}, err
+		return client, other, err
 	}
 	serverKey, serverDER, err := sign(leaf("/server"), ca, caKey)
 	if err != nil {
-		return tls.Certificate{}, err
+		return client, other, err
 	}
-	clientKey, clientDER, err := sign(leaf("/client"), ca, caKey)
-	if err != nil {
-		return tls.Certificate{}, err
+	for path, to := range map[string]*tls.Certificate{"/client": &client, "/other": &other} {
+		key, der, err := sign(leaf(path), ca, caKey)
+		if err != nil {
+			return client, other, err
+		}
+		*to = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 	}
 	key, err := x509.MarshalPKCS8PrivateKey(serverKey)
 	if err != nil {
-		return tls.Certificate{}, err
+		return client, other, err
 	}
 	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: serverDER})
 	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})
@@ -60,10 +64,10 @@ func makeCertificates(dir string) (tls.Certificate, error) {
 		"server-and-key.pem": append(append([]byte{}, certPEM...), keyPEM...),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
-			return tls.Certificate{}, err
+			return client, other, err
 		}
 	}
-	return tls.Certificate{Certificate: [][]byte{clientDER}, PrivateKey: clientKey}, nil
+	return client, other, nil
 }
 
 func leaf(path string) *x509.Certificate {

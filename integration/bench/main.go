@@ -13,7 +13,7 @@
 //
 // The files: rows.go has the table of what is measured; proxies.go and
 // agents.go start the sides, throughput.go, idle.go, agents.go and demo.go
-// measure them; report.go prints. It measures and judges nothing else: what
+// measure them, and so do many.go and latency.go; report.go prints. It measures and judges nothing else: what
 // must not be slow is asserted by tests, with wider bounds.
 package main
 
@@ -113,7 +113,7 @@ func (o *options) check() error {
 		return err
 	}
 	// This process holds both ends of each connection, a proxy as many.
-	if need := uint64(2*o.connections + 1000); files.Max < need {
+	if need := uint64(2*max(o.connections, o.scaled(manyConnections)) + 1000); files.Max < need {
 		return fmt.Errorf("%d connections need %d open files, the limit is %d: raise it (ulimit -Hn), or lower -connections", o.connections, need, files.Max)
 	}
 	return nil
@@ -137,6 +137,7 @@ type bench struct {
 	keeper      *keeper
 	backend     *backend
 	certificate tls.Certificate // the client's
+	other       tls.Certificate // of a client whom new rules will refuse
 	results     results
 	folders     int
 	port        int
@@ -156,7 +157,7 @@ func measure(ctx context.Context, o options) (err error) {
 	if err := os.Mkdir(b.certs(), 0o700); err != nil {
 		return err
 	}
-	if b.certificate, err = makeCertificates(b.certs()); err != nil {
+	if b.certificate, b.other, err = makeCertificates(b.certs()); err != nil {
 		return err
 	}
 	if b.backend, err = startBackend(); err != nil {
@@ -211,8 +212,8 @@ func (b *bench) rounds(ctx context.Context, sides int, turn func(side int) error
 }
 
 // scaled returns n, or a tenth of it with -quick.
-func (b *bench) scaled(n int) int {
-	if b.quick {
+func (o *options) scaled(n int) int {
+	if o.quick {
 		return n / 10
 	}
 	return n

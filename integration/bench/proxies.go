@@ -82,10 +82,16 @@ func tool(variable, module, program string) (string, error) {
 type proxyValues struct {
 	Dir, Certs, Listen, Backend     string
 	TrustDomain, ClientID, ServerID string
+	OtherID                         string // empty where it is refused
 	User                            string // and group, for nginx's workers
 	NginxModules                    string
 	CPUs                            int
 	Logged                          bool
+}
+
+func (v proxyValues) withoutOther() proxyValues {
+	v.OtherID = ""
+	return v
 }
 
 // nginxModules is where Debian has them.
@@ -96,6 +102,8 @@ type proxy struct {
 	*process
 	kind   *proxyKind
 	client client
+	dir    string
+	values proxyValues
 }
 
 // startProxy starts a proxy in front of the backend and waits until it serves
@@ -115,7 +123,7 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, logged bool, cu
 	}
 	values := proxyValues{
 		Dir: dir, Certs: b.certs(), Listen: "127.0.0.1:" + itoa(port), Backend: b.backend.address(),
-		TrustDomain: trustDomain, ClientID: clientID, ServerID: serverID,
+		TrustDomain: trustDomain, ClientID: clientID, ServerID: serverID, OtherID: otherID,
 		User: account, NginxModules: nginxModules, CPUs: runtime.NumCPU(), Logged: logged,
 	}
 	config := ""
@@ -136,7 +144,7 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, logged bool, cu
 	if err != nil {
 		return nil, err
 	}
-	p := &proxy{started, kind, newClient(values.Listen, b.certificate, curve)}
+	p := &proxy{started, kind, newClient(values.Listen, b.certificate, curve), dir, values}
 	if err := p.ready(ctx); err != nil {
 		p.stop()
 		return nil, fmt.Errorf("%s: %w", kind.name, err)

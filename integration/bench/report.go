@@ -26,7 +26,10 @@ var tables = []struct {
 	rows  []*row
 }{
 	{"The proxy", []string{ours, nginx, haproxy, ghostunnel}, []*row{
-		rowHandshake, rowHandshakeLogged, rowHandshakePQ, rowEcho, rowBulkUp, rowBulkDown, rowProxyRest, rowIdle, rowIdleAfterBulk,
+		rowHandshake, rowHandshakeLogged, rowHandshakePQ, rowEcho, rowBulkUp, rowBulkDown, rowLatency, rowProxyRest, rowIdle, rowIdleAfterBulk,
+	}},
+	{"The proxy with many connections", []string{ours}, []*row{
+		rowIdle100, rowIdle1000, rowIdle9000, rowHandshakeBeside, rowEchoBeside, rowRefuse,
 	}},
 	{"The agent", []string{ours, spireAgent}, []*row{
 		rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency,
@@ -169,7 +172,7 @@ func (r *report) markdown() string {
 <!-- Written by integration/bench. Do not edit: run "make bench". -->
 
 What Narthex costs beside what people would use instead. Run it yourself: `+"`make bench`"+` installs the peers (Debian packages,
-Go modules), takes about ten minutes and writes this page; `+"`make bench ARGS='-quick'`"+` shows in a minute that it works, and
+Go modules), takes about twelve minutes and writes this page; `+"`make bench ARGS='-quick'`"+` shows in a minute that it works, and
 `+"`make bench ARGS='-only handshake,echo'`"+` measures some rows.
 
 - A figure is the CPU time (user and system) or the memory (PSS) of the measured process and its children. Who makes the load and

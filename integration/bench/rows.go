@@ -97,6 +97,43 @@ var (
 	}
 )
 
+// Further rows of the proxy: of narthex alone but for the first.
+var (
+	rowLatency = &row{
+		id: "latency", title: "p99 added to a message there and back, 2,000 a second", unit: "µs",
+		target: target{bound: 1, against: bestPeer},
+		did: "16 connections send 128 bytes each at fixed times, whether the message before was answered or not; 99th percentile of the time from sending to the whole answer, " +
+			"less that of messages straight to the backend in the same round. The client, the proxy and the backend share the cores.",
+	}
+	rowHandshakeBeside = &row{
+		id: "handshake-9000", title: "handshake as above, beside 9,000 silent connections", unit: "µs CPU",
+		did: "As the first row. What is in use is more, and what is collected.",
+	}
+	rowEchoBeside = &row{
+		id: "echo-9000", title: "echo as above, beside 9,000 silent connections", unit: "µs CPU",
+		did: "As the row of echoes.",
+	}
+	rowIdle100 = &row{
+		id: "idle-100", title: "idle connection, of 100", unit: "KiB",
+		did: "As the rows of idle connections. What the process takes once it works at all (code that was not used before, threads, pools), some 3 MiB, is in it, and is most of it here.",
+	}
+	rowIdle1000 = &row{
+		id: "idle-1000", title: "idle connection, of 1,000", unit: "KiB",
+		did: "The same process with 900 more.",
+	}
+	rowIdle9000 = &row{
+		id: "idle-9000", title: "idle connection, of 9,000", unit: "KiB",
+		target: target{bound: 16, absolute: true},
+		did:    "The same process with 8,000 more.",
+	}
+	rowRefuse = &row{
+		id: "refuse", title: "new rules: 9,000 connections asked, 1,000 closed", unit: "ms",
+		target: target{bound: 100, absolute: true},
+		did: "From SIGHUP after the rules' file was written (reading, compiling and testing it included) to the moment the last of 1,000 clients whom the new rules refuse has read its RST. " +
+			"The other 8,000 go on.",
+	}
+)
+
 // The rows of the agent.
 var (
 	rowAgentStart = &row{
@@ -153,6 +190,8 @@ func init() {
 		add(t.row.id, t.run, t.row)
 	}
 	add("idle connections", measureIdle, rowProxyRest, rowIdle, rowIdleAfterBulk)
+	add("many connections", measureMany, rowIdle100, rowIdle1000, rowIdle9000, rowHandshakeBeside, rowEchoBeside, rowRefuse)
+	add("latency", measureLatency, rowLatency)
 	add("agents", measureAgents, rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency)
 	add("demo", measureDemo, rowDemo, rowDemoWhole)
 }

@@ -32,6 +32,12 @@ var throughputs = []throughput{
 	{row: rowBulkDown, kinds: allProxies, curve: classical, units: gigabyte, per: gigabyte, each: time.Second, prepare: prepareBulk(opSource)},
 }
 
+// The same beside many silent connections, of one proxy alone.
+var (
+	throughputHandshakeBeside = throughput{row: rowHandshakeBeside, units: 1000, per: 1, each: time.Microsecond, prepare: prepareHandshakes}
+	throughputEchoBeside      = throughput{row: rowEchoBeside, units: 32_000, per: 1, each: time.Microsecond, prepare: prepareEchoes}
+)
+
 func classical(*proxyKind) tls.CurveID { return tls.X25519 }
 
 // postQuantum is classical for the peers, none of which can do better.
@@ -76,9 +82,14 @@ func (t throughput) run(ctx context.Context, b *bench) error {
 		if err != nil {
 			return p.complain(err)
 		}
-		b.results.add(t.row, p.kind.name, used.Seconds()/t.each.Seconds()*float64(t.per)/float64(n))
+		t.add(b, p, used, n)
 		return nil
 	})
+}
+
+// add adds the time that n units took to the row.
+func (t throughput) add(b *bench, p *proxy, used time.Duration, n int) {
+	b.results.add(t.row, p.kind.name, used.Seconds()/t.each.Seconds()*float64(t.per)/float64(n))
 }
 
 // Before its time is read, a proxy finishes what it has left of the work:
