@@ -140,7 +140,7 @@ func (p *Proxy) plan(c Config, w *world, sameSource bool) (*plan, error) {
 				return nil, todo.undo(err)
 			}
 		}
-		if !slices.Equal(was.Targets, next.Targets) || was.Upstream != next.Upstream {
+		if was.upstreamChanged(next) {
 			if err := todo.upstream(p.upstreams, next); err != nil {
 				return nil, todo.undo(err)
 			}
@@ -182,14 +182,17 @@ func (t *plan) lease(source Identities, s *settings) error {
 	return nil
 }
 
-// upstream takes the group of the targets of s.
+// upstream takes the groups of the targets of s.
 func (t *plan) upstream(set *upstream.Set, s *settings) error {
-	group, err := set.Take(s.Name, s.Targets, s.Upstream)
-	if err != nil {
-		return fmt.Errorf("listener %s: target: %w", s.Name, err)
+	s.ways = nil
+	for _, targets := range s.targetLists() {
+		group, err := set.Take(s.Name, targets, s.Upstream)
+		if err != nil {
+			return fmt.Errorf("listener %s: target: %w", s.Name, err)
+		}
+		s.ways = append(s.ways, way{targets, group})
+		t.groups = append(t.groups, group)
 	}
-	s.group = group
-	t.groups = append(t.groups, group)
 	return nil
 }
 
@@ -313,8 +316,13 @@ func checkListener(l Listener) error {
 			return fmt.Errorf("bind: %w", err)
 		}
 	}
-	if err := checkTargets(l.Targets); err != nil {
-		return fmt.Errorf("target: %w", err)
+	if len(l.Targets) > 0 || len(l.Routes) == 0 {
+		if err := checkTargets(l.Targets); err != nil {
+			return fmt.Errorf("target: %w", err)
+		}
+	}
+	if err := checkRoutes(l, l.Direction == policy.Inbound); err != nil {
+		return err
 	}
 	if err := checkProxyProtocol(l.ProxyProtocol); err != nil {
 		return err

@@ -57,6 +57,7 @@ type conn struct {
 	closing  *closing           // why it was ended by us or broke off; set once
 
 	request  policy.Request
+	protocol string // the ALPN protocol that was negotiated
 	decision policy.Decision
 	outcome  outcome             // of the decision, as it was counted
 	would    string              // why it would be refused, if its listener did more than audit
@@ -167,7 +168,7 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	if err := c.admit(); err != nil {
 		return err
 	}
-	up, err := c.dial(s, s.group, record)
+	up, err := c.dial(s, record)
 	if err != nil {
 		return err
 	}
@@ -194,7 +195,7 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 	if err != nil {
 		return refuse("failed", "cannot present an identity: %v", err)
 	}
-	raw, err := c.dial(s, s.group, record)
+	raw, err := c.dial(s, record)
 	if err != nil {
 		return err
 	}
@@ -259,18 +260,22 @@ type handshakeError struct {
 
 func (r *handshakeError) Unwrap() error { return r.err }
 
-// dial connects to one of a group's endpoints.
-func (c *conn) dial(s *settings, group *upstream.Group, record *telemetry.Access) (end, error) {
+// dial connects to an endpoint of those the listener or its route has.
+func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	if !c.dialling(cancel) {
 		return nil, c.killedBefore()
 	}
-	if len(s.Targets) == 1 {
-		record.Destination = s.Targets[0]
+	way := s.wayFor(c.request.SNI, c.protocol)
+	if way == nil {
+		return nil, refuse("refused", "no route for server name %q and protocol %q, and the listener has no target of its own", c.request.SNI, c.protocol)
+	}
+	if len(way.targets) == 1 {
+		record.Destination = way.targets[0]
 	}
 	var err error
-	if c.chosen, err = group.Dial(ctx, s.Timeouts.Connect); err != nil {
+	if c.chosen, err = way.group.Dial(ctx, s.Timeouts.Connect); err != nil {
 		if c.ended() != nil {
 			return nil, c.killedBefore()
 		}
@@ -382,7 +387,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	c.chosen.Close()
 	c.mu.Lock()
 	c.fill(record)
-	target := cmp.Or(c.target, strings.Join(c.began.Targets, ", "))
+	target := cmp.Or(c.target, strings.Join(c.began.targetsFor(c.request.SNI, c.protocol), ", "))
 	ended := closing{reason: "peer"}
 	if c.closing != nil {
 		ended = *c.closing

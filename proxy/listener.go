@@ -23,7 +23,6 @@ import (
 
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
-	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 const unixPrefix = "unix:"
@@ -75,8 +74,8 @@ type listener struct {
 // stands in a world. It is immutable.
 type settings struct {
 	Listener
-	lease Lease           // on Identity
-	group *upstream.Group // of Targets
+	lease Lease // on Identity
+	ways  []way // of Routes, then of Targets
 }
 
 // Defaults of Listener and Timeouts.
@@ -89,7 +88,7 @@ const (
 	defaultUnixMode       = 0o660
 )
 
-// newSettings fills in the defaults, and the lease and group that were had.
+// newSettings fills in the defaults, and the lease and ways that were had.
 func newSettings(l Listener, was *settings) *settings {
 	t := &l.Timeouts
 	t.Handshake = cmp.Or(t.Handshake, defaultHandshake)
@@ -103,9 +102,10 @@ func newSettings(l Listener, was *settings) *settings {
 	l.UnixMode = cmp.Or(l.UnixMode, defaultUnixMode)
 	l.Expect, l.Targets = slices.Clone(l.Expect), slices.Clone(l.Targets)
 	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
+	l.Routes, l.ALPN, l.ServerName = normalRoutes(l.Routes), slices.Clone(l.ALPN), normalName(l.ServerName)
 	s := &settings{Listener: l}
 	if was != nil {
-		s.lease, s.group = was.lease, was.group
+		s.lease, s.ways = was.lease, was.ways
 	}
 	return s
 }
@@ -113,17 +113,21 @@ func newSettings(l Listener, was *settings) *settings {
 // give gives back what the settings hold.
 func (s *settings) give() {
 	s.lease.Close()
-	s.group.Release()
+	s.giveWays()
 }
 
+// bound is where a connection is bound for: what it asked for, and the target
+// it came to, which is empty before that.
+type bound struct{ serverName, protocol, target string }
+
 // replaced says what makes next another way in than s to a connection that
-// began under s and came to target, or to none yet; it is empty when nothing
-// does. A nil next is a listener that is no more.
-func (s *settings) replaced(next *settings, target string) string {
+// began under s; it is empty when nothing does. A nil next is a listener that
+// is no more.
+func (s *settings) replaced(next *settings, b bound) string {
 	switch {
 	case next == nil:
 		return "listener was removed"
-	case !next.keeps(s, target):
+	case !next.keeps(s, b):
 		return "listener's target changed"
 	case s.Identity != next.Identity:
 		return "listener's identity changed"
@@ -135,13 +139,19 @@ func (s *settings) replaced(next *settings, target string) string {
 
 // keeps reports whether a connection that began under was can go on with the
 // target it came to, or, where it came to none yet, with any that it may come
-// to.
-func (s *settings) keeps(was *settings, target string) bool {
-	if target != "" {
-		return slices.Contains(s.Targets, target)
+// to. Routes count as they are now: where they lead it elsewhere, its target
+// is that of others. Outbound, the server name that was asked for is part of
+// the target.
+func (s *settings) keeps(was *settings, b bound) bool {
+	if s.ServerName != was.ServerName {
+		return false
 	}
-	for _, t := range was.Targets {
-		if !slices.Contains(s.Targets, t) {
+	now := s.targetsFor(b.serverName, b.protocol)
+	if b.target != "" {
+		return slices.Contains(now, b.target)
+	}
+	for _, t := range was.targetsFor(b.serverName, b.protocol) {
+		if !slices.Contains(now, t) {
 			return false
 		}
 	}
@@ -331,8 +341,8 @@ func (l *listener) changed(was, s *settings) {
 			l.proxy.log.Error("cannot change the mode of a socket: it keeps the old one", "listener", l.name, "error", err)
 		}
 	}
-	if was.group != s.group {
-		was.group.Release()
+	if was.upstreamChanged(s) {
+		was.giveWays()
 	}
 	if was.lease == s.lease {
 		return
@@ -612,7 +622,7 @@ func splitAddress(address string) (network, rest string) {
 // status describes the listener and its oldest connections.
 func (l *listener) status(s *settings) telemetry.ListenerStatus {
 	out := telemetry.ListenerStatus{
-		Name: l.name, Direction: s.Direction.String(), Bind: s.Bind, Targets: s.Targets,
+		Name: l.name, Direction: s.Direction.String(), Bind: s.Bind, Targets: s.everyTarget(),
 		Active: int(l.active.Load()), Accepted: uint64(l.accepted.Load()), Refused: uint64(l.refused.Load()),
 	}
 	out.Enforcement, out.WouldDeny = s.Enforcement.String(), uint64(l.wouldDeny.Load())
@@ -632,7 +642,7 @@ func (l *listener) status(s *settings) telemetry.ListenerStatus {
 	if l.proxy.Draining() {
 		out.Problem = "draining"
 	}
-	out.Endpoints, out.EndpointsMore = s.group.Status(maxStatusEndpoints)
+	out.Endpoints, out.EndpointsMore = s.endpoints()
 	conns := l.proxy.table.of(l)
 	slices.SortFunc(conns, func(a, b *conn) int { return a.start.Compare(b.start) })
 	for _, c := range conns {

@@ -52,7 +52,7 @@ func (c *conn) identify(s *session, t *secured, serverName string) error {
 		return refuse("refused", "peer certificate of %s: %v", peer.ID, err)
 	}
 	c.setEnds(s.identity, peer)
-	c.request.SNI = serverName
+	c.request.SNI, c.protocol = normalSNI(serverName), cs.NegotiatedProtocol
 	c.ends[endHandshake] = deadline{}
 	return nil
 }
@@ -95,7 +95,7 @@ func (c *conn) decideNow(now time.Time) error {
 	}
 	w := c.l.proxy.world.Load()
 	s := w.listeners[c.l]
-	if what := c.began.replaced(s, c.target); what != "" {
+	if what := c.began.replaced(s, c.bound()); what != "" {
 		return refuse("refused", "the %s while the handshake was going on", what)
 	}
 	if !c.believed(s) {
@@ -197,16 +197,29 @@ func (c *conn) askNow(now time.Time) (asked, closed, audit bool) {
 	return true, c.closing != nil, audit
 }
 
+// bound returns where the connection is bound for, with c.mu held.
+func (c *conn) bound() bound {
+	if c.request.Direction == policy.Outbound {
+		return bound{target: c.target}
+	}
+	return bound{c.request.SNI, c.protocol, c.target}
+}
+
 // followTarget is for a connection whose target is no longer one of its
 // listener's, with c.mu held. It stays with the one it has, for as long as
 // those of a removed listener may; what has not come there yet does not come.
 func (c *conn) followTarget(now time.Time) {
 	s := c.settings
-	if s.keeps(c.began, c.target) {
+	if s.keeps(c.began, c.bound()) {
 		c.ends[endMoved] = deadline{}
 		return
 	}
-	why := closing{"drain", "its listener has another target, " + strings.Join(s.Targets, ", ")}
+	why := closing{"drain", "its listener has no target for it any more"}
+	if now := s.targetsFor(c.request.SNI, c.protocol); s.ServerName != c.began.ServerName {
+		why.why = "its listener asks for another server name"
+	} else if len(now) > 0 {
+		why.why = "its listener has another target, " + strings.Join(now, ", ")
+	}
 	if c.phase != copying {
 		c.kill(why)
 		return

@@ -70,7 +70,8 @@ type Listener struct {
 	Name      string // unique
 	Direction policy.Direction
 	Bind      string   // host:port or unix:/path
-	Targets   []string // host:port or unix:/path, at least one and at most MaxTargets
+	Targets   []string // host:port or unix:/path, at least one where there are no Routes, and at most MaxTargets
+	Routes    []Route  // inbound: the first that takes a connection leads it, before Targets
 	Identity  Pick     // which of our SVIDs it presents
 	Expect    []policy.Pattern
 	Upstream  upstream.Settings // how one of Targets is chosen
@@ -78,6 +79,8 @@ type Listener struct {
 	Mode        Mode        // inbound: ModeStrict
 	Enforcement Enforcement // Enforce
 
+	ALPN          []string // protocols offered, or, inbound, accepted beside those of Routes, the preferred first
+	ServerName    string   // outbound: the SNI that is sent; the host of the target
 	ProxyProtocol ProxyProtocol
 
 	Timeouts       Timeouts

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -59,8 +60,10 @@ func newSession(id *Identity, trust *Trust, s *settings) *session {
 			_, err := trust.verify(cs.PeerCertificates, time.Now())
 			return err
 		}
+		s.negotiate(c)
 		return &session{id, trust, s, c, nil}
 	}
+	c.NextProtos = s.ALPN
 	c.InsecureSkipVerify = true // of the host name, which proves nothing in SPIFFE; VerifyConnection verifies the identity
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		peer, err := trust.verify(cs.PeerCertificates, time.Now())
@@ -74,7 +77,7 @@ func newSession(id *Identity, trust *Trust, s *settings) *session {
 	}
 	byTarget := map[string]*tls.Config{}
 	for _, target := range s.Targets {
-		if name := serverNameOf(target); name != "" {
+		if name := cmp.Or(s.ServerName, serverNameOf(target)); name != "" {
 			byTarget[target] = c.Clone()
 			byTarget[target].ServerName = name
 		}
@@ -82,8 +85,8 @@ func newSession(id *Identity, trust *Trust, s *settings) *session {
 	return &session{id, trust, s, c, byTarget}
 }
 
-// toward returns the configuration to dial target with: what it sends as SNI
-// is the host of the target that was chosen.
+// toward returns the configuration to dial target with: what it sends as SNI,
+// if the listener does not say, is the host of the target that was chosen.
 func (s *session) toward(target string) *tls.Config {
 	if c := s.byTarget[target]; c != nil {
 		return c
@@ -133,6 +136,8 @@ func explainHandshake(err error, direction policy.Direction) (result, reason str
 		return "peer_alert", "the peer ended the handshake: " + strings.TrimPrefix(alert.Err.Error(), "tls: ")
 	case strings.Contains(err.Error(), "didn't provide a certificate"): // crypto/tls has no type for it
 		return "no_certificate", "the client sent no certificate"
+	case strings.Contains(err.Error(), "unsupported application protocols"):
+		return "no_protocol", "the client " + strings.TrimPrefix(err.Error(), "tls: client ") + ", and no other: add it to `alpn`, of the listener or a route"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		if direction == policy.Outbound {
 			return "closed", "the target closed the connection during the handshake: does it speak mTLS?"

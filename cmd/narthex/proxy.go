@@ -430,9 +430,8 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 			Socket:         r.sockets[l.Name],
 		}
 		listener.ProxyProtocol = proxyProtocol(l.ProxyProtocol)
-		for _, target := range l.Target {
-			listener.Targets = append(listener.Targets, string(target))
-		}
+		listener.Targets, listener.Routes = words(l.Target), routes(l.Routes)
+		listener.ALPN, listener.ServerName = l.ALPN, string(l.ServerName)
 		if l.Direction == "outbound" {
 			listener.Direction = policy.Outbound
 		}
@@ -447,6 +446,23 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 			listener.Expect = append(listener.Expect, pattern)
 		}
 		out.Listeners = append(out.Listeners, listener)
+	}
+	return out
+}
+
+func routes(c []config.Route) []proxy.Route {
+	var out []proxy.Route
+	for _, r := range c {
+		out = append(out, proxy.Route{SNI: words(r.SNI), ALPN: r.ALPN, Targets: words(r.Target)})
+	}
+	return out
+}
+
+// words are a list without the type that checked it.
+func words[T ~string](list []T) []string {
+	var out []string
+	for _, w := range list {
+		out = append(out, string(w))
 	}
 	return out
 }

@@ -57,7 +57,7 @@ func sandboxConfig(c *config.Config, path string) sandbox.Config {
 	for i := range c.Proxy.Listeners {
 		l := &c.Proxy.Listeners[i]
 		binds = append(binds, l.Bind)
-		for _, target := range l.Target {
+		for target := range l.Targets() {
 			if target.Network() == "unix" {
 				out.Connect = append(out.Connect, target.Addr())
 			}

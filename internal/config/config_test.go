@@ -41,6 +41,8 @@ proxy:
       direction: inbound
       bind: :8443
       target: unix:/run/app.sock
+      routes: [{sni: [DB.example.org., "*.shop.example"], alpn: [postgresql], target: "127.0.0.1:5432"}, {alpn: [h2], target: ["127.0.0.1:1", "127.0.0.1:2"]}]
+      alpn: [h2, http/1.1]
       identity: {hint: internal}
       timeouts: {idle: 0s, drain: 1m}
       on_policy_change: drain
@@ -55,6 +57,7 @@ proxy:
       target: ["[::1]:8443", unix:/run/b.sock]
       upstream: {balance: least_connections, health: {interval: 5s}, ejection: {after: 0}}
       expect: [spiffe://example.org/a, "spiffe://partner.example/b"]
+      server_name: Inventory.example.org
       proxy_protocol: {send: v2, accept_from: [10.0.0.0/8, 192.0.2.7, "2001:DB8::/32"]}
 telemetry: {listen: localhost:9901, health: ":9902"}
 access_log: {path: /var/log/access.log, format: text}
@@ -90,6 +93,11 @@ func TestParseReadsEveryKey(t *testing.T) {
 			CRLs:           map[spiffeid.TrustDomain][]File{spiffeid.RequireTrustDomainFromString("example.org"): {"/etc/narthex/crls/*.pem", "/etc/root.crl"}},
 			Listeners: []Listener{{
 				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp",
+				Routes: []Route{
+					{SNI: []ServerName{"db.example.org", "*.shop.example"}, ALPN: []string{"postgresql"}, Target: Targets{"127.0.0.1:5432"}},
+					{ALPN: []string{"h2"}, Target: Targets{"127.0.0.1:1", "127.0.0.1:2"}},
+				},
+				ALPN:           []string{"h2", "http/1.1"},
 				Identity:       &ListenerIdentity{Hint: "internal"},
 				ProxyProtocol:  ProxyProtocol{Send: "off"},
 				Upstream:       Upstream{Balance: "round_robin", Ejection: Ejection{5, Duration(30 * time.Second)}},
@@ -98,6 +106,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 				Mode: "permissive", Enforcement: "audit",
 			}, {
 				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: Targets{"[::1]:8443", "unix:/run/b.sock"}, Protocol: "tcp",
+				ServerName:    "inventory.example.org",
 				Expect:        []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
 				ProxyProtocol: ProxyProtocol{Send: "v2", AcceptFrom: []Network{"10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"}},
 				Upstream: Upstream{"least_connections", &Health{
@@ -214,6 +223,17 @@ proxy:
     - {name: in, direction: inbound, bind: ":1", target: "10.0.0.1:2"}
     - {name: out, direction: outbound, bind: "0.0.0.0:3", target: "peer:2", expect: ["spiffe://example.org/x"]}
     - {name: b, direction: inbound, bind: ":4", target: "127.0.0.1:2", identity: {spiffe_id: "spiffe://example.com/x"}, proxy_protocol: {accept_from: [10.0.0.0/8, "::/0"]}}
+    - name: r
+      direction: inbound
+      bind: ":5"
+      routes:
+        - {sni: ["*.a.example"], target: "127.0.0.1:1"}
+        - {sni: [b.example], alpn: [h2, x], target: "10.0.0.1:1"}
+        - {alpn: [h2], target: "127.0.0.1:1"}
+        - {sni: [x.a.example, a.example, "*.y.a.example"], target: "127.0.0.1:1"}
+        - {sni: [b.example], alpn: [y], target: "127.0.0.1:1"}
+        - {sni: [c.example], alpn: [h2], target: "127.0.0.1:1"}
+        - {alpn: [x], target: "127.0.0.1:1"}
 telemetry: {listen: ":9901"}
 `))
 	if err != nil {
@@ -229,7 +249,8 @@ telemetry: {listen: ":9901"}
 	}
 	want := []string{
 		"3 agent.server.insecure_bootstrap", "4 agent.node_attestor.join_token.token",
-		"8 proxy.listeners[0].target", "9 proxy.listeners[1].bind", "10 proxy.listeners[2].identity.spiffe_id", "10 proxy.listeners[2].proxy_protocol.accept_from[1]", "11 telemetry.listen",
+		"8 proxy.listeners[0].target", "9 proxy.listeners[1].bind", "10 proxy.listeners[2].identity.spiffe_id", "10 proxy.listeners[2].proxy_protocol.accept_from[1]", "16 proxy.listeners[3].routes[1].target",
+		"18 proxy.listeners[3].routes[3].sni[0]", "18 proxy.listeners[3].routes[3].sni[2]", "20 proxy.listeners[3].routes[5].sni[0]", "22 telemetry.listen",
 	}
 	if !reflect.DeepEqual(keys, want) {
 		t.Errorf("got %q, want %q", keys, want)

@@ -205,6 +205,8 @@ func wanted(v reflect.Value) string {
 		return "a duration such as 10s"
 	case Address:
 		return "an address: host:port or unix:/path"
+	case ServerName:
+		return "a server name such as db.example.org"
 	case Network:
 		return "a network such as 10.0.0.0/8"
 	case Socket:

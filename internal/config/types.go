@@ -204,8 +204,14 @@ type Listener struct {
 	Direction string `yaml:"direction" required:"true" enum:"inbound|outbound"`
 	// Where it listens: host:port, :port or unix:/path. Port 0 takes a free one.
 	Bind Address `yaml:"bind" required:"true" example:"0.0.0.0:8443"`
-	// Where it connects to: host:port or unix:/path, or a list of at most 64 of them. Inbound, prefer a socket that nobody else can dial.
-	Target Targets `yaml:"target" required:"true" example:"127.0.0.1:8080"`
+	// Where it connects to: host:port or unix:/path, or a list of at most 64 of them. Inbound, prefer a socket that nobody else can dial. Required where there are no routes.
+	Target Targets `yaml:"target" example:"127.0.0.1:8080"`
+	// Inbound only: other targets, by what the client asks for. The first route that matches wins; what none matches goes to target, or is refused where there is none.
+	Routes []Route `yaml:"routes"`
+	// Protocols of TLS's ALPN, the preferred first. Inbound those that are accepted, before those of routes; a client that offers only others is refused, one that offers none is not. Outbound those that are offered.
+	ALPN []string `yaml:"alpn" example:"[h2, http/1.1]"`
+	// Outbound only: the server name (SNI) that is asked for. Left out: the host of target, if it is a name.
+	ServerName ServerName `yaml:"server_name" example:"inventory.example.org"`
 	// What is carried. tcp: bytes, decided once a connection and asked again when the policy changes.
 	Protocol string `yaml:"protocol" default:"tcp" enum:"tcp"`
 	// Which of our SVIDs is presented. Left out: the first (the default identity).
@@ -240,6 +246,17 @@ type ListenerIdentity struct {
 	SPIFFEID spiffeid.ID `yaml:"spiffe_id" example:"spiffe://example.org/ns/shop/sa/inventory"`
 	// By the hint of its registration entry. Not with source: files, where there are no hints.
 	Hint string `yaml:"hint" example:"internal"`
+}
+
+// Route leads some of an inbound listener's connections to targets of their
+// own. It needs sni, alpn or both.
+type Route struct {
+	// Server names the client asks for: exact, or *.suffix for all below it. Left out: any, also none.
+	SNI []ServerName `yaml:"sni" example:"[db.example.org, \"*.shop.example\"]"`
+	// Protocols of which one was negotiated. Left out: any, also none.
+	ALPN []string `yaml:"alpn" example:"[postgresql]"`
+	// Where it leads, as the listener's own target.
+	Target Targets `yaml:"target" required:"true" example:"127.0.0.1:5432"`
 }
 
 // ProxyProtocol is the header that proxies put before a connection's bytes to

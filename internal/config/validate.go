@@ -194,6 +194,7 @@ func (l *Listener) validate(f *findings, key, source string) {
 		f.addf(key+".name", "%q is no listener name; use letters, digits, dot, dash and underscore, at most 63, a letter or digit first", clip(l.Name))
 	}
 	l.Target.validate(f, key+".target", l.Bind)
+	l.validateRoutes(f, key)
 	l.ProxyProtocol.validate(f, key+".proxy_protocol", l.Bind)
 	if h := l.Upstream.Health; h != nil && h.Timeout > h.Interval {
 		f.addf(key+".upstream.health.timeout", "%s is longer than the interval, %s", h.Timeout, h.Interval)

@@ -41,11 +41,21 @@ func (c *Config) warn() {
 				c.warnf(fmt.Sprintf("%s.proxy_protocol.accept_from[%d]", key, n), "%s is everybody: whoever connects chooses the source that rules and log see; name the networks of the proxies", from)
 			}
 		}
-		for i, target := range l.Target {
-			if l.Direction != "inbound" || target.Local() {
-				continue
+		c.warnRoutes(&l, key)
+		if l.Direction == "inbound" {
+			c.warnRemote(l.Target, key+".target")
+			for n, r := range l.Routes {
+				c.warnRemote(r.Target, fmt.Sprintf("%s.routes[%d].target", key, n))
 			}
-			c.warnf(l.Target.key(key+".target", i), "%s is not on this host, as far as its name tells: what passes between is neither encrypted nor authenticated", target)
+		}
+	}
+}
+
+// warnRemote finds targets of an inbound listener that are elsewhere.
+func (c *Config) warnRemote(targets Targets, key string) {
+	for i, target := range targets {
+		if !target.Local() {
+			c.warnf(targets.key(key, i), "%s is not on this host, as far as its name tells: what passes between is neither encrypted nor authenticated", target)
 		}
 	}
 }

@@ -171,6 +171,7 @@ var names = map[reflect.Type]string{
 	reflect.TypeFor[config.Duration]():                      "duration",
 	reflect.TypeFor[config.Address]():                       "address",
 	reflect.TypeFor[config.Network]():                       "network",
+	reflect.TypeFor[config.ServerName]():                    "server name",
 	reflect.TypeFor[config.Socket]():                        "path of a socket",
 	reflect.TypeFor[config.File]():                          "file",
 	reflect.TypeFor[config.Secret]():                        "text",

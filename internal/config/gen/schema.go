@@ -21,6 +21,7 @@ const (
 	idPattern          = `^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)*$`
 	durationPattern    = `^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)$`
 	addressPattern     = `^(unix:/.*[^/]|.*:[0-9]{1,5})$`
+	serverNamePattern  = `^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$`
 	networkPattern     = `^(unix|[0-9a-fA-F.:]+(/[0-9]{1,3})?)$`
 	socketPattern      = `^/.*[^/]$`
 	namePattern        = `^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`
@@ -32,6 +33,7 @@ var scalars = map[reflect.Type]jsonschema.Schema{
 	reflect.TypeFor[spiffeid.ID]():          {Type: "string", Pattern: idPattern},
 	reflect.TypeFor[config.Duration]():      {Type: "string", Pattern: durationPattern},
 	reflect.TypeFor[config.Address]():       {Type: "string", Pattern: addressPattern},
+	reflect.TypeFor[config.ServerName]():    {Type: "string", Pattern: serverNamePattern},
 	reflect.TypeFor[config.Network]():       {Type: "string", Pattern: networkPattern},
 	reflect.TypeFor[config.Socket]():        {Type: "string", Pattern: socketPattern},
 	reflect.TypeFor[config.File]():          {Type: "string"},
@@ -113,6 +115,9 @@ func annotate(s *jsonschema.Schema, block *key) error {
 			one := uint64(1)
 			sub.MinItems = &one
 			sub = sub.Items
+		}
+		if k.path == "proxy.listeners" {
+			sub.AnyOf = []*jsonschema.Schema{{Required: []string{"target"}}, {Required: []string{"routes"}}}
 		}
 		if len(k.keys) > 0 {
 			if err := annotate(sub, k); err != nil {
