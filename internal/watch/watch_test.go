@@ -117,3 +117,105 @@ func TestPollFindsWhatIsNotAnnounced(t *testing.T) {
 	write(t, path, "there")
 	await(t, contents, "there")
 }
+
+// announced is a poll that no test lives to see.
+const announced = time.Hour
+
+// TestLinksOnTheWay: a link anywhere on the way to the file may come to lead
+// elsewhere.
+func TestLinksOnTheWay(t *testing.T) {
+	dir := t.TempDir()
+	for _, version := range []string{"one", "two", "three"} {
+		if err := os.MkdirAll(filepath.Join(dir, "store", version), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, "store", version, "file"), version)
+	}
+	point := func(name, to string) {
+		t.Helper()
+		if err := os.Symlink(to, filepath.Join(dir, "tmp")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, "tmp"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "etc", "app"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	point("current", "store/one")
+	point("etc/app/tls", "../../current")
+	path := filepath.Join(dir, "etc/app/tls/file")
+	contents := start(t, path, announced)
+	await(t, contents, "one")
+	point("current", filepath.Join(dir, "store/two"))
+	await(t, contents, "two")
+	write(t, filepath.Join(dir, "store/two/file"), "two again")
+	await(t, contents, "two again")
+	point("etc/app/tls", "../../store/three")
+	await(t, contents, "three")
+}
+
+// TestDirectoryReplaced: by rename, and by removal.
+func TestDirectoryReplaced(t *testing.T) {
+	dir := t.TempDir()
+	tls := filepath.Join(dir, "tls")
+	fill := func(name, text string) {
+		t.Helper()
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, name, "file"), text)
+	}
+	rename := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill("tls", "one")
+	contents := start(t, filepath.Join(tls, "file"), announced)
+	await(t, contents, "one")
+	fill("new", "two")
+	rename("tls", "old")
+	rename("new", "tls")
+	await(t, contents, "two")
+	write(t, filepath.Join(tls, "file"), "two again")
+	await(t, contents, "two again")
+	if err := os.RemoveAll(tls); err != nil {
+		t.Fatal(err)
+	}
+	await(t, contents, "")
+	fill("tls", "three")
+	await(t, contents, "three")
+	write(t, filepath.Join(tls, "file"), "three again")
+	await(t, contents, "three again")
+}
+
+// TestRestlessNeighbour: something else that writes beside the file all the
+// time does not keep a change from being told.
+func TestRestlessNeighbour(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	write(t, path, "one")
+	contents := start(t, path, announced)
+	await(t, contents, "one")
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				_ = os.WriteFile(filepath.Join(dir, "log"), []byte("x"), 0o600)
+			}
+		}
+	}()
+	write(t, path, "two")
+	await(t, contents, "two")
+	close(stop)
+	<-stopped
+}
