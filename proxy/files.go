@@ -157,11 +157,19 @@ func (f *Files) load() {
 }
 
 // checkTime refuses a certificate that has ended: it would prove nothing to
-// anybody, and an older one may have longer to live.
+// anybody, and an older one may have longer to live. One whose time has not
+// come waits while that older one is good; where there is none it is used, as
+// it may be our clock that is wrong.
 func (f *Files) checkTime(m *material) error {
-	end := m.cert.Leaf.NotAfter
-	if time.Now().After(end) {
+	now, begin, end := time.Now(), m.cert.Leaf.NotBefore, m.cert.Leaf.NotAfter
+	if now.After(end) {
 		return fmt.Errorf("proxy.files.cert %s: %w at %s; have it renewed", f.config.Cert, ErrExpired, end.UTC().Format(time.RFC3339))
+	}
+	f.mu.Lock()
+	serving := len(f.identities) > 0 && now.Before(f.identities[0].NotAfter())
+	f.mu.Unlock()
+	if now.Before(begin) && serving {
+		return fmt.Errorf("proxy.files.cert %s: the certificate begins at %s only; are the clocks right?", f.config.Cert, begin.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

@@ -420,3 +420,59 @@ func svidDomain(c tls.Certificate) spiffeid.TrustDomain {
 	}
 	return id.TrustDomain()
 }
+
+// TestFilesOfTomorrow: a certificate whose time has not come waits for it
+// while there is another, and is better than none.
+func TestFilesOfTomorrow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t, "example.org")
+		dir := t.TempDir()
+		put := func(cert tls.Certificate) {
+			write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
+			write(t, dir+"/svid.key", keyPEM(t, cert))
+		}
+		later := func(by time.Duration) func(*x509.Certificate) {
+			return func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Now().Add(by), time.Now().Add(by+time.Hour) }
+		}
+		good, next := ca.svid("/orders"), ca.svid("/orders", later(10*time.Minute))
+		put(good)
+		write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+		s := unwatched(t, dir)
+		s.load()
+		put(next)
+		s.load()
+		s.await(good.Leaf)
+		if s.log.count("are the clocks right?") != 1 {
+			t.Errorf("log:\n%s", s.log.text.String())
+		}
+		time.Sleep(11 * time.Minute)
+		s.load()
+		s.await(next.Leaf)
+		alone := unwatched(t, dir)
+		put(ca.svid("/orders", later(time.Minute)))
+		alone.load()
+		if _, err := alone.current(); err != nil {
+			t.Errorf("better than none: %v", err)
+		}
+	})
+}
+
+// TestFilesOfOtherNames: those of before stay until the new ones are good.
+func TestFilesOfOtherNames(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	dir := t.TempDir()
+	first, second := ca.svid("/orders"), ca.svid("/orders")
+	write(t, dir+"/svid.pem", certPEM(first.Certificate[0]))
+	write(t, dir+"/svid.key", keyPEM(t, first))
+	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	s := openFiles(t, dir, time.Hour, nil)
+	s.await(first.Leaf)
+	s.Configure(FilePaths{Cert: dir + "/next.pem", Key: dir + "/next.key", Bundle: dir + "/bundle.pem"})
+	s.await(first.Leaf)
+	if got := s.Report().Problem; !strings.Contains(got, "next.pem: no such file") {
+		t.Errorf("problem %q", got)
+	}
+	write(t, dir+"/next.pem", certPEM(second.Certificate[0]))
+	write(t, dir+"/next.key", keyPEM(t, second))
+	s.await(second.Leaf)
+}
