@@ -298,3 +298,32 @@ func TestLargeCRL(t *testing.T) {
 		t.Errorf("%v entries", got)
 	}
 }
+
+// TestCRLsComeByReload: named while the proxy runs, they count for those who
+// are connected, and taken away they do not.
+func TestCRLsComeByReload(t *testing.T) {
+	t.Parallel()
+	d, file := crlDoor(t, "")
+	named := d.proxy
+	d.proxy = nil
+	d.start()
+	live := liveSClient(t, d.address, d.client)
+	stage.WriteFile(t, file, d.ca.crl(1, time.Now().Add(time.Hour), d.client), 0o644)
+	d.proxy = named
+	d.configure()
+	d.reload()
+	select {
+	case <-live:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the revoked client is still connected")
+	}
+	if err := d.entry(d.client); err == nil {
+		t.Error("a revoked client comes in")
+	}
+	d.proxy = nil
+	d.configure()
+	d.reload()
+	if err := d.entry(d.client); err != nil {
+		t.Errorf("without CRLs: %v", err)
+	}
+}

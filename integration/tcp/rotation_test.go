@@ -80,7 +80,6 @@ func TestFilesRotateUnderTraffic(t *testing.T) {
 	}
 	address := n.inbound("door", answering.address)
 	n.rules(allow("client-may", client.id))
-	n.proxy = append(n.proxy, `sandbox: "off"`) // which would want the folder of the links' targets named
 	n.start()
 
 	long, err := tls.Dial("tcp", address, client.client())
