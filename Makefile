@@ -15,6 +15,7 @@ help: ## Show this help
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
+# With Go's frozen FIPS 140-3 module, on by default: GOFIPS140=v1.0.0 make build
 .PHONY: build
 build: check-go ## Build bin/narthex
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/narthex ./cmd/narthex
