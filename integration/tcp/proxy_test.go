@@ -145,7 +145,9 @@ func (n *node) configure() {
 	for _, l := range n.listeners {
 		line("    - name: %s", l.name)
 		line("      bind: %q", l.bind)
-		line("      target: %s", l.target)
+		if l.target != "" {
+			line("      target: %s", l.target)
+		}
 		line("      direction: %s", l.direction())
 		if len(l.expect) > 0 {
 			line("      expect: [\"%s\"]", strings.Join(l.expect, `", "`))

@@ -207,7 +207,9 @@ listen front
 		if answered := strings.Contains(out, answer); answered != (how != "") {
 			t.Errorf("%q: answered: %v:\n%s", how, answered, out)
 		}
-		a := d.Record(skip, how, func(a telemetry.Access) bool { return strings.HasPrefix(a.Source, source) && a.Decision != "" || strings.Contains(a.Reason, "must send") })
+		a := d.Record(skip, how, func(a telemetry.Access) bool {
+			return strings.HasPrefix(a.Source, source) && a.Decision != "" || strings.Contains(a.Reason, "must send")
+		})
 		if how == "" {
 			if !strings.Contains(a.Reason, "must send a PROXY header") {
 				t.Errorf("record: %+v", a)
