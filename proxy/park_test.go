@@ -60,11 +60,13 @@ func TestParkedConnectionGoesOn(t *testing.T) {
 	for range 2 { // parked for the first time, and again
 		p.allParked()
 		for _, c := range conns {
+			_ = c.SetDeadline(time.Now().Add(patience))
 			say(t, c, "still there?")
 		}
 	}
 	p.allParked()
 	for _, c := range conns {
+		_ = c.SetDeadline(time.Now().Add(patience))
 		if err := c.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
