@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,9 +37,10 @@ type wire struct {
 	record int // bytes of the record that are yet to be taken
 	err    error
 
-	// The following belong to the writer.
-	corked bool
-	out    *[]byte
+	// The stream that writes is not alone: crypto/tls answers a KeyUpdate, and
+	// sends alerts, from the one that reads.
+	cork   sync.Mutex // guards the following
+	out    *[]byte    // records that are to leave together; nil while each leaves at once
 	filled int
 }
 
@@ -200,10 +202,16 @@ func (w *wire) filledBy(n int, err error) {
 	}
 }
 
-// Write implements io.Writer.
+// Write implements io.Writer. crypto/tls calls it with its lock for records
+// held, so that they come here in their order.
 func (w *wire) Write(b []byte) (int, error) {
-	if !w.corked {
+	if w.turns != nil { // nothing is collected in a handshake
 		return w.turns.write(w.end, b)
+	}
+	w.cork.Lock()
+	defer w.cork.Unlock()
+	if w.out == nil {
+		return w.end.Write(b)
 	}
 	if w.filled+len(b) > len(*w.out) {
 		if err := w.flush(); err != nil {
@@ -217,7 +225,7 @@ func (w *wire) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (w *wire) flush() error {
+func (w *wire) flush() error { // with w.cork held
 	if w.filled == 0 {
 		return nil
 	}
@@ -231,13 +239,17 @@ const corkClass = len(bufferSizes) - 1
 
 // together has the records that write makes leave in as few writes as can be.
 func (w *wire) together(write func() (int, error)) (n int, err error) {
-	w.corked, w.out = true, takeBuffer(corkClass)
+	w.cork.Lock()
+	w.out = takeBuffer(corkClass)
+	w.cork.Unlock()
 	n, err = write()
+	w.cork.Lock()
+	defer w.cork.Unlock()
 	if ferr := w.flush(); err == nil {
 		err = ferr
 	}
 	bufferPools[corkClass].Put(w.out)
-	w.corked, w.out = false, nil
+	w.out = nil
 	return n, err
 }
 
