@@ -131,6 +131,7 @@ func (c *conn) serve() {
 		err = c.serveOutbound(&c.record)
 	}
 	if err != errCarried { //nolint:errorlint // it is never wrapped
+		c.l.heard(c) // it may have ended before its client had said anything
 		c.finish(&c.record, err)
 	}
 }

@@ -447,3 +447,31 @@ func TestSourceOfMappedAddress(t *testing.T) {
 		t.Errorf("%s", o.AppendV1(nil))
 	}
 }
+
+// Clients that are refused for their header are waited for no more: what is
+// kept of them would never be given back, and stand for clients that could make
+// room for others.
+func TestRefusedHeadersAreNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.ProxyProtocol.AcceptFrom = loopback
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	for _, head := range []string{"", "GET / HTTP/1.1\r\n\r\n", "PROXY TCP4 1.2.3.4"} {
+		c, err := net.Dial("tcp", p.addr("orders"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c, head)
+		_ = c.Close()
+		if a := p.next(); a.Outcome != "failure" {
+			t.Errorf("%q: %+v", head, a)
+		}
+	}
+	l := p.world.Load().named("orders")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := l.silent.Len(); n > 0 {
+		t.Errorf("%d clients that are gone are waited for", n)
+	}
+}
