@@ -239,6 +239,16 @@ func (e *endpoint) dial(ctx context.Context, deadline time.Time) (net.Conn, erro
 func (c *Chosen) Succeeded() {
 	if c.endpoint != nil {
 		c.endpoint.succeeded()
+		c.tried()
+	}
+}
+
+// tried ends the trial, of which the outcome is known: how long the connection
+// lives says nothing of the next time the endpoint is ejected.
+func (c *Chosen) tried() {
+	if c.trial {
+		c.trial = false
+		c.endpoint.trying.Store(false)
 	}
 }
 
@@ -247,6 +257,7 @@ func (c *Chosen) Succeeded() {
 func (c *Chosen) Failed(err error) {
 	if c.endpoint != nil {
 		c.endpoint.failure(err)
+		c.tried()
 	}
 }
 
@@ -257,9 +268,7 @@ func (c *Chosen) Close() {
 		return
 	}
 	c.endpoint.active.Add(-1)
-	if c.trial {
-		c.endpoint.trying.Store(false)
-	}
+	c.tried()
 	c.endpoint = nil
 }
 

@@ -317,6 +317,30 @@ func TestOneTrial(t *testing.T) {
 	})
 }
 
+// TestTrialThatLives: the connection that brought an endpoint back may live for
+// days, and keeps it from being tried no second time.
+func TestTrialThatLives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork()
+		s := n.set(t)
+		defer s.Close()
+		g := take(t, s, Settings{Ejection: Ejection{After: 1, For: time.Second}}, a, b)
+		for range 2 {
+			n.is(a, errRefused)
+			many(t, g, 2)
+			n.is(a, nil)
+			time.Sleep(2 * time.Second)
+			for range 2 {
+				lives := connect(t, g)
+				defer lives.Close()
+			}
+			if got := many(t, g, 10); got[a] != 5 {
+				t.Errorf("connections after a trial that went well: %v", got)
+			}
+		}
+	})
+}
+
 // TestAllEjected: where none is healthy, all are tried.
 func TestAllEjected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
