@@ -134,7 +134,7 @@ func closings(conns []*tls.Conn, do func() error) (time.Duration, error) {
 			_, err := raw.Read(make([]byte, 1))
 			ends[i] = time.Now()
 			if !errors.Is(err, syscall.ECONNRESET) {
-				errs[i] = fmt.Errorf("a connection that new rules refuse was not reset: %v", err)
+				errs[i] = errors.Join(errors.New("a connection that new rules refuse was not reset"), err)
 			}
 		})
 	}
