@@ -12,13 +12,11 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -137,32 +135,6 @@ func ReadFile(t testing.TB, path string) string {
 		t.Fatal(err)
 	}
 	return string(data)
-}
-
-// firstPort is below the ports that the kernel gives to outgoing connections,
-// so that what is free here stays free while a process restarts. Packages are
-// tested at the same time: each process begins somewhere else.
-var (
-	firstPort = 12000 + int32(os.Getpid()%19)*1000
-	lastPort  atomic.Int32
-)
-
-// FreeAddress returns a loopback address nobody listens on, and never the
-// same twice.
-func FreeAddress(t testing.TB) string {
-	t.Helper()
-	for range 1000 {
-		addr := fmt.Sprintf("127.0.0.1:%d", firstPort+lastPort.Add(1))
-		l, err := net.Listen("tcp", addr)
-		if err == nil {
-			if err := l.Close(); err != nil {
-				t.Fatal(err)
-			}
-			return addr
-		}
-	}
-	t.Fatal("no free port on loopback")
-	return ""
 }
 
 // Soon bounds what takes well under a second when the machine is idle.
