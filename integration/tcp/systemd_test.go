@@ -80,7 +80,7 @@ func TestSocketActivation(t *testing.T) {
 		d.Process = stage.Start(t, "systemd-socket-activate", "systemd-socket-activate", []string{
 			"-l", d.address, "-l", second, "--fdname=" + names, stage.Narthex, "proxy", "-c", d.file("narthex.yaml"),
 		})
-		d.Says(stage.Soon, "Listening on")
+		d.Says(stage.Soon, "Listening on "+d.address, "Listening on "+second)
 		for _, address := range []string{d.address, second} {
 			if err := d.passes("tcp", address); err != nil {
 				t.Errorf("%s: %s: %v", names, address, err)
@@ -98,7 +98,7 @@ func TestSocketActivation(t *testing.T) {
 	h.Process = stage.Start(t, "systemd-socket-activate", "systemd-socket-activate", []string{
 		"-l", h.entry, "--fdname=to-inventory", h.program, "run", "-c", h.file("narthex.yaml"),
 	})
-	h.Says(stage.Soon, "Listening on")
+	h.Says(stage.Soon, "Listening on "+h.entry)
 	stage.Eventually(t, stage.Soon, "a call goes through", func() error { return call(h.entry) })
 	h.Says(stage.Soon, "uses a socket that systemd made")
 }
