@@ -129,7 +129,7 @@ func TestOpenSSLRevokesALiveConnection(t *testing.T) {
 	select {
 	case <-live:
 		t.Logf("closed %s after openssl began to revoke", time.Since(begun).Round(time.Millisecond))
-	case <-time.After(5 * time.Second):
+	case <-time.After(stage.Soon):
 		t.Fatal("the revoked client is still connected")
 	}
 	a := d.Record(0, "a revoked connection", func(a telemetry.Access) bool { return a.Closed == "revoked" })
@@ -288,7 +288,7 @@ func TestLargeCRL(t *testing.T) {
 	select {
 	case <-live:
 		t.Logf("closed %s after a CRL of 100,001 entries was written", time.Since(begun).Round(time.Millisecond))
-	case <-time.After(5 * time.Second):
+	case <-time.After(stage.Soon):
 		t.Fatal("the revoked client is still connected")
 	}
 	if err := d.entry(d.ca.leaf("/other")); err != nil {
@@ -314,7 +314,7 @@ func TestCRLsComeByReload(t *testing.T) {
 	d.reload()
 	select {
 	case <-live:
-	case <-time.After(5 * time.Second):
+	case <-time.After(stage.Soon):
 		t.Fatal("the revoked client is still connected")
 	}
 	if err := d.entry(d.client); err == nil {

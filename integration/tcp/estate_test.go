@@ -27,7 +27,7 @@ type estate struct {
 }
 
 // svidTTL is the life of the estate's SVIDs, which are renewed at half of it.
-const svidTTL = 8 * time.Second
+const svidTTL = 20 * time.Second
 
 const estateID = "spiffe://example.org/"
 

@@ -133,7 +133,7 @@ func (l *lives) ends(within time.Duration) time.Time {
 // TestExpiredWhileConnected lets certificates end on connections that live.
 func TestExpiredWhileConnected(t *testing.T) {
 	t.Parallel()
-	const ttl, drain = 4 * time.Second, 3 * time.Second
+	const ttl, drain = 4 * time.Second, 8 * time.Second
 	for _, action := range []string{"close", "drain", "keep"} {
 		for _, version := range []string{"-tls1_2", "-tls1_3"} {
 			t.Run(action+version, func(t *testing.T) {
@@ -172,7 +172,7 @@ func TestExpiredWhileConnected(t *testing.T) {
 func wasClosed(t *testing.T, at, due time.Time) {
 	t.Helper()
 	// A certificate is good for the whole of its last second.
-	if late := at.Sub(due); late < -50*time.Millisecond || late > 2500*time.Millisecond {
+	if late := at.Sub(due); late < -50*time.Millisecond || late > 6*time.Second {
 		t.Errorf("it ended %s after it was due", late)
 	}
 }
@@ -181,7 +181,7 @@ func wasClosed(t *testing.T, at, due time.Time) {
 // the rule, the authority, the identity.
 func TestTakenBackWhileConnected(t *testing.T) {
 	t.Parallel()
-	const within = 3 * time.Second
+	const within = 15 * time.Second
 	other := newAuthority(t, "example.org")
 	for _, c := range []struct {
 		name, more, closed string
@@ -267,13 +267,13 @@ func TestSlowHandshakes(t *testing.T) {
 	if _, err := raw.Write(clientHello()); err != nil {
 		t.Fatal(err)
 	}
-	if err := raw.SetDeadline(began.Add(handshake + 5*time.Second)); err != nil {
+	if err := raw.SetDeadline(began.Add(handshake + stage.Soon)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadAll(raw); err != nil && !isReset(err) {
 		t.Errorf("it ended with %v", err)
 	}
-	if took := time.Since(began); took < handshake/2 || took > handshake+2*time.Second {
+	if took := time.Since(began); took < handshake/2 || took > handshake+stage.Soon/2 {
 		t.Errorf("it took %s, want %s", took, handshake)
 	}
 	d.refused(0, "the handshake took longer than 2s")

@@ -115,7 +115,7 @@ func TestFilesRotateUnderTraffic(t *testing.T) {
 				t.Fatalf("%s: %v\n%s", style, err, out)
 			}
 			want := serialOf(t, n.file("live/svid.pem"))
-			n.Becomes(3*time.Second, "presents what "+style+" wrote", func(s telemetry.Status) bool {
+			n.Becomes(stage.Soon, "presents what "+style+" wrote", func(s telemetry.Status) bool {
 				return len(s.Proxy.Identities) == 1 && s.Proxy.Identities[0].Serial == want
 			})
 			rotations++
@@ -139,7 +139,7 @@ func TestFilesRotateUnderTraffic(t *testing.T) {
 		"too large":   "rm -rf live/svid.pem; truncate -s 5M live/svid.pem",
 	} {
 		stage.Must(t, "bash", "-c", "cd "+n.dir+" && rm -rf live/svid.pem && "+put)
-		n.Becomes(3*time.Second, what, func(s telemetry.Status) bool { return s.Proxy.Problem != "" })
+		n.Becomes(stage.Soon, what, func(s telemetry.Status) bool { return s.Proxy.Problem != "" })
 		if err := callAs(address, client, ca); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}

@@ -316,7 +316,7 @@ func TestSwallowingTarget(t *testing.T) {
 	const hole = "10.77.0.9:8080"
 	bind := filepath.Join(dir, "in.sock")
 	d := newGuard(t, "unix:"+bind, fmt.Sprintf("[%q, %q]", hole, "unix:"+l.Addr().String()),
-		"timeouts: {connect: 2s}", "upstream: {ejection: {after: 3, for: 1m}}")
+		"timeouts: {connect: 4s}", "upstream: {ejection: {after: 3, for: 1m}}")
 	d.how = append(d.how, inNamespaces(`ip link set lo up
 ip link add hole type veth peer name far
 ip address add 10.77.0.1/24 dev hole
@@ -330,14 +330,14 @@ ip neighbour add 10.77.0.9 lladdr 02:00:00:00:00:09 dev hole nud permanent`, "--
 		if err := d.passes("unix", bind); err != nil {
 			t.Fatalf("a call: %v", err)
 		}
-		if time.Since(begin) > 900*time.Millisecond {
+		if time.Since(begin) > 1900*time.Millisecond {
 			slow++
 		}
 	}
 	if slow == 0 || slow > 4 || app.dialled.Load() != 20 {
 		t.Errorf("%d of 20 calls waited for the black hole, want 3; %d came through", slow, app.dialled.Load())
 	}
-	if e := d.endpoint(hole); e.Healthy || e.Failed != 3 || !strings.Contains(e.Problem, "no answer within 1s") {
+	if e := d.endpoint(hole); e.Healthy || e.Failed != 3 || !strings.Contains(e.Problem, "no answer within 2s") {
 		t.Errorf("the black hole's status: %+v", e)
 	}
 	if got := d.Metric(`narthex_upstream_ejections_total{listener="orders"}`); got != 1 {
