@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -102,6 +103,10 @@ func TestHangupWaitsUntilAChildListens(t *testing.T) {
 	if shell, err = filepath.EvalSymlinks(shell); err != nil {
 		t.Fatal(err)
 	}
+	// What we catch is not ignored by our children, even under nohup.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	var out strings.Builder
 	c := &child{name: "spy", binary: shell, stdout: &out, args: []string{"-c", `sleep 0.2; trap 'echo told; exit 0' HUP; i=0; while [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done`}}
 	hangup := make(chan struct{}, 1)
