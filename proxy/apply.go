@@ -40,6 +40,9 @@ type Applied struct {
 // they drain, because the rules now speak of others. One with a new Bind or
 // Direction is a new one, and connections of the old one drain. Sockets pass
 // from a removed listener to a new one with the same Bind without closing.
+//
+// While Run drains, the policy alone is put in force; the rest has no listener
+// to be for.
 func (p *Proxy) Apply(c Config) (Applied, error) {
 	p.applying.Lock()
 	defer p.applying.Unlock()
@@ -47,9 +50,12 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 		return Applied{}, err
 	}
 	p.mu.Lock()
-	stopped, sameSource := p.stopped, p.identities == c.Identities
+	stopped, draining, sameSource := p.stopped, p.running && !p.ended, p.identities == c.Identities
 	p.mu.Unlock()
-	if stopped {
+	switch {
+	case stopped && draining:
+		return p.applyRules(c.Policy), nil
+	case stopped:
 		return Applied{}, ErrStopped
 	}
 
@@ -68,6 +74,25 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 	p.logApplied(&applied, c.Policy, first, swapped)
 	p.warnOpen(was, p.world.Load(), slices.Concat(plan.added, plan.changed))
 	return applied, nil
+}
+
+// applyRules puts a policy in force for connections that drain, which may take
+// long: no listener accepts any more, so that nothing else would make a
+// difference.
+func (p *Proxy) applyRules(rules *policy.Policy) (applied Applied) {
+	was := p.world.Load()
+	if was.policy != rules {
+		next := *was
+		next.policy, next.generation, next.loaded = rules, was.generation+1, time.Now()
+		p.mu.Lock()
+		p.world.Store(&next)
+		p.mu.Unlock()
+		p.instruments.generation.Set(float64(next.generation))
+		applied.Asked, applied.Closed = p.ask(p.table.of(nil))
+	}
+	applied.Generation = p.world.Load().generation
+	p.logApplied(&applied, rules, false, was.policy != rules)
+	return applied
 }
 
 // logApplied says what is other than before. The generation is that of the

@@ -391,3 +391,39 @@ func TestTimeouts(t *testing.T) {
 		t.Errorf("access record %+v", a)
 	}
 }
+
+// Rules hold for connections that drain too, which can take as long as the
+// drain time: who is revoked meanwhile is closed.
+func TestRulesWhileDraining(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	in.Timeouts.Drain = time.Hour
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.svid("/orders"), ca)})
+	conn := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	say(t, conn, "hello")
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); p.stop() }()
+	c := p.table.of(nil)[0]
+	for tick := time.Tick(time.Millisecond); ; <-tick { // until it drains
+		c.mu.Lock()
+		drains := !c.ends[endDrain].at.IsZero()
+		c.mu.Unlock()
+		if drains {
+			break
+		}
+	}
+	say(t, conn, "still here")
+	if a := p.apply(allowAll); a.Asked != 1 || a.Closed != 0 {
+		t.Errorf("other rules that allow it: %+v", a)
+	}
+	say(t, conn, "still here")
+	if a := p.apply(denyAll); a.Asked != 1 || a.Closed != 1 {
+		t.Errorf("rules that refuse it: %+v", a)
+	}
+	gone(t, conn)
+	if a := p.next(); a.Closed != "policy" {
+		t.Errorf("closed by %q (%s)", a.Closed, a.Reason)
+	}
+	<-stopped
+}

@@ -137,7 +137,8 @@ func (a *Action) UnmarshalText(text []byte) error {
 	return fmt.Errorf("%q: want close, drain or keep", text)
 }
 
-// ErrStopped is returned by Apply and Run once the proxy has stopped.
+// ErrStopped is returned by Apply once the proxy has stopped and its last
+// connection has ended, and by Run once it has stopped.
 var ErrStopped = errors.New("proxy has stopped")
 
 // Proxy is a set of listeners with their live connections.
@@ -158,7 +159,8 @@ type Proxy struct {
 	mu         sync.Mutex // guards the following, and world while it is swapped
 	identities Identities
 	running    bool
-	stopped    bool
+	stopped    bool // nothing is accepted any more
+	ended      bool // Run has no connection any more
 }
 
 // world is what every decision and every dial depends on, swapped as one:
@@ -259,6 +261,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	drains.Wait()
 	p.retired.Wait()
+	p.applying.Lock() // one that has begun needs what Run gives back
+	defer p.applying.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
 	return nil
 }
 

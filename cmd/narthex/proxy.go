@@ -177,7 +177,7 @@ func (r *proxyRunner) serve(ctx context.Context, figures *expose.Server, hangups
 		return r.proxy.Run(ctx)
 	})
 	g.Go(func() error { return figures.Serve(showing) })
-	g.Go(func() error { r.reloadWhenChanged(ctx, hangups); return nil })
+	g.Go(func() error { r.reloadWhenChanged(serving, hangups); return nil }) // rules hold for who drains, too
 	g.Go(func() error { r.place.countLive(signalled, r.proxy); return nil })
 	g.Go(func() error { r.sayReady(ctx); return nil })
 	g.Go(func() error { sayHowToUpgrade(serving, r.log); return nil })
@@ -541,7 +541,10 @@ func (r *proxyRunner) reloadWhenChanged(ctx context.Context, hangups <-chan os.S
 		case <-ctx.Done():
 			return
 		case <-hangups:
-			done := r.tell.reload()
+			done := func() {}
+			if !r.proxy.Draining() { // else we have said that we stop
+				done = r.tell.reload()
+			}
 			if err := r.out.Reopen(); err != nil {
 				r.log.Error("cannot open the access log anew: writing goes on to the old file", "error", err)
 			}
