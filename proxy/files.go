@@ -134,8 +134,12 @@ func (f *Files) load() {
 	if err == nil {
 		err = f.checkTime(m)
 	}
-	if err != nil && m != nil {
-		f.narrow(m.authorities)
+	if err != nil {
+		if m != nil {
+			f.narrow(m.authorities)
+		} else {
+			f.narrow(f.remaining())
+		}
 		f.seen = [sha256.Size]byte{} // what was in force is so no more, also if its files come back
 	}
 	if err == nil && !known {
@@ -154,6 +158,32 @@ func (f *Files) load() {
 		f.log.Warn(what, "reason", err)
 	}
 	f.warnExpiry()
+}
+
+// remaining returns, of each domain that is trusted, what its file holds by
+// now, whatever is wrong with the others: what of it is gone was withdrawn. A
+// file that is not good itself says nothing.
+func (f *Files) remaining() map[spiffeid.TrustDomain][]*x509.Certificate {
+	f.mu.Lock()
+	ids, trust := f.identities, f.trust
+	f.mu.Unlock()
+	left := map[spiffeid.TrustDomain][]*x509.Certificate{}
+	for td, d := range trust.domains {
+		path, named := f.config.Bundles[td]
+		if !named && len(ids) > 0 && td == ids[0].ID.TrustDomain() {
+			path, named = f.config.Bundle, true
+		}
+		if !named {
+			continue
+		}
+		left[td] = d.authorities
+		if data, err := readPEM(path); err == nil {
+			if now, err := parseAuthorities(data); err == nil {
+				left[td] = now
+			}
+		}
+	}
+	return left
 }
 
 // checkTime refuses a certificate that has ended: it would prove nothing to

@@ -411,6 +411,15 @@ func TestWithdrawnAuthorityIsNotTrustedOn(t *testing.T) {
 	}
 	write(t, dir+"/bundle.pem", certPEM(old.cert.Raw))
 	trusts(true)
+	write(t, dir+"/svid.key", keyPEM(t, next.svid("/orders"))) // of a certificate that never comes
+	write(t, dir+"/bundle.pem", certPEM(old.cert.Raw)[:20])    // says nothing
+	s.load()
+	trusts(true)
+	write(t, dir+"/bundle.pem", certPEM(next.cert.Raw))
+	trusts(false)
+	write(t, dir+"/bundle.pem", certPEM(old.cert.Raw))
+	write(t, dir+"/svid.key", keyPEM(t, svid))
+	trusts(true)
 }
 
 func svidDomain(c tls.Certificate) spiffeid.TrustDomain {
