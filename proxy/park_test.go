@@ -133,6 +133,30 @@ func TestParkedInMidRecord(t *testing.T) {
 	}
 }
 
+// What is held for half a record is what came of it, not what its head says will
+// come.
+func TestParkedHoldsWhatCame(t *testing.T) {
+	t.Parallel()
+	p, cc := parkingProxy(t, echo)
+	c := dialTLS(t, p.addr("orders"), cc)
+	say(t, c, "hello")
+	if _, err := c.NetConn().Write([]byte{23, 3, 3, 0x47, 0}); err != nil {
+		t.Fatal(err)
+	}
+	p.allParked()
+	for _, conn := range p.table.of(nil) {
+		conn.mu.Lock()
+		s := conn.streams[0]
+		conn.mu.Unlock()
+		if w := s.src.(*secured).wire; s.state.CompareAndSwap(parked, moving) { // ours for a moment
+			if w.w-w.r != recordHead || len(*w.buf) > bufferSizes[0] {
+				t.Errorf("%d bytes are held for %d", len(*w.buf), w.w-w.r)
+			}
+			s.state.Store(parked)
+		}
+	}
+}
+
 // slowed keeps the last bytes of a write back.
 type slowed struct {
 	net.Conn

@@ -160,12 +160,13 @@ func (w *wire) move(class int) {
 	w.buf, w.held, w.r, w.w = to, class, 0, n
 }
 
-// rest gives back what half a record does not need.
+// rest gives back what the bytes that are there do not need: who announces a
+// large record and sends no more of it is to cost no more.
 func (w *wire) rest() {
 	if w.buf == nil {
 		return
 	}
-	if class := classOf(max(w.size(), w.w-w.r)); class < w.held {
+	if class := classOf(w.w - w.r); class < w.held {
 		w.move(class)
 	}
 }
