@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // place is where an endpoint listens: a path, or an IP address and port.
@@ -68,12 +70,26 @@ func (p place) dial(ctx context.Context, deadline time.Time) (net.Conn, error) {
 	if p.path != "" {
 		return p.dialUnix(ctx, deadline)
 	}
-	d := near
-	if !p.ip.Addr().IsLoopback() {
-		d = far
+	d := far
+	if p.ip.Addr().IsLoopback() {
+		d = near
+		d.Control = p.connect
 	}
 	d.Deadline = deadline
 	return d.DialContext(ctx, "tcp", p.ip.String())
+}
+
+// connect begins to connect a new socket. On loopback connect(2) says that it
+// is in progress and has done it by then, so that the dialer's own connect,
+// coming second, finds it done: it neither waits in the poller nor starts a
+// goroutine that watches over the wait. Where it is not done yet, or failed,
+// the dialer's own connect says so.
+func (p place) connect(_, _ string, socket syscall.RawConn) error {
+	var to unix.Sockaddr = &unix.SockaddrInet6{Port: int(p.ip.Port()), Addr: p.ip.Addr().As16()}
+	if p.ip.Addr().Is4() {
+		to = &unix.SockaddrInet4{Port: int(p.ip.Port()), Addr: p.ip.Addr().As4()}
+	}
+	return socket.Control(func(fd uintptr) { _ = unix.Connect(int(fd), to) })
 }
 
 // Where a unix socket's backlog is full, connect(2) says so at once instead
