@@ -8,6 +8,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 SUITE   := integration/suite.sh
+ROWS    ?= handshake,handshake-pq,echo,bulk-up,bulk-down
 
 .PHONY: help
 help: ## Show this help
@@ -60,6 +61,13 @@ bench: check-test build ## Measure beside nginx, haproxy, ghostunnel and spire-a
 	integration/tools/install.sh apt bench
 	NARTHEX_SPIRE=$$(integration/tools/install.sh spire) NARTHEX_GHOSTUNNEL=$$(integration/tools/install.sh ghostunnel) \
 	  $(GO) run ./integration/bench -narthex bin/narthex -out docs/benchmarks.md $(ARGS)
+
+.PHONY: profile
+profile: check-go ## Where the proxy's CPU time goes under the benchmark's loads
+	@mkdir -p bin/profiles && rm -f bin/profiles/*
+	CGO_ENABLED=0 $(GO) build -trimpath -tags profile -o bin/narthex-profile ./cmd/narthex
+	$(GO) run ./integration/bench -narthex bin/narthex-profile -profiles bin/profiles -sides narthex -pairs 3 -only $(ROWS)
+	$(GO) tool pprof -top -cum -nodecount 60 bin/profiles/*.pprof
 
 .PHONY: clean
 clean: ## Remove what was built here (the cache of tools stays; integration/tools/install.sh names it)

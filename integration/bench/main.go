@@ -45,6 +45,7 @@ func run() int {
 	only := flag.String("only", "", "comma-separated rows to measure (left out: all): "+strings.Join(rowIDs(), ", "))
 	among := flag.String("sides", "", "comma-separated sides to measure (left out: all)")
 	flag.IntVar(&o.connections, "connections", 4000, "idle connections held")
+	flag.StringVar(&o.profiles, "profiles", "", "a folder for CPU profiles of narthex, which was built with -tags profile")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
@@ -81,6 +82,7 @@ type options struct {
 	only        []string // rows; nil: all
 	sides       []string // nil: all
 	connections int
+	profiles    string // a folder, or empty
 }
 
 // check completes the options and refuses those that cannot be.
@@ -105,6 +107,11 @@ func (o *options) check() error {
 	if o.narthex, err = filepath.Abs(o.narthex); err != nil {
 		return err
 	}
+	if o.profiles != "" {
+		if o.profiles, err = filepath.Abs(o.profiles); err != nil {
+			return err
+		}
+	}
 	if _, err := os.Stat(o.narthex); err != nil {
 		return fmt.Errorf("%w: build it with `make build`, or name it with -narthex", err)
 	}
@@ -120,7 +127,7 @@ func (o *options) check() error {
 }
 
 // full reports whether all is measured as the published table wants it.
-func (o *options) full() bool { return o.only == nil && o.sides == nil && !o.quick }
+func (o *options) full() bool { return o.only == nil && o.sides == nil && o.profiles == "" && !o.quick }
 
 // wants reports whether one of rows is to be measured.
 func (o *options) wants(rows ...*row) bool {

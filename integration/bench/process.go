@@ -42,9 +42,10 @@ func newKeeper() *keeper {
 type process struct {
 	keeper *keeper
 	cmd    *exec.Cmd
-	log    string        // the file with what it says
-	done   chan struct{} // closed once it has ended
-	err    error         // how it ended, after done
+	log    string         // the file with what it says
+	first  syscall.Signal // what it is told before it is told to end; 0 for nothing
+	done   chan struct{}  // closed once it has ended
+	err    error          // how it ended, after done
 }
 
 // start starts cmd in a process group of its own. Its output is appended to
@@ -109,9 +110,16 @@ func (p *process) pid() int { return p.cmd.Process.Pid }
 // still do is of interest.
 const patience = 2 * time.Second
 
+// profileTime is how long a process has to write its profile.
+const profileTime = time.Second
+
 // stop ends the process and all of its group, and waits for it. SIGTERM comes
 // first, for those that have children in groups of their own.
 func (p *process) stop() {
+	if p.first != 0 && p.running() {
+		_ = p.cmd.Process.Signal(p.first)
+		time.Sleep(profileTime)
+	}
 	if p.running() {
 		_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may end at this very moment
 		select {

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"text/template"
 	"time"
 )
@@ -87,6 +88,7 @@ type proxyValues struct {
 	NginxModules                    string
 	CPUs                            int
 	Logged                          bool
+	Profiled                        bool // which the sandbox does not allow
 }
 
 func (v proxyValues) withoutOther() proxyValues {
@@ -124,7 +126,7 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, logged bool, cu
 	values := proxyValues{
 		Dir: dir, Certs: b.certs(), Listen: "127.0.0.1:" + itoa(port), Backend: b.backend.address(),
 		TrustDomain: trustDomain, ClientID: clientID, ServerID: serverID, OtherID: otherID,
-		User: account, NginxModules: nginxModules, CPUs: runtime.NumCPU(), Logged: logged,
+		User: account, NginxModules: nginxModules, CPUs: runtime.NumCPU(), Logged: logged, Profiled: kind == kindNarthex && b.profiles != "",
 	}
 	config := ""
 	for i, name := range kind.files {
@@ -140,9 +142,16 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, logged bool, cu
 	if err != nil {
 		return nil, err
 	}
-	started, err := b.keeper.start(exec.Command(command[0], command[1:]...), filepath.Join(dir, "output"))
+	cmd := exec.Command(command[0], command[1:]...)
+	if values.Profiled {
+		cmd.Env = append(os.Environ(), "NARTHEX_CPU_PROFILE="+filepath.Join(b.profiles, filepath.Base(dir)+".pprof"))
+	}
+	started, err := b.keeper.start(cmd, filepath.Join(dir, "output"))
 	if err != nil {
 		return nil, err
+	}
+	if values.Profiled {
+		started.first = syscall.SIGUSR1
 	}
 	p := &proxy{started, kind, newClient(values.Listen, b.certificate, curve), dir, values}
 	if err := p.ready(ctx); err != nil {
