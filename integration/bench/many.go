@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -88,11 +87,12 @@ func (b *bench) refuseSome(ctx context.Context, p *proxy, empty float64, held in
 	if err := b.besideMany(ctx, p); err != nil {
 		return err
 	}
-	rules := filepath.Join(p.dir, "narthex-rules.yaml")
-	if _, err := fill(p.dir, filepath.Base(rules), p.values.withoutOther()); err != nil {
-		return err
-	}
-	last, err := closings(conns, func() error { return syscall.Kill(p.pid(), syscall.SIGHUP) })
+	last, err := closings(conns, func() error {
+		if _, err := fill(p.dir, "narthex-rules.yaml", p.values.withoutOther()); err != nil {
+			return err
+		}
+		return syscall.Kill(p.pid(), syscall.SIGHUP)
+	})
 	if err != nil {
 		return err
 	}

@@ -129,7 +129,7 @@ var (
 	rowRefuse = &row{
 		id: "refuse", title: "new rules: 9,000 connections asked, 1,000 closed", unit: "ms",
 		target: target{bound: 100, absolute: true},
-		did: "From SIGHUP after the rules' file was written (reading, compiling and testing it included) to the moment the last of 1,000 clients whom the new rules refuse has read its RST. " +
+		did: "From the moment before the rules' file is written and SIGHUP sent (reading, compiling and testing it included) to the moment the last of 1,000 clients whom the new rules refuse has read its RST. " +
 			"The other 8,000 go on.",
 	}
 )
