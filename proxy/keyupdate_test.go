@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // rekeyer writes records of TLS_AES_128_GCM_SHA256 by itself, because
@@ -163,4 +164,43 @@ func TestKeyUpdatesWhileSending(t *testing.T) {
 		t.Error(err)
 	}
 	_ = c.Close()
+}
+
+// A target that has said all it has to say can still be sent to, also by a
+// peer that asks for new keys.
+func TestKeyUpdateAfterHalfClose(t *testing.T) {
+	t.Parallel()
+	heard := make(chan string, 1)
+	p, cc := parkingProxy(t, func(c net.Conn) {
+		_ = c.(*net.TCPConn).CloseWrite()
+		all, err := io.ReadAll(c)
+		if err != nil {
+			t.Errorf("the target: %v", err)
+		}
+		heard <- string(all)
+	})
+	var log bytes.Buffer
+	cc.KeyLogWriter = &log
+	c := dialTLS(t, p.addr("orders"), cc)
+	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF { //nolint:errorlint // Read says so itself
+		t.Fatalf("read %d, %v", n, err)
+	}
+	r := newRekeyer(t, c, log.String())
+	for range 3 {
+		if err := r.rekey(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const closeNotify = 0
+	if _, err := c.NetConn().Write(r.record(21, 1, closeNotify)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-heard:
+		if got != "..." {
+			t.Errorf("the target heard %q", got)
+		}
+	case <-time.After(patience):
+		t.Error("the target hears no end")
+	}
 }

@@ -335,7 +335,7 @@ func (c *conn) restand(d *domain, now time.Time) error {
 		c.trusted = d
 		return nil
 	}
-	if c.trusted.prunedAfterExpiry(c.chain, at, now) {
+	if d != nil && c.trusted.prunedAfterExpiry(c.chain, at, now) {
 		return nil
 	}
 	return err

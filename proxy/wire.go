@@ -226,6 +226,12 @@ func (w *wire) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// SetWriteDeadline does nothing. crypto/tls sets a deadline in the past once it
+// has sent close_notify, and then cannot answer a peer that asks for new keys,
+// and believes the peer's next record a forgery: who half-closed could no more
+// be sent to. How long anything takes is the table's to bound.
+func (w *wire) SetWriteDeadline(time.Time) error { return nil }
+
 func (w *wire) flush() error { // with w.cork held
 	if w.filled == 0 {
 		return nil
