@@ -5,7 +5,6 @@ import (
 	"container/list"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -59,12 +58,10 @@ type conn struct {
 	request  policy.Request
 	protocol string // the ALPN protocol that was negotiated
 	decision policy.Decision
-	outcome  outcome             // of the decision, as it was counted
-	would    string              // why it would be refused, if its listener did more than audit
-	own      *Identity           // what we present on it
-	chain    []*x509.Certificate // the peer's, leaf first
-	trusted  *domain             // the bundle that last verified chain
-	paths    []path              // by which it did
+	outcome  outcome   // of the decision, as it was counted
+	would    string    // why it would be refused, if its listener did more than audit
+	own      *Identity // what we present on it
+	standing *Standing // the peer's; nil in plaintext
 
 	ends      [causes]deadline // when it is ended at the latest
 	moved     time.Time        // when bytes were last seen to have moved

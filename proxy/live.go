@@ -47,9 +47,8 @@ func (c *conn) identify(s *session, t *secured, serverName string) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.chain, c.trusted = cs.PeerCertificates, s.trust.domains[peer.ID.TrustDomain()]
-	if c.paths, err = c.trusted.verify(c.chain, time.Now()); err != nil { // remembered a moment ago, or expired since
-		return refuse("refused", "peer certificate of %s: %v", peer.ID, err)
+	if c.standing, err = s.trust.Stand(peer.ID, cs.PeerCertificates, time.Now()); err != nil { // verified a moment ago, or expired since
+		return refuse("refused", "%v", err)
 	}
 	c.setEnds(s.identity, peer)
 	c.request.SNI, c.protocol = normalSNI(serverName), cs.NegotiatedProtocol
@@ -302,43 +301,10 @@ func (c *conn) reverifyPeer(trust *Trust, now time.Time) verdict {
 	if c.inPlaintext() {
 		return verdict{ok: true} // there is none
 	}
-	td := c.peer().ID.TrustDomain()
-	if d := trust.domains[td]; d != c.trusted {
-		if err := c.restand(d, now); err != nil {
-			return verdict{always: true, closing: closing{"revoked", fmt.Sprintf("the peer's certificate does not stand under the new bundle: %v", err)}}
-		}
-	}
-	if err := trust.crls.revoked(td, c.paths); err != nil {
-		return verdict{always: true, closing: closing{"revoked", fmt.Sprintf("peer certificate of %s: %v", c.peer().ID, err)}}
+	if err := c.standing.Recheck(trust, now); err != nil {
+		return verdict{always: true, closing: closing{"revoked", err.Error()}}
 	}
 	return verdict{ok: true}
-}
-
-// restand verifies the peer's chain under d, the bundle its trust domain has
-// now, with c.mu held.
-func (c *conn) restand(d *domain, now time.Time) error {
-	at := now
-	if leaf := c.chain[0]; at.After(leaf.NotAfter) {
-		at = leaf.NotAfter // expiry is on_peer_expiry's business, not that of a new bundle
-	}
-	var err error
-	switch {
-	case d == nil:
-		err = fmt.Errorf("trust domain %s is no longer trusted", c.peer().ID.TrustDomain())
-	case !d.holds(c.trusted.authorities): // more authorities than before take nothing away
-		var paths []path
-		if paths, err = d.verify(c.chain, at); err == nil {
-			c.paths = paths
-		}
-	}
-	if err == nil {
-		c.trusted = d
-		return nil
-	}
-	if d != nil && c.trusted.prunedAfterExpiry(c.chain, at, now) {
-		return nil
-	}
-	return err
 }
 
 // expected reports whether id is one of those a listener expects.
@@ -442,7 +408,7 @@ func (c *conn) peerEnd() (time.Time, bool) {
 	if c.inPlaintext() {
 		return time.Time{}, false
 	}
-	return c.chain[0].NotAfter, true
+	return c.standing.NotAfter(), true
 }
 
 // violate applies on_policy_change to a verdict, with c.mu held. What is not

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 func TestPolicyChangeClosesOnlyViolators(t *testing.T) {
@@ -149,9 +150,8 @@ func TestNoWindowBeforeDecision(t *testing.T) {
 	p.table.add(c, time.Time{})
 	defer p.table.remove(c)
 	web := ca.svid("/web")
-	c.chain, c.trusted = []*x509.Certificate{web.Leaf}, session.trust.domains[ca.td]
-	id, err := checkLeaf(web.Leaf)
-	if err != nil {
+	id := spiffeid.RequireFromURI(web.Leaf.URIs[0])
+	if c.standing, err = session.trust.Stand(id, []*x509.Certificate{web.Leaf}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	c.setEnds(session.identity, policy.PeerOf(id, web.Leaf))
@@ -281,25 +281,6 @@ rules:
 				t.Errorf("access record %+v", a)
 			}
 		})
-	}
-}
-
-// TestExpiredAuthorityLeavesTheBundle: that the authority of an expired SVID
-// is pruned is no reason to end a connection that was to be kept.
-func TestExpiredAuthorityLeavesTheBundle(t *testing.T) {
-	ca, next := newAuthority(t, "example.org"), newAuthority(t, "example.org")
-	trust := newTrust(bundles(ca))
-	web := ca.svid("/web")
-	chain := []*x509.Certificate{web.Leaf}
-	d := trust.domains[ca.td]
-	if d.prunedAfterExpiry(chain, web.Leaf.NotAfter, time.Now()) {
-		t.Error("an authority that is still valid counts as pruned after expiry")
-	}
-	if !d.prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.cert.NotAfter.Add(time.Second)) {
-		t.Error("an authority that has expired does not count as pruned after expiry")
-	}
-	if trust.next(bundles(next)).domains[ca.td].prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.cert.NotAfter.Add(time.Second)) {
-		t.Error("a bundle that never verified the chain counts")
 	}
 }
 

@@ -341,22 +341,6 @@ func checkPath(p path) error {
 	return nil
 }
 
-// prunedAfterExpiry reports whether d, the bundle that once verified chain,
-// did so only by authorities that have expired since: they left the bundle
-// in the ordinary course of things, not because they were withdrawn.
-func (d *domain) prunedAfterExpiry(chain []*x509.Certificate, at, now time.Time) bool {
-	paths, err := d.paths(chain, at)
-	if err != nil {
-		return false
-	}
-	for _, p := range paths {
-		if root := p[len(p)-1]; !now.After(root.NotAfter) {
-			return false
-		}
-	}
-	return true
-}
-
 func verifyResult(err error) string {
 	var invalid x509.CertificateInvalidError
 	var revoked *RevokedError

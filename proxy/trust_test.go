@@ -273,3 +273,22 @@ func TestTrustGenerations(t *testing.T) {
 		last++
 	}
 }
+
+// TestExpiredAuthorityLeavesTheBundle: that the authority of an expired SVID
+// is pruned is no reason to end a connection that was to be kept.
+func TestExpiredAuthorityLeavesTheBundle(t *testing.T) {
+	ca, next := newAuthority(t, "example.org"), newAuthority(t, "example.org")
+	trust := newTrust(bundles(ca))
+	web := ca.svid("/web")
+	chain := []*x509.Certificate{web.Leaf}
+	d := trust.domains[ca.td]
+	if d.prunedAfterExpiry(chain, web.Leaf.NotAfter, time.Now()) {
+		t.Error("an authority that is still valid counts as pruned after expiry")
+	}
+	if !d.prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.cert.NotAfter.Add(time.Second)) {
+		t.Error("an authority that has expired does not count as pruned after expiry")
+	}
+	if trust.next(bundles(next)).domains[ca.td].prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.cert.NotAfter.Add(time.Second)) {
+		t.Error("a bundle that never verified the chain counts")
+	}
+}
