@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"io"
 	"sync"
 	"testing"
@@ -92,18 +91,4 @@ func BenchmarkAskAgain(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/live, "ns/connection")
-}
-
-// BenchmarkVerify is a peer's chain that verified before.
-func BenchmarkVerify(b *testing.B) {
-	root := newAuthority(b, "example.org")
-	middle := root.intermediate()
-	chain, now := []*x509.Certificate{middle.svid("/web").Leaf, middle.cert}, time.Now()
-	trust := newTrust(bundles(root))
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := trust.verify(chain, now); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

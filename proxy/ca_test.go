@@ -114,21 +114,6 @@ func bundles(as ...*authority) map[spiffeid.TrustDomain][]*x509.Certificate {
 	return m
 }
 
-// source returns identities that a test changes by hand.
-func source(t testing.TB, cert tls.Certificate, as ...*authority) *store {
-	t.Helper()
-	s := newStore("test", nil)
-	give(t, s, cert, as...)
-	return s
-}
-
-func give(t testing.TB, s *store, cert tls.Certificate, as ...*authority) {
-	t.Helper()
-	if err := s.set([]hinted{{cert: cert}}, bundles(as...)); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func certPEM(certs ...[]byte) []byte {
 	var out []byte
 	for _, der := range certs {
@@ -144,4 +129,30 @@ func keyPEM(t testing.TB, cert tls.Certificate) []byte {
 		t.Fatal(err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+// crl issues a CRL that is good for a day, after edit changed its template.
+func (a *authority) crl(number int64, edit func(*x509.RevocationList), revoked ...*x509.Certificate) []byte {
+	a.t.Helper()
+	now := time.Now()
+	tmpl := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(24 * time.Hour)}
+	for _, c := range revoked {
+		tmpl.RevokedCertificateEntries = append(tmpl.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: now, ReasonCode: 1})
+	}
+	if edit != nil {
+		edit(tmpl)
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, tmpl, a.cert, a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return der
+}
+
+func crlPEM(lists ...[]byte) []byte {
+	var out []byte
+	for _, der := range lists {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
+	}
+	return out
 }

@@ -2,11 +2,9 @@ package proxy
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"encoding/pem"
 	"errors"
 	"math/big"
 	"strings"
@@ -15,32 +13,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
-
-// crl issues a CRL that is good for a day, after edit changed its template.
-func (a *authority) crl(number int64, edit func(*x509.RevocationList), revoked ...*x509.Certificate) []byte {
-	a.t.Helper()
-	now := time.Now()
-	tmpl := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(24 * time.Hour)}
-	for _, c := range revoked {
-		tmpl.RevokedCertificateEntries = append(tmpl.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: now, ReasonCode: 1})
-	}
-	if edit != nil {
-		edit(tmpl)
-	}
-	der, err := x509.CreateRevocationList(rand.Reader, tmpl, a.cert, a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return der
-}
-
-func crlPEM(lists ...[]byte) []byte {
-	var out []byte
-	for _, der := range lists {
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
-	}
-	return out
-}
 
 func extension(t testing.TB, id asn1.ObjectIdentifier, critical bool, value any) pkix.Extension {
 	t.Helper()

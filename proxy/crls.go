@@ -86,7 +86,7 @@ const crlOld = 80
 // it returns. Files that are not good are no error: the reason stands in the
 // log and the report, and the domain is closed until they are.
 func NewCRLs(c CRLsConfig) (*CRLs, error) {
-	source, ok := c.Identities.(interface{ held() *store })
+	source, ok := c.Identities.(interface{ holder() *store })
 	if !ok {
 		return nil, fmt.Errorf("CRLs: a source of type %T holds no bundles they could belong to", c.Identities)
 	}
@@ -95,7 +95,7 @@ func NewCRLs(c CRLsConfig) (*CRLs, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &CRLs{
-		into: source.held(), poll: c.Poll, log: c.Log, cancel: cancel, figures: newCRLFigures(c.Metrics),
+		into: source.holder(), poll: c.Poll, log: c.Log, cancel: cancel, figures: newCRLFigures(c.Metrics),
 		domains: map[spiffeid.TrustDomain]*crlFiles{},
 	}
 	l.Configure(c.Files)

@@ -1,17 +1,14 @@
 package proxy
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"maps"
 	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -68,7 +65,7 @@ func TestCRLFiles(t *testing.T) {
 	web, batch, low := ca.svid("/web").Leaf, ca.svid("/batch").Leaf, middle.svid("/low").Leaf
 	foreign := partner.svid("/web").Leaf
 	file := t.TempDir() + "/ca.crl"
-	h := holdCRLs(t, source(t, ca.svid("/orders"), ca, partner), map[spiffeid.TrustDomain][]string{ca.td: {filepath.Dir(file) + "/*.crl"}})
+	h := holdCRLs(t, storeOf(t, ca.svid("/orders"), ca, partner), map[spiffeid.TrustDomain][]string{ca.td: {filepath.Dir(file) + "/*.crl"}})
 	asks := func(what, ofWeb, ofBatch string) {
 		t.Helper()
 		h.refuses(what+": web", ofWeb, web)
@@ -178,7 +175,7 @@ func TestForgedCRLOfAnIntermediate(t *testing.T) {
 		return der
 	}
 	write(t, file, forge(5))
-	h := holdCRLs(t, source(t, ca.svid("/orders"), ca), map[spiffeid.TrustDomain][]string{ca.td: {file}})
+	h := holdCRLs(t, storeOf(t, ca.svid("/orders"), ca), map[spiffeid.TrustDomain][]string{ca.td: {file}})
 	h.refuses("forged", "does not carry its signature", web, middle.cert)
 	if s := h.ids.Report().CRLs; len(s) != 1 || s[0].Verified {
 		t.Errorf("status %+v", s)
@@ -203,12 +200,12 @@ func TestCRLsBeforeBundles(t *testing.T) {
 	write(t, file, forged)
 	ids := newStore("test", errors.New("not yet"))
 	h := holdCRLs(t, ids, map[spiffeid.TrustDomain][]string{ca.td: {file}})
-	give(t, ids, ca.svid("/orders"), ca)
+	learn(t, ids, ca.svid("/orders"), ca)
 	h.refuses("forged", "does not carry its signature", web)
 	h.put(file, ca.crl(1, nil)) // a good one counts, whatever number the forged one had
 	h.refuses("good", "", web)
 	g := ids.trusted().generation
-	give(t, ids, ca.svid("/orders"), ca, newAuthority(t, "partner.example"))
+	learn(t, ids, ca.svid("/orders"), ca, newAuthority(t, "partner.example"))
 	if trust := ids.trusted(); trust.generation != g+1 || trust.crls == nil {
 		t.Errorf("generation %d after %d, CRLs %v", trust.generation, g, trust.crls)
 	}
@@ -222,7 +219,7 @@ func TestCRLsGrowOld(t *testing.T) {
 		web := ca.svid("/web", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(23 * time.Hour) }).Leaf
 		file := t.TempDir() + "/crl"
 		write(t, file, ca.crl(1, func(r *x509.RevocationList) { r.NextUpdate = time.Now().Add(10 * time.Hour) }))
-		h := holdCRLs(t, source(t, ca.svid("/orders"), ca), map[spiffeid.TrustDomain][]string{ca.td: {file}})
+		h := holdCRLs(t, storeOf(t, ca.svid("/orders"), ca), map[spiffeid.TrustDomain][]string{ca.td: {file}})
 		said := func(late, over int) {
 			t.Helper()
 			h.load()
@@ -249,94 +246,6 @@ func TestCRLsGrowOld(t *testing.T) {
 	})
 }
 
-// TestRevokedWhileConnected: a new CRL closes those it names, at once,
-// whatever on_policy_change says, and nobody else.
-func TestRevokedWhileConnected(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	middle := ca.intermediate()
-	for _, action := range []Action{ActionClose, ActionDrain, ActionKeep} {
-		t.Run(action.String(), func(t *testing.T) {
-			dir := t.TempDir()
-			write(t, dir+"/root.crl", ca.crl(1, nil))
-			write(t, dir+"/middle.crl", crlPEM(middle.crl(1, nil)))
-			ids := source(t, ca.svid("/orders"), ca)
-			crls, err := NewCRLs(CRLsConfig{Files: map[spiffeid.TrustDomain][]string{ca.td: {dir + "/*.crl"}}, Identities: ids, Poll: time.Hour, Log: testLog(t)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				if err := crls.Close(); err != nil {
-					t.Error(err)
-				}
-			}()
-			in := inbound("orders", serve(t, echo))
-			in.OnPolicyChange, in.Timeouts.Drain = action, time.Hour
-			p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: ids})
-			web, batch, low := ca.svid("/web"), ca.svid("/batch"), middle.svid("/low")
-			low.Certificate = append(low.Certificate, middle.cert.Raw)
-			dial := func(c tls.Certificate) *tls.Conn { return dialTLS(t, p.addr("orders"), clientConfig(c)) }
-			webConn, batchConn, lowConn := dial(web), dial(batch), dial(low)
-			for _, c := range []*tls.Conn{webConn, batchConn, lowConn} {
-				say(t, c, "hello")
-			}
-			record := func(conn *tls.Conn, want string) {
-				t.Helper()
-				gone(t, conn)
-				if a := p.next(); a.Closed != "revoked" || a.Outcome != "failure" || !strings.Contains(a.Reason, want) {
-					t.Errorf("access record %+v\nwant %s", a, want)
-				}
-			}
-			write(t, dir+"/root.crl", ca.crl(2, nil, web.Leaf))
-			record(webConn, "peer certificate of spiffe://example.org/web: revoked at ")
-			say(t, lowConn, "still there")
-			write(t, dir+"/root.crl", ca.crl(3, nil, web.Leaf, middle.cert))
-			record(lowConn, "its intermediate CN=")
-			again := dial(web)
-			gone(t, again)
-			if a := p.next(); a.Outcome != "failure" || !strings.Contains(a.Reason, "(keyCompromise), says CRL 3 of CN=") || a.From != "spiffe://example.org/web" {
-				t.Errorf("access record %+v", a)
-			}
-			if n := p.metric("narthex_tls_handshakes_total", "orders", "revoked"); n != 1 {
-				t.Errorf("%v handshakes counted as revoked", n)
-			}
-			say(t, batchConn, "untouched")
-			if s := p.Status().CRLs; len(s) != 2 || s[0].TrustDomain != "example.org" {
-				t.Errorf("status %+v", s)
-			}
-		})
-	}
-}
-
-// TestRevokedDuringHandshake: a CRL that comes between the handshake and the
-// decision counts.
-func TestRevokedDuringHandshake(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	web := ca.svid("/web")
-	file := t.TempDir() + "/crl"
-	write(t, file, ca.crl(1, nil))
-	ids := source(t, ca.svid("/orders"), ca)
-	h := holdCRLs(t, ids, map[spiffeid.TrustDomain][]string{ca.td: {file}})
-	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, word("hello")))}, Policy: rulesOf(t, allowAll), Identities: ids})
-	raw, err := net.Dial("tcp", p.addr("orders"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = raw.Close() }()
-	half := halt(raw)
-	c := tls.Client(half, clientConfig(web))
-	var shaken sync.WaitGroup
-	shaken.Go(func() { _ = c.Handshake() })
-	<-half.read
-	h.put(file, ca.crl(2, nil, web.Leaf))
-	close(half.on)
-	shaken.Wait()
-	_, err = reached(c)
-	_ = c.Close()
-	if a := p.next(); err == nil || a.Outcome != "failure" || !strings.Contains(a.Reason, "peer certificate of spiffe://example.org/web: revoked at") {
-		t.Errorf("%v, access record %+v", err, a)
-	}
-}
-
 // TestCRLFileBounds: what is no plain file, or too large, does not hold the
 // proxy up.
 func TestCRLFileBounds(t *testing.T) {
@@ -361,7 +270,7 @@ func TestCRLFileBounds(t *testing.T) {
 	if _, err := NewCRLs(CRLsConfig{Identities: nil}); err == nil {
 		t.Error("CRLs without bundles were taken")
 	}
-	if got := slices.Collect(maps.Keys(holdCRLs(t, source(t, ca.svid("/o"), ca), nil).domains)); len(got) != 0 {
+	if got := slices.Collect(maps.Keys(holdCRLs(t, storeOf(t, ca.svid("/o"), ca), nil).domains)); len(got) != 0 {
 		t.Errorf("%v", got)
 	}
 }

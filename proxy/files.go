@@ -143,7 +143,7 @@ func (f *Files) load() {
 		f.seen = [sha256.Size]byte{} // what was in force is so no more, also if its files come back
 	}
 	if err == nil && !known {
-		if err = f.set([]hinted{{cert: m.cert}}, m.authorities); err == nil {
+		if err = f.set([]SVID{{Certificate: m.cert}}, m.authorities); err == nil {
 			f.seen = m.sum
 			f.log.Info("files in force", "cert", f.config.Cert, "spiffe_id", m.id, "not_after", m.cert.Leaf.NotAfter.UTC())
 		}

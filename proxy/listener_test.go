@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 func TestConfigurationsThatCannotBe(t *testing.T) {
@@ -296,8 +297,8 @@ func TestExpectChanges(t *testing.T) {
 
 func TestIdentityPicked(t *testing.T) {
 	ca := newAuthority(t, "example.org")
-	ids := newStore("test", nil)
-	if err := ids.set([]hinted{{ca.svid("/first"), ""}, {ca.svid("/second"), "internal"}}, bundles(ca)); err != nil {
+	ids := NewHeld("test")
+	if err := ids.Set([]SVID{{ca.svid("/first"), ""}, {ca.svid("/second"), "internal"}}, bundles(ca)); err != nil {
 		t.Fatal(err)
 	}
 	a, b := inbound("default", serve(t, echo)), inbound("hinted", serve(t, echo))
@@ -317,7 +318,7 @@ func TestIdentityPicked(t *testing.T) {
 	}
 	// The pick changes at run time: the socket stays, the SVID is another.
 	c := p.config
-	a.Identity.SPIFFEID = ids.identities[1].ID
+	a.Identity.SPIFFEID = spiffeid.RequireFromString("spiffe://example.org/second")
 	c.Listeners = []Listener{a, b, missing}
 	addr := p.addr("default")
 	if _, err := p.Apply(c); err != nil {

@@ -247,9 +247,9 @@ func TestWithdrawnDomainWhateverBecameOfUs(t *testing.T) {
 	for _, us := range []string{"the same", "taken back", "another"} {
 		t.Run(us, func(t *testing.T) {
 			ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
-			first, second := hinted{cert: ca.svid("/first")}, hinted{cert: ca.svid("/second")}
-			ids := newStore("test", nil)
-			if err := ids.set([]hinted{first, second}, bundles(ca, partner)); err != nil {
+			first, second := SVID{Certificate: ca.svid("/first")}, SVID{Certificate: ca.svid("/second")}
+			ids := NewHeld("test")
+			if err := ids.Set([]SVID{first, second}, bundles(ca, partner)); err != nil {
 				t.Fatal(err)
 			}
 			p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, `
@@ -259,21 +259,21 @@ rules:
 `), Identities: ids})
 			c := dialTLS(t, p.addr("orders"), clientConfig(partner.svid("/web")))
 			say(t, c, "hello")
-			left := []hinted{first, second}
+			left := []SVID{first, second}
 			switch us {
 			case "taken back":
-				ids.withdraw(fmt.Errorf("the entry was deleted"))
+				ids.Withdraw(fmt.Errorf("the entry was deleted"))
 				left = left[1:]
 			case "another":
 				changed := p.config
 				changed.Listeners = []Listener{p.config.Listeners[0]}
-				changed.Listeners[0].Identity.SPIFFEID = ids.identities[1].ID
+				changed.Listeners[0].Identity.SPIFFEID = spiffeid.RequireFromString("spiffe://example.org/second")
 				if _, err := p.Apply(changed); err != nil {
 					t.Fatal(err)
 				}
 			}
 			say(t, c, "still there")
-			if err := ids.set(left, bundles(ca)); err != nil {
+			if err := ids.Set(left, bundles(ca)); err != nil {
 				t.Fatal(err)
 			}
 			gone(t, c)
@@ -292,7 +292,7 @@ func TestOwnIdentityLost(t *testing.T) {
 	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: ids})
 	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
 	say(t, c, "hello")
-	ids.withdraw(fmt.Errorf("the entry was deleted"))
+	ids.Withdraw(fmt.Errorf("the entry was deleted"))
 	wantRefused(t, p, clientConfig(ca.svid("/web")), "cannot present an identity: no identity: the entry was deleted")
 	say(t, c, "what was presented is good until it expires")
 	gone(t, c)

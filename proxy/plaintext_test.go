@@ -239,7 +239,7 @@ func TestPlaintextWithoutUs(t *testing.T) {
 	ca := newAuthority(t, "example.org")
 	ids := source(t, ca.svid("/orders"), ca)
 	p := run(t, Config{Listeners: []Listener{permissive("orders", serve(t, echo))}, Policy: rulesOf(t, allowPlain), Identities: ids})
-	ids.withdraw(fmt.Errorf("the entry was deleted"))
+	ids.Withdraw(fmt.Errorf("the entry was deleted"))
 	c := dialPlain(t, p.addr("orders"))
 	_, _ = io.WriteString(c, "hello")
 	gone(t, c)
@@ -253,8 +253,8 @@ func TestPlaintextWithoutUs(t *testing.T) {
 func TestTurnsStrictMeanwhile(t *testing.T) {
 	ca := newAuthority(t, "example.org")
 	in := permissive("orders", serve(t, echo))
-	ids := &probing{store: newStore("test", nil)}
-	if err := ids.set([]hinted{{cert: ca.svid("/orders")}}, bundles(ca)); err != nil {
+	ids := &probing{Held: NewHeld("test")}
+	if err := ids.Set([]SVID{{Certificate: ca.svid("/orders")}}, bundles(ca)); err != nil {
 		t.Fatal(err)
 	}
 	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowPlain), Identities: ids})

@@ -74,6 +74,24 @@ func (w logWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// lines collects log lines.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lines) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), what)
+}
+
 // running is a proxy under test.
 type running struct {
 	*Proxy

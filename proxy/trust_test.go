@@ -250,7 +250,7 @@ func TestTrustGenerations(t *testing.T) {
 		authorities []*authority
 		good        bool
 	}{{[]*authority{first}, true}, {[]*authority{second}, false}, {[]*authority{first}, true}, {[]*authority{first, second}, true}, {nil, false}} {
-		give(t, s, cert, step.authorities...)
+		learn(t, s, cert, step.authorities...)
 		trust := s.trusted()
 		if trust.generation <= last {
 			t.Errorf("step %d: generation %d after %d", i, trust.generation, last)
@@ -262,7 +262,7 @@ func TestTrustGenerations(t *testing.T) {
 		if _, err := trust.verify(chain, now); (err == nil) != step.good {
 			t.Errorf("step %d: %v", i, err)
 		}
-		give(t, s, cert, step.authorities...)
+		learn(t, s, cert, step.authorities...)
 		if again := s.trusted(); again != trust {
 			t.Errorf("step %d: another generation without a change", i)
 		}
@@ -290,5 +290,19 @@ func TestExpiredAuthorityLeavesTheBundle(t *testing.T) {
 	}
 	if trust.next(bundles(next)).domains[ca.td].prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.cert.NotAfter.Add(time.Second)) {
 		t.Error("a bundle that never verified the chain counts")
+	}
+}
+
+// BenchmarkVerify is a peer's chain that verified before.
+func BenchmarkVerify(b *testing.B) {
+	root := newAuthority(b, "example.org")
+	middle := root.intermediate()
+	chain, now := []*x509.Certificate{middle.svid("/web").Leaf, middle.cert}, time.Now()
+	trust := newTrust(bundles(root))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := trust.verify(chain, now); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

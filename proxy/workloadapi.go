@@ -142,7 +142,7 @@ func dropBad(update *workload.X509SVIDResponse) error {
 	var problems []error
 	for _, svid := range update.Svids {
 		if err := checkSVID(svid); err != nil {
-			bad, problems = append(bad, svid), append(problems, fmt.Errorf("%q: %w", tidy(svid.GetSpiffeId()), err))
+			bad, problems = append(bad, svid), append(problems, fmt.Errorf("%.512q: %w", svid.GetSpiffeId(), err))
 			continue
 		}
 		good = append(good, svid)
@@ -192,13 +192,13 @@ func checkSVID(svid *workload.X509SVID) error {
 // OnX509ContextUpdate takes an update, which is always complete: what it
 // leaves out was taken back.
 func (w *WorkloadAPI) OnX509ContextUpdate(x *workloadapi.X509Context) {
-	certs := make([]hinted, 0, len(x.SVIDs))
+	certs := make([]SVID, 0, len(x.SVIDs))
 	for _, svid := range x.SVIDs {
 		cert := tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
 		for _, c := range svid.Certificates {
 			cert.Certificate = append(cert.Certificate, c.Raw)
 		}
-		certs = append(certs, hinted{cert, svid.Hint})
+		certs = append(certs, SVID{cert, svid.Hint})
 	}
 	authorities := map[spiffeid.TrustDomain][]*x509.Certificate{}
 	for _, b := range x.Bundles.Bundles() {

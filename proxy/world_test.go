@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // halted is one end of a handshake that reads what the other end sent first
@@ -58,8 +60,8 @@ func reached(c net.Conn) (string, error) {
 func TestListenerChangesDuringHandshake(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "example.org")
-	ids := newStore("test", nil)
-	if err := ids.set([]hinted{{cert: ca.svid("/orders")}, {cert: ca.svid("/other")}}, bundles(ca)); err != nil {
+	ids := NewHeld("test")
+	if err := ids.Set([]SVID{{Certificate: ca.svid("/orders")}, {Certificate: ca.svid("/other")}}, bundles(ca)); err != nil {
 		t.Fatal(err)
 	}
 	admin, public := serve(t, word("admin")), serve(t, word("open!"))
@@ -72,7 +74,7 @@ func TestListenerChangesDuringHandshake(t *testing.T) {
 		{"target and rules", func(c *Config) { c.Listeners[0].Targets, c.Policy = []string{public}, rulesOf(t, allowAll) }, "", "the listener's target changed while the handshake was going on"},
 		{"target", func(c *Config) { c.Listeners[0].Targets = []string{public} }, "", "the listener's target changed while the handshake was going on"},
 		{"identity", func(c *Config) {
-			c.Listeners[0].Identity.SPIFFEID, c.Policy = ids.identities[1].ID, rulesOf(t, allowAll)
+			c.Listeners[0].Identity.SPIFFEID, c.Policy = spiffeid.RequireFromString("spiffe://example.org/other"), rulesOf(t, allowAll)
 		}, "", "the listener's identity changed while the handshake was going on"},
 		{"removed", func(c *Config) { c.Listeners[0].Name, c.Policy = "new", rulesOf(t, allowAll) }, "", "the listener was removed while the handshake was going on"},
 		{"rules", func(c *Config) { c.Policy = rulesOf(t, allowAll) }, "admin", ""},
@@ -149,12 +151,12 @@ func TestExpectChangesDuringHandshake(t *testing.T) {
 func TestSVIDTakenBackDuringHandshake(t *testing.T) {
 	ca := newAuthority(t, "example.org")
 	for name, test := range map[string]struct {
-		change func(*store)
+		change func(*Held)
 		reason string
 	}{
-		"taken back": {func(s *store) { s.withdraw(errors.New("the entry was deleted")) }, "our own SVID spiffe://example.org/orders went while the handshake was going on: no identity: the entry was deleted"},
-		"another":    {func(s *store) { give(t, s, ca.svid("/other"), ca) }, "our own SVID spiffe://example.org/orders went while the handshake was going on: the listener presents spiffe://example.org/other by now"},
-		"renewed":    {func(s *store) { give(t, s, ca.svid("/orders"), ca) }, ""},
+		"taken back": {func(s *Held) { s.Withdraw(errors.New("the entry was deleted")) }, "our own SVID spiffe://example.org/orders went while the handshake was going on: no identity: the entry was deleted"},
+		"another":    {func(s *Held) { give(t, s, ca.svid("/other"), ca) }, "our own SVID spiffe://example.org/orders went while the handshake was going on: the listener presents spiffe://example.org/other by now"},
+		"renewed":    {func(s *Held) { give(t, s, ca.svid("/orders"), ca) }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ids := source(t, ca.svid("/orders"), ca)
@@ -184,7 +186,7 @@ func TestSVIDTakenBackDuringHandshake(t *testing.T) {
 // probing is a source whose leases run a probe when they are given back,
 // which is in the midst of an Apply that changes an identity.
 type probing struct {
-	*store
+	*Held
 	probe func()
 }
 
@@ -209,8 +211,8 @@ func (l *probingLease) Close() {
 // by the old rules for a new target.
 func TestRulesAndTargetsComeAtOnce(t *testing.T) {
 	ca := newAuthority(t, "example.org")
-	ids := &probing{store: newStore("test", nil)}
-	if err := ids.set([]hinted{{cert: ca.svid("/orders")}, {cert: ca.svid("/other")}}, bundles(ca)); err != nil {
+	ids := &probing{Held: NewHeld("test")}
+	if err := ids.Set([]SVID{{Certificate: ca.svid("/orders")}, {Certificate: ca.svid("/other")}}, bundles(ca)); err != nil {
 		t.Fatal(err)
 	}
 	in := inbound("orders", serve(t, word("open!")))
@@ -228,7 +230,7 @@ func TestRulesAndTargetsComeAtOnce(t *testing.T) {
 		}
 	}
 	changed := p.config
-	in.Targets, in.Identity.SPIFFEID = []string{serve(t, word("admin"))}, ids.identities[1].ID
+	in.Targets, in.Identity.SPIFFEID = []string{serve(t, word("admin"))}, spiffeid.RequireFromString("spiffe://example.org/other")
 	changed.Listeners, changed.Policy = []Listener{in}, rulesOf(t, allowWeb)
 	if _, err := p.Apply(changed); err != nil {
 		t.Fatal(err)

@@ -1,134 +1,16 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
-
-// Identities is what the proxy presents and whom it trusts: a source of
-// X.509-SVIDs and trust bundles that keeps itself up to date.
-type Identities interface {
-	// Own returns a lease on one of the proxy's own identities. It does not
-	// wait for the identity to be there: a lease that has nothing to give
-	// yet says so, and why, in Current. ctx bounds the call, not the lease.
-	Own(ctx context.Context, pick Pick) (Lease, error)
-
-	// Report tells what the source holds and what is wrong with it.
-	Report() Report
-}
-
-// Lease is the right to speak as one identity. It ends with Close.
-type Lease interface {
-	// Current returns the identity as of now, or why there is none: not
-	// received yet, taken back, expired. The result is shared and must not
-	// be changed; the same pointer is returned until something changed.
-	Current() (*Identity, error)
-
-	// Trust returns the bundles as of now, whether or not there is an
-	// identity: that ours was taken back does not make a peer's withdrawn
-	// authority good. It is never nil, and the same pointer until an
-	// authority came or went, or other CRLs are in force.
-	Trust() *Trust
-
-	// Changed returns a channel that is closed at the next change of what
-	// Current or Trust returns by an update of the source. The passing of
-	// NotAfter is not announced.
-	Changed() <-chan struct{}
-
-	Close()
-}
-
-// Pick names one of our own identities: by SPIFFE ID, or by the hint the
-// Workload API gives with it. The zero Pick takes the default identity, which
-// is the first one (SPIFFE Workload API §5.3).
-type Pick struct {
-	SPIFFEID spiffeid.ID
-	Hint     string
-}
-
-func (p Pick) String() string {
-	switch {
-	case !p.SPIFFEID.IsZero():
-		return p.SPIFFEID.String()
-	case p.Hint != "":
-		return fmt.Sprintf("hint %q", p.Hint)
-	default:
-		return "default"
-	}
-}
-
-func (p Pick) matches(id *Identity) bool {
-	if !p.SPIFFEID.IsZero() {
-		return id.ID == p.SPIFFEID
-	}
-	return p.Hint == "" || id.Hint == p.Hint
-}
-
-// Identity is one X.509-SVID with its key. It is immutable: a rotation makes
-// a new one.
-type Identity struct {
-	ID          spiffeid.ID
-	Hint        string
-	Certificate tls.Certificate // with Leaf set
-}
-
-// NotAfter is when the SVID expires.
-func (i *Identity) NotAfter() time.Time { return i.Certificate.Leaf.NotAfter }
-
-// Report is what a source tells of itself.
-type Report struct {
-	Source     string // workload_api or files
-	Problem    string // why it cannot serve or is out of date; empty when all is well
-	Identities []telemetry.Identity
-	CRLs       []telemetry.CRL // in force, and what is wrong with those that should be
-}
-
-// Errors of Lease.Current.
-var (
-	ErrNoIdentity = errors.New("no identity") // the source has none that was asked for, or none at all
-	ErrExpired    = errors.New("SVID expired")
-)
-
-// newIdentity checks a certificate chain against the rules for the leaf of an
-// X.509-SVID.
-func newIdentity(cert tls.Certificate, hint string) (*Identity, error) {
-	if cert.Leaf == nil {
-		leaf, err := x509.ParseCertificate(cert.Certificate[0])
-		if err != nil {
-			return nil, fmt.Errorf("parse own certificate: %w", err)
-		}
-		cert.Leaf = leaf
-	}
-	id, err := checkLeaf(cert.Leaf)
-	if err != nil {
-		return nil, fmt.Errorf("own certificate: %w", err)
-	}
-	return &Identity{ID: id, Hint: hint, Certificate: cert}, nil
-}
-
-// same reports whether two identities present the same chain, so that nobody
-// has to be told.
-func (i *Identity) same(o *Identity) bool {
-	if i.Hint != o.Hint || len(i.Certificate.Certificate) != len(o.Certificate.Certificate) {
-		return false
-	}
-	for n, der := range i.Certificate.Certificate {
-		if !bytes.Equal(der, o.Certificate.Certificate[n]) {
-			return false
-		}
-	}
-	return true
-}
 
 // store is the part the sources share: what was last learned, and the leases
 // on it.
@@ -150,13 +32,13 @@ func newStore(source string, waiting error) *store {
 
 // set replaces what is held. Identities that did not change keep their
 // pointer, and when nothing changed at all no lease is woken.
-func (s *store) set(certs []hinted, authorities map[spiffeid.TrustDomain][]*x509.Certificate) error {
+func (s *store) set(certs []SVID, authorities map[spiffeid.TrustDomain][]*x509.Certificate) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	trust := s.trust.next(authorities)
 	ids := make([]*Identity, 0, len(certs))
 	for _, c := range certs {
-		id, err := newIdentity(c.cert, c.hint)
+		id, err := newIdentity(c)
 		if err != nil {
 			return err
 		}
@@ -199,19 +81,14 @@ func (s *store) revoke(crls *revocations) {
 	s.wake()
 }
 
-// held makes a source known as one that CRLs can be put into.
-func (s *store) held() *store { return s }
+// holder makes a source known as one that CRLs can be put into.
+func (s *store) holder() *store { return s }
 
 // trusted returns the bundles as of now.
 func (s *store) trusted() *Trust {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.trust
-}
-
-type hinted struct {
-	cert tls.Certificate
-	hint string
 }
 
 // withdraw forgets all identities: the source may not give them out any more.
@@ -317,3 +194,19 @@ func (l *storeLease) Changed() <-chan struct{} {
 }
 
 func (l *storeLease) Close() {}
+
+// Held is a source that holds what its owner sets.
+type Held struct{ *store }
+
+// NewHeld returns a source without an identity, under the name its report has.
+func NewHeld(source string) *Held {
+	return &Held{newStore(source, errors.New("none was set"))}
+}
+
+// Set replaces what is held, all of it or, on an error, nothing.
+func (h *Held) Set(svids []SVID, authorities map[spiffeid.TrustDomain][]*x509.Certificate) error {
+	return h.set(svids, authorities)
+}
+
+// Withdraw forgets all identities, for that reason; the bundles stay.
+func (h *Held) Withdraw(why error) { h.withdraw(why) }
