@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/upstream"
 )
@@ -137,7 +139,7 @@ type plan struct {
 	changed  []*listener
 	removed  []*listener
 	settings map[*listener]*settings // of all that will be in force
-	leases   []Lease                 // those that were taken for it
+	leases   []identity.Lease        // those that were taken for it
 	groups   []*upstream.Group       // the same
 }
 
@@ -197,7 +199,7 @@ func (p *Proxy) plan(c Config, w *world, sameSource bool) (*plan, error) {
 }
 
 // lease takes the lease on the identity that s names.
-func (t *plan) lease(source Identities, s *settings) error {
+func (t *plan) lease(source identity.Source, s *settings) error {
 	lease, err := source.Own(context.Background(), s.Identity)
 	if err != nil {
 		return fmt.Errorf("listener %s: identity %s: %w", s.Name, s.Identity, err)

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/hashicorp/go-hclog"
 )
 
@@ -14,17 +16,17 @@ import (
 // client's configuration.
 func benchProxy(b *testing.B) (addr string, p *running, cc *tls.Config) {
 	b.Helper()
-	ca := newAuthority(b, "example.org")
+	ca := testca.New(b, "example.org")
 	p = run(b, Config{
 		Listeners: []Listener{inbound("orders", serve(b, echo))}, Policy: rulesOf(b, allowAll),
-		Identities: source(b, ca.svid("/orders"), ca), Log: hclog.NewNullLogger(),
+		Identities: source(b, ca.SVID("/orders"), ca), Log: hclog.NewNullLogger(),
 	})
 	go func() { // nobody else takes the records
 		for range p.records {
 		}
 	}()
 	b.Cleanup(func() { p.stop(); close(p.records) })
-	return p.addr("orders"), p, clientConfig(ca.svid("/web"))
+	return p.addr("orders"), p, clientConfig(ca.SVID("/web"))
 }
 
 // BenchmarkHandshake is one connection with both ends' work: handshake,

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/proxyproto"
@@ -58,10 +60,10 @@ type conn struct {
 	request  policy.Request
 	protocol string // the ALPN protocol that was negotiated
 	decision policy.Decision
-	outcome  outcome   // of the decision, as it was counted
-	would    string    // why it would be refused, if its listener did more than audit
-	own      *Identity // what we present on it
-	standing *Standing // the peer's; nil in plaintext
+	outcome  outcome            // of the decision, as it was counted
+	would    string             // why it would be refused, if its listener did more than audit
+	own      *identity.Identity // what we present on it
+	standing *identity.Standing // the peer's; nil in plaintext
 
 	ends      [causes]deadline // when it is ended at the latest
 	moved     time.Time        // when bytes were last seen to have moved

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -21,11 +23,11 @@ import (
 
 func TestBadClients(t *testing.T) {
 	t.Parallel()
-	ca, stranger := newAuthority(t, "example.org"), newAuthority(t, "evil.example")
-	imposter := newAuthority(t, "example.org") // the right name, another key
+	ca, stranger := testca.New(t, "example.org"), testca.New(t, "evil.example")
+	imposter := testca.New(t, "example.org") // the right name, another key
 	var reached atomic.Int64
 	target := serve(t, func(net.Conn) { reached.Add(1) })
-	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	past := func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }
 	future := func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }
 	twoURIs := func(c *x509.Certificate) {
@@ -45,16 +47,16 @@ func TestBadClients(t *testing.T) {
 		from   string
 	}{
 		{"no certificate", nil, "no_certificate", "the client sent no certificate", ""},
-		{"other trust domain", []tls.Certificate{stranger.svid("/web")}, "untrusted", "no bundle for trust domain evil.example: it is neither ours nor federated with us", "spiffe://evil.example/web"},
-		{"other authority of that name", []tls.Certificate{imposter.svid("/web")}, "untrusted", "not signed by an authority in the bundle of example.org", "spiffe://example.org/web"},
-		{"expired", []tls.Certificate{ca.svid("/web", past)}, "expired", "expired at ", "spiffe://example.org/web"},
-		{"not yet valid", []tls.Certificate{ca.svid("/web", future)}, "expired", "are the clocks right?", "spiffe://example.org/web"},
-		{"two URI SANs", []tls.Certificate{ca.svid("/web", twoURIs)}, "not_svid", "more than one URI SAN", ""},
-		{"no URI SAN", []tls.Certificate{ca.svid("/web", noURI)}, "not_svid", "no URI SAN", ""},
-		{"no path", []tls.Certificate{ca.svid("/web", noPath)}, "not_svid", "must have a path", "spiffe://example.org"},
-		{"a CA", []tls.Certificate{ca.svid("/web", isCA)}, "not_svid", "must not be a CA", "spiffe://example.org/web"},
-		{"may sign CRLs", []tls.Certificate{ca.svid("/web", signs)}, "not_svid", "must not be allowed to sign", "spiffe://example.org/web"},
-		{"other key usage", []tls.Certificate{ca.svid("/web", mail)}, "untrusted", "incompatible key usage", "spiffe://example.org/web"},
+		{"other trust domain", []tls.Certificate{stranger.SVID("/web")}, "untrusted", "no bundle for trust domain evil.example: it is neither ours nor federated with us", "spiffe://evil.example/web"},
+		{"other authority of that name", []tls.Certificate{imposter.SVID("/web")}, "untrusted", "not signed by an authority in the bundle of example.org", "spiffe://example.org/web"},
+		{"expired", []tls.Certificate{ca.SVID("/web", past)}, "expired", "expired at ", "spiffe://example.org/web"},
+		{"not yet valid", []tls.Certificate{ca.SVID("/web", future)}, "expired", "are the clocks right?", "spiffe://example.org/web"},
+		{"two URI SANs", []tls.Certificate{ca.SVID("/web", twoURIs)}, "not_svid", "more than one URI SAN", ""},
+		{"no URI SAN", []tls.Certificate{ca.SVID("/web", noURI)}, "not_svid", "no URI SAN", ""},
+		{"no path", []tls.Certificate{ca.SVID("/web", noPath)}, "not_svid", "must have a path", "spiffe://example.org"},
+		{"a CA", []tls.Certificate{ca.SVID("/web", isCA)}, "not_svid", "must not be a CA", "spiffe://example.org/web"},
+		{"may sign CRLs", []tls.Certificate{ca.SVID("/web", signs)}, "not_svid", "must not be allowed to sign", "spiffe://example.org/web"},
+		{"other key usage", []tls.Certificate{ca.SVID("/web", mail)}, "untrusted", "incompatible key usage", "spiffe://example.org/web"},
 	} {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 			t.Run(test.name+"/"+tls.VersionName(version), func(t *testing.T) {
@@ -106,7 +108,7 @@ func TestBadClients(t *testing.T) {
 	}
 	t.Run("denied by policy", func(t *testing.T) {
 		p.apply(denyAll)
-		wantRefused(t, p, clientConfig(ca.svid("/web")), "policy: denied by a rule (nobody)")
+		wantRefused(t, p, clientConfig(ca.SVID("/web")), "policy: denied by a rule (nobody)")
 	})
 	t.Run("no policy", func(t *testing.T) {
 		c := p.config
@@ -114,7 +116,7 @@ func TestBadClients(t *testing.T) {
 		if _, err := p.Apply(c); err != nil {
 			t.Fatal(err)
 		}
-		wantRefused(t, p, clientConfig(ca.svid("/web")), "policy: no policy is loaded")
+		wantRefused(t, p, clientConfig(ca.SVID("/web")), "policy: no policy is loaded")
 	})
 	if n := reached.Load(); n != 0 {
 		t.Errorf("the target was dialled for %d refused clients", n)
@@ -122,15 +124,15 @@ func TestBadClients(t *testing.T) {
 }
 
 func TestTargetDown(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	target := l.Addr().String()
 	_ = l.Close()
-	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	wantRefused(t, p, clientConfig(ca.svid("/web")), "target: dial tcp "+target+": connect: connection refused")
+	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	wantRefused(t, p, clientConfig(ca.SVID("/web")), "target: dial tcp "+target+": connect: connection refused")
 	if got := p.metric("narthex_connections_total", "orders", "failed"); got != 1 {
 		t.Errorf("failed connections: %v", got)
 	}
@@ -156,7 +158,7 @@ func tlsPeer(t *testing.T, cert tls.Certificate, version uint16) (addr string, g
 
 func TestOutboundPeerMustBeExpected(t *testing.T) {
 	t.Parallel()
-	ca, stranger := newAuthority(t, "example.org"), newAuthority(t, "evil.example")
+	ca, stranger := testca.New(t, "example.org"), testca.New(t, "evil.example")
 	const inventory = "spiffe://example.org/inventory"
 	for _, test := range []struct {
 		name, rules string
@@ -164,15 +166,15 @@ func TestOutboundPeerMustBeExpected(t *testing.T) {
 		reason, to  string
 		early       bool // refused before the proxy shows its certificate in TLS 1.3
 	}{
-		{"not expected", allowAll, ca.svid("/orders"), "valid, but not who `expect` names: " + inventory, "spiffe://example.org/orders", true},
-		{"other trust domain", allowAll, stranger.svid("/inventory"), "no bundle for trust domain evil.example", "spiffe://evil.example/inventory", true},
-		{"denied", denyAll, ca.svid("/inventory"), "policy: denied by a rule (nobody)", inventory, false},
-		{"not SPIFFE", allowAll, ca.svid("/x", func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"localhost"} }), "no URI SAN", "", true},
+		{"not expected", allowAll, ca.SVID("/orders"), "valid, but not who `expect` names: " + inventory, "spiffe://example.org/orders", true},
+		{"other trust domain", allowAll, stranger.SVID("/inventory"), "no bundle for trust domain evil.example", "spiffe://evil.example/inventory", true},
+		{"denied", denyAll, ca.SVID("/inventory"), "policy: denied by a rule (nobody)", inventory, false},
+		{"not SPIFFE", allowAll, ca.SVID("/x", func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"localhost"} }), "no URI SAN", "", true},
 	} {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 			t.Run(test.name+"/"+tls.VersionName(version), func(t *testing.T) {
 				addr, got, shown := tlsPeer(t, test.peer, version)
-				p := run(t, Config{Listeners: []Listener{outbound(t, "out", addr, inventory)}, Policy: rulesOf(t, test.rules), Identities: source(t, ca.svid("/web"), ca)})
+				p := run(t, Config{Listeners: []Listener{outbound(t, "out", addr, inventory)}, Policy: rulesOf(t, test.rules), Identities: source(t, ca.SVID("/web"), ca)})
 				c, err := net.Dial("tcp", p.addr("out"))
 				if err == nil { // else the reset came sooner than this test
 					_, _ = io.WriteString(c, "secret")
@@ -198,7 +200,7 @@ func TestOutboundPeerMustBeExpected(t *testing.T) {
 
 // TestOutboundTargetWithoutTLS dials what is no TLS server.
 func TestOutboundTargetWithoutTLS(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	for answer, want := range map[string]string{
 		"HTTP/1.1 400 Bad Request\r\n\r\n": "the target is no TLS server: it answered with plain HTTP",
 		"SSH-2.0-OpenSSH\r\n":              `the target is no TLS server: it answered with "SSH-2"`,
@@ -212,7 +214,7 @@ func TestOutboundTargetWithoutTLS(t *testing.T) {
 		})
 		p := run(t, Config{
 			Listeners: []Listener{outbound(t, "out", addr, "spiffe://example.org/inventory")}, Policy: rulesOf(t, allowAll),
-			Identities: source(t, ca.svid("/web"), ca), Log: hclog.New(&hclog.LoggerOptions{Output: log}),
+			Identities: source(t, ca.SVID("/web"), ca), Log: hclog.New(&hclog.LoggerOptions{Output: log}),
 		})
 		c, err := net.Dial("tcp", p.addr("out"))
 		a := p.next()
@@ -254,7 +256,7 @@ func TestOutboundServerName(t *testing.T) {
 }
 
 func TestHalfCloseBothWays(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	// This target speaks only once the client has finished.
 	late := serve(t, func(c net.Conn) {
 		b, _ := io.ReadAll(c)
@@ -268,8 +270,8 @@ func TestHalfCloseBothWays(t *testing.T) {
 		b, _ := io.ReadAll(c)
 		heard <- string(b)
 	})
-	p := run(t, Config{Listeners: []Listener{inbound("late", late), inbound("early", early)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := clientConfig(ca.svid("/web"))
+	p := run(t, Config{Listeners: []Listener{inbound("late", late), inbound("early", early)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := clientConfig(ca.SVID("/web"))
 	c := dialTLS(t, p.addr("late"), cc)
 	if _, err := io.WriteString(c, "all"); err != nil {
 		t.Fatal(err)
@@ -301,7 +303,7 @@ func TestHalfCloseBothWays(t *testing.T) {
 // TestBreakOffIsPassedOn: a stream that was not finished must not look
 // finished at the other end, whichever end broke it off and however.
 func TestBreakOffIsPassedOn(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	ended := make(chan error, 1)
 	target := serve(t, func(c net.Conn) {
 		buf := make([]byte, 5)
@@ -322,8 +324,8 @@ func TestBreakOffIsPassedOn(t *testing.T) {
 		_, _ = io.ReadAll(c)
 		_ = c.(*net.TCPConn).SetLinger(0)
 	})
-	p := run(t, Config{Listeners: []Listener{inbound("orders", target), inbound("half", half)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := clientConfig(ca.svid("/web"))
+	p := run(t, Config{Listeners: []Listener{inbound("orders", target), inbound("half", half)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := clientConfig(ca.SVID("/web"))
 
 	t.Run("client resets", func(t *testing.T) {
 		c := dialTLS(t, p.addr("orders"), cc)
@@ -374,13 +376,13 @@ func TestBreakOffIsPassedOn(t *testing.T) {
 }
 
 func TestTargetAnswersEarlyAndCloses(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	target := serve(t, func(c net.Conn) {
 		_, _ = io.ReadFull(c, make([]byte, 10))
 		_, _ = io.WriteString(c, "too large")
 	})
-	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	p := run(t, Config{Listeners: []Listener{inbound("orders", target)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	if _, err := io.WriteString(c, "0123456789"); err != nil {
 		t.Fatal(err)
 	}
@@ -392,10 +394,10 @@ func TestTargetAnswersEarlyAndCloses(t *testing.T) {
 }
 
 func TestClientDoesNotTrustUs(t *testing.T) {
-	ca, other := newAuthority(t, "example.org"), newAuthority(t, "example.org")
-	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "orders", Certificates: []tls.Certificate{ca.svid("/web")}}
-	cc.RootCAs.AddCert(other.cert)
+	ca, other := testca.New(t, "example.org"), testca.New(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "orders", Certificates: []tls.Certificate{ca.SVID("/web")}}
+	cc.RootCAs.AddCert(other.Cert)
 	if _, err := tls.Dial("tcp", p.addr("orders"), cc); err == nil {
 		t.Fatal("the client trusts us")
 	}
@@ -408,33 +410,33 @@ func TestClientDoesNotTrustUs(t *testing.T) {
 }
 
 func TestIntermediates(t *testing.T) {
-	root := newAuthority(t, "example.org")
-	middle := root.intermediate()
-	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, middle.svid("/orders"), root)})
-	cert := middle.svid("/web")
+	root := testca.New(t, "example.org")
+	middle := root.Intermediate()
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, middle.SVID("/orders"), root)})
+	cert := middle.SVID("/web")
 	wantRefused(t, p, clientConfig(cert), "not signed by an authority in the bundle of example.org")
-	cert.Certificate = append(cert.Certificate, middle.cert.Raw)
+	cert.Certificate = append(cert.Certificate, middle.Cert.Raw)
 	say(t, dialTLS(t, p.addr("orders"), clientConfig(cert)), "hello")
 }
 
 func TestMaxHandshakes(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.MaxHandshakes, in.Timeouts.Handshake = 1, 200*time.Millisecond
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	l := p.world.Load().named("orders")
 	l.handshakes.force() // another one's handshake takes its time
-	wantRefused(t, p, clientConfig(ca.svid("/web")), "too many handshakes at once: no turn within 200ms, with 1 that compute at a time")
+	wantRefused(t, p, clientConfig(ca.SVID("/web")), "too many handshakes at once: no turn within 200ms, with 1 that compute at a time")
 	l.handshakes.give()
-	say(t, dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web"))), "hello")
+	say(t, dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web"))), "hello")
 }
 
 func TestMaxConnections(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.MaxConnections = 1
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := clientConfig(ca.svid("/web"))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := clientConfig(ca.SVID("/web"))
 	first := dialTLS(t, p.addr("orders"), cc)
 	say(t, first, "hello")
 	second, err := net.Dial("tcp", p.addr("orders"))

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
@@ -37,9 +39,9 @@ func (p *Proxy) outlived() *conn {
 // the last rules refuse everybody, everybody is gone.
 func TestThousandsOfFlips(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
-	p := run(t, Config{Listeners: []Listener{permissive("orders", serve(t, echo))}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.svid("/orders"), ca), Log: hclog.NewNullLogger()})
-	addr, cc := p.addr("orders"), clientConfig(ca.svid("/web"))
+	ca := testca.New(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{permissive("orders", serve(t, echo))}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca), Log: hclog.NewNullLogger()})
+	addr, cc := p.addr("orders"), clientConfig(ca.SVID("/web"))
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	var served [2]atomic.Int64
@@ -117,7 +119,7 @@ func TestThousandsOfFlips(t *testing.T) {
 // its record and in the metric.
 func TestEachEndIsCounted(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	for reason, end := range map[string]func(*running, Listener, net.Conn){
 		"policy": func(p *running, _ Listener, _ net.Conn) { p.apply(denyAll) },
 		"revoked": func(p *running, _ Listener, _ net.Conn) {
@@ -133,8 +135,8 @@ func TestEachEndIsCounted(t *testing.T) {
 		t.Run(reason, func(t *testing.T) {
 			in := inbound("orders", serve(t, echo))
 			in.Timeouts.Drain = -1
-			p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-			c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+			p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+			c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 			say(t, c, "hello")
 			end(p, in, c)
 			if a := p.next(); a.Closed != reason || a.Reason == "" {
@@ -156,12 +158,12 @@ func TestEachEndIsCounted(t *testing.T) {
 // TestMaxAgeReachesThoseThatLive: a max_age that is set, or made shorter,
 // counts for connections that are older, and one that is lifted for none.
 func TestMaxAgeReachesThoseThatLive(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := permissive("orders", serve(t, echo))
 	in.MaxAge, in.Timeouts.Idle = time.Hour, -1 // nothing else that would be looked after
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca)})
 	for _, dial := range []func() net.Conn{
-		func() net.Conn { return dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web"))) },
+		func() net.Conn { return dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web"))) },
 		func() net.Conn { return dialPlain(t, p.addr("orders")) },
 	} {
 		in.MaxAge = 0
@@ -181,11 +183,11 @@ func TestMaxAgeReachesThoseThatLive(t *testing.T) {
 // connection that others began, and on_policy_change: keep comes to an end
 // with a change to close.
 func TestDrainIsTakenBack(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.OnPolicyChange, in.Timeouts.Drain = ActionDrain, time.Hour
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, c, "hello")
 	draining := func() bool {
 		conn := p.table.of(nil)[0]
@@ -216,12 +218,12 @@ func TestDrainIsTakenBack(t *testing.T) {
 // end go when on_peer_expiry becomes close.
 func TestExpiryReachesThoseThatLive(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Idle, in.OnPeerExpiry = -1, ActionKeep
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	end := time.Now().Add(time.Second).Truncate(time.Second).Add(time.Second)
-	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web", func(c *x509.Certificate) { c.NotAfter = end })))
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web", func(c *x509.Certificate) { c.NotAfter = end })))
 	say(t, c, "hello")
 	<-time.After(time.Until(end.Add(10 * time.Millisecond)))
 	say(t, c, "kept")

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -31,10 +33,10 @@ func (r *running) until(what string, is func() bool) {
 // here neither by connections nor by handshakes.
 func TestSilentClientsDelayNobody(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.MaxConnections, in.MaxHandshakes = 200, 20
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca), Log: hclog.NewNullLogger()})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca), Log: hclog.NewNullLogger()})
 	addr, stop := p.addr("orders"), make(chan struct{})
 	var flood sync.WaitGroup
 	for n := range 4 {
@@ -60,7 +62,7 @@ func TestSilentClientsDelayNobody(t *testing.T) {
 		})
 	}
 	p.until("the flood fills the connections", func() bool { return p.Status().Listeners[0].Accepted > 250 })
-	cc := clientConfig(ca.svid("/web"))
+	cc := clientConfig(ca.SVID("/web"))
 	var longest time.Duration
 	for range 20 {
 		begin := time.Now()
@@ -80,11 +82,11 @@ func TestSilentClientsDelayNobody(t *testing.T) {
 
 // TestSilentGoFirst: of the silent the oldest, and nobody who spoke.
 func TestSilentGoFirst(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.MaxConnections = 3
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := clientConfig(ca.svid("/web"))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := clientConfig(ca.SVID("/web"))
 	live := dialTLS(t, p.addr("orders"), cc)
 	say(t, live, "hello")
 	var silent []net.Conn
@@ -134,11 +136,11 @@ func (firstWrite) Read([]byte) (int, error) { return 0, io.EOF }
 // no turn while they do, and with the limit of connections reached they go
 // first.
 func TestStalledHandshakesHoldNobodyUp(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.MaxConnections, in.MaxHandshakes = 20, 1
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	addr, cc := p.addr("orders"), clientConfig(ca.svid("/web"))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	addr, cc := p.addr("orders"), clientConfig(ca.SVID("/web"))
 	live := dialTLS(t, addr, cc)
 	say(t, live, "hello")
 	var waiting []net.Conn
@@ -155,10 +157,10 @@ func TestStalledHandshakesHoldNobodyUp(t *testing.T) {
 // TestNoWorkForWhoHasLeft: a client that went while it waited for its turn
 // gets none.
 func TestNoWorkForWhoHasLeft(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.MaxHandshakes = 1
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	l := p.world.Load().named("orders")
 	l.handshakes.force() // another one's handshake takes its time
 	raw, err := net.Dial("tcp", p.addr("orders"))
@@ -181,9 +183,9 @@ func TestNoWorkForWhoHasLeft(t *testing.T) {
 // TestNextSilentMakesRoom: when all connections are taken and nobody is
 // waited for, the first one that is gives up its place.
 func TestNextSilentMakesRoom(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	l, c := p.world.Load().named("orders"), &conn{}
 	c.l, c.down, c.request.Direction = l, &net.TCPConn{}, policy.Inbound // one that is closed already
 	l.makeRoom()
@@ -200,11 +202,11 @@ func TestNextSilentMakesRoom(t *testing.T) {
 
 // TestRaisedLimitLetsThoseWhoWaitIn: also those who waited under the old one.
 func TestRaisedLimitLetsThoseWhoWaitIn(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.MaxConnections = 1
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := clientConfig(ca.svid("/web"))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := clientConfig(ca.SVID("/web"))
 	first := dialTLS(t, p.addr("orders"), cc)
 	say(t, first, "hello")
 	raw, err := net.Dial("tcp", p.addr("orders"))
@@ -240,18 +242,18 @@ func (d dripping) Write(b []byte) (int, error) {
 
 // TestHelloInPieces: a hello may come as slowly as it likes within its time.
 func TestHelloInPieces(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	path := t.TempDir() + "/in.sock"
 	tcp, unixes := inbound("orders", serve(t, echo)), inbound("unix", serve(t, echo))
 	unixes.Bind = "unix:" + path
-	p := run(t, Config{Listeners: []Listener{tcp, unixes}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{tcp, unixes}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	for network, addr := range map[string]string{"tcp": p.addr("orders"), "unix": path} {
 		raw, err := net.Dial(network, addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = raw.Close() }()
-		c := tls.Client(dripping{raw}, clientConfig(ca.svid("/web")))
+		c := tls.Client(dripping{raw}, clientConfig(ca.SVID("/web")))
 		_ = c.SetDeadline(time.Now().Add(patience))
 		say(t, c, "over "+network)
 	}

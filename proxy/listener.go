@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
@@ -74,8 +76,8 @@ type listener struct {
 // stands in a world. It is immutable.
 type settings struct {
 	Listener
-	lease Lease // on Identity
-	ways  []way // of Routes, then of Targets
+	lease identity.Lease // on Identity
+	ways  []way          // of Routes, then of Targets
 }
 
 // Defaults of Listener and Timeouts.
@@ -356,9 +358,9 @@ func (l *listener) changed(was, s *settings) {
 
 // watch follows the identity and the bundles, beginning with those of lease: every change asks the
 // listener's connections again, because their peers may no longer stand.
-func (l *listener) watch(lease Lease) {
-	var last, was *Identity // the last there was, and nil while there is none
-	var trust *Trust
+func (l *listener) watch(lease identity.Lease) {
+	var last, was *identity.Identity // the last there was, and nil while there is none
+	var trust *identity.Trust
 	timer := time.NewTimer(time.Hour) // for the SVID's end
 	defer timer.Stop()
 	for {
@@ -373,7 +375,7 @@ func (l *listener) watch(lease Lease) {
 		l.noteIdentity(id, err, last)
 		if news {
 			asked, closed := l.proxy.ask(l.proxy.table.of(l))
-			l.proxy.log.Debug("identity, bundles or CRLs changed", "listener", l.name, "trust_generation", bundles.generation, "connections_asked", asked, "connections_closed", closed)
+			l.proxy.log.Debug("identity, bundles or CRLs changed", "listener", l.name, "trust_generation", bundles.Generation(), "connections_asked", asked, "connections_closed", closed)
 		}
 		wait := time.Hour
 		if id != nil {
@@ -392,7 +394,7 @@ func (l *listener) watch(lease Lease) {
 }
 
 // noteIdentity tells the log, the metrics and the status what is presented.
-func (l *listener) noteIdentity(id *Identity, err error, last *Identity) {
+func (l *listener) noteIdentity(id *identity.Identity, err error, last *identity.Identity) {
 	problem := ""
 	if err != nil {
 		problem = err.Error()

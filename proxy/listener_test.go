@@ -11,13 +11,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/internal/testca"
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 func TestConfigurationsThatCannotBe(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	ids := source(t, ca.svid("/orders"), ca)
+	ca := testca.New(t, "example.org")
+	ids := source(t, ca.SVID("/orders"), ca)
 	good := inbound("orders", "127.0.0.1:1")
 	with := func(edit func(*Listener)) []Listener {
 		l := good
@@ -83,7 +87,7 @@ func TestBindRefused(t *testing.T) {
 }
 
 func TestUnixSocket(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	path := t.TempDir() + "/in.sock"
 	stale, err := net.Listen("unix", path)
 	if err != nil {
@@ -94,7 +98,7 @@ func TestUnixSocket(t *testing.T) {
 
 	in := inbound("orders", serve(t, echo))
 	in.Bind = "unix:" + path
-	c := Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)}
+	c := Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)}
 	p := run(t, c)
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
@@ -120,8 +124,8 @@ func TestUnixSocket(t *testing.T) {
 }
 
 func TestCloseBeforeRun(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	p, err := New(Config{Listeners: []Listener{inbound("orders", "127.0.0.1:1")}, Identities: source(t, ca.svid("/orders"), ca)})
+	ca := testca.New(t, "example.org")
+	p, err := New(Config{Listeners: []Listener{inbound("orders", "127.0.0.1:1")}, Identities: source(t, ca.SVID("/orders"), ca)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +154,7 @@ func (e *exhausted) Accept() (net.Conn, error) {
 }
 
 func TestAcceptSurvivesExhaustion(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -159,20 +163,20 @@ func TestAcceptSurvivesExhaustion(t *testing.T) {
 	l.left.Store(5)
 	in := inbound("orders", serve(t, echo))
 	in.Socket = l
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	say(t, dialTLS(t, inner.Addr().String(), clientConfig(ca.svid("/web"))), "hello")
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	say(t, dialTLS(t, inner.Addr().String(), clientConfig(ca.SVID("/web"))), "hello")
 	if got := p.Status().Listeners[0]; got.Problem != "" || l.left.Load() >= 0 {
 		t.Errorf("after recovery: problem %q, %d errors left", got.Problem, l.left.Load())
 	}
 }
 
 func TestApplyListeners(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	target := serve(t, echo)
 	other := serve(t, func(c net.Conn) { _, _ = c.Write([]byte("other")) })
 	stays, goes, moves := inbound("stays", target), inbound("goes", target), inbound("moves", target)
-	p := run(t, Config{Listeners: []Listener{stays, goes, moves}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := clientConfig(ca.svid("/web"))
+	p := run(t, Config{Listeners: []Listener{stays, goes, moves}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := clientConfig(ca.SVID("/web"))
 	addrs := map[string]string{}
 	conns := map[string]net.Conn{}
 	for _, name := range []string{"stays", "goes", "moves"} {
@@ -226,7 +230,7 @@ func TestApplyListeners(t *testing.T) {
 // TestRenamedListenerKeepsItsSocket: clients that connect while a listener is
 // renamed are not refused.
 func TestRenamedListenerKeepsItsSocket(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	probe, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -235,8 +239,8 @@ func TestRenamedListenerKeepsItsSocket(t *testing.T) {
 	_ = probe.Close()
 	l := inbound("old", serve(t, echo))
 	l.Bind = bind
-	p := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := clientConfig(ca.svid("/web"))
+	p := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := clientConfig(ca.SVID("/web"))
 	old := dialTLS(t, bind, cc)
 	say(t, old, "hello")
 	stop := make(chan struct{})
@@ -273,10 +277,10 @@ func TestRenamedListenerKeepsItsSocket(t *testing.T) {
 }
 
 func TestExpectChanges(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	server := run(t, Config{Listeners: []Listener{inbound("inventory", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/inventory"), ca)})
+	ca := testca.New(t, "example.org")
+	server := run(t, Config{Listeners: []Listener{inbound("inventory", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/inventory"), ca)})
 	out := outbound(t, "out", server.addr("inventory"), "spiffe://example.org/inventory")
-	p := run(t, Config{Listeners: []Listener{out}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/web"), ca)})
+	p := run(t, Config{Listeners: []Listener{out}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/web"), ca)})
 	conn, err := net.Dial("tcp", p.addr("out"))
 	if err != nil {
 		t.Fatal(err)
@@ -296,9 +300,9 @@ func TestExpectChanges(t *testing.T) {
 }
 
 func TestIdentityPicked(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	ids := NewHeld("test")
-	if err := ids.Set([]SVID{{ca.svid("/first"), ""}, {ca.svid("/second"), "internal"}}, bundles(ca)); err != nil {
+	ca := testca.New(t, "example.org")
+	ids := identity.NewHeld("test")
+	if err := ids.Set([]identity.SVID{{Certificate: ca.SVID("/first")}, {Certificate: ca.SVID("/second"), Hint: "internal"}}, testca.Bundles(ca)); err != nil {
 		t.Fatal(err)
 	}
 	a, b := inbound("default", serve(t, echo)), inbound("hinted", serve(t, echo))
@@ -306,7 +310,7 @@ func TestIdentityPicked(t *testing.T) {
 	missing := inbound("missing", "127.0.0.1:1")
 	missing.Identity.Hint = "none"
 	p := run(t, Config{Listeners: []Listener{a, b, missing}, Policy: rulesOf(t, allowAll), Identities: ids})
-	cc := clientConfig(ca.svid("/web"))
+	cc := clientConfig(ca.SVID("/web"))
 	for name, want := range map[string]string{"default": "spiffe://example.org/first", "hinted": "spiffe://example.org/second"} {
 		c := dialTLS(t, p.addr(name), cc)
 		if got := c.ConnectionState().PeerCertificates[0].URIs[0].String(); got != want {

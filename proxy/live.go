@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -56,7 +58,7 @@ func (c *conn) identify(s *session, t *secured, serverName string) error {
 	return nil
 }
 
-func (c *conn) setEnds(own *Identity, peer policy.Peer) { // with c.mu held
+func (c *conn) setEnds(own *identity.Identity, peer policy.Peer) { // with c.mu held
 	c.own = own
 	us := policy.PeerOf(own.ID, own.Certificate.Leaf)
 	if c.request.Direction == policy.Inbound {
@@ -70,7 +72,7 @@ func (c *conn) setEnds(own *Identity, peer policy.Peer) { // with c.mu held
 // certificate named it, though it was not believed.
 func (c *conn) notePeer(s *session, err error) {
 	var id spiffeid.ID
-	var pe *PeerError
+	var pe *identity.PeerError
 	if errors.As(err, &pe) {
 		id = pe.ID
 	}
@@ -278,7 +280,7 @@ func (c *conn) judge(w *world, now time.Time) verdict {
 // reverify checks the peer's chain and our own identity against what the
 // source holds now, with c.mu held. The peer comes first: what became of our
 // own identity says nothing of the bundles.
-func (c *conn) reverify(lease Lease, now time.Time) verdict {
+func (c *conn) reverify(lease identity.Lease, now time.Time) verdict {
 	if v := c.reverifyPeer(lease.Trust(), now); !v.ok {
 		return v
 	}
@@ -297,7 +299,7 @@ func (c *conn) reverify(lease Lease, now time.Time) verdict {
 
 // reverifyPeer checks the peer's chain against the newest bundles and CRLs,
 // with c.mu held.
-func (c *conn) reverifyPeer(trust *Trust, now time.Time) verdict {
+func (c *conn) reverifyPeer(trust *identity.Trust, now time.Time) verdict {
 	if c.inPlaintext() {
 		return verdict{ok: true} // there is none
 	}

@@ -12,20 +12,24 @@ import (
 	"testing"
 	"time"
 
-	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/internal/testca"
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 func TestPolicyChangeClosesOnlyViolators(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Drain = time.Hour
 	keep, drain := in, in
 	keep.Name, keep.OnPolicyChange = "keeps", ActionKeep
 	drain.Name, drain.OnPolicyChange = "drains", ActionDrain
-	p := run(t, Config{Listeners: []Listener{in, keep, drain}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in, keep, drain}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	open := func(listener, who string) net.Conn {
-		c := dialTLS(t, p.addr(listener), clientConfig(ca.svid(who)))
+		c := dialTLS(t, p.addr(listener), clientConfig(ca.SVID(who)))
 		say(t, c, "hello")
 		return c
 	}
@@ -60,11 +64,11 @@ func TestPolicyChangeClosesOnlyViolators(t *testing.T) {
 }
 
 func TestDrainAfterPolicyChange(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.OnPolicyChange, in.Timeouts.Drain = ActionDrain, 50*time.Millisecond
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/batch")))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/batch")))
 	say(t, c, "hello")
 	p.apply(allowWeb)
 	gone(t, c)
@@ -78,9 +82,9 @@ func TestDrainAfterPolicyChange(t *testing.T) {
 // decided by a policy that is no longer in force.
 func TestRegistrationRace(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
-	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := clientConfig(ca.svid("/web"))
+	ca := testca.New(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := clientConfig(ca.SVID("/web"))
 	addr := p.addr("orders")
 	var clients sync.WaitGroup
 	var served atomic.Int64
@@ -136,8 +140,8 @@ func TestRegistrationRace(t *testing.T) {
 // TestNoWindowBeforeDecision holds a connection exactly between registering
 // and deciding while the policy changes.
 func TestNoWindowBeforeDecision(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	ca := testca.New(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	held := p.world.Load().named("orders")
 	session, err := held.session(held.settings())
 	if err != nil {
@@ -149,7 +153,7 @@ func TestNoWindowBeforeDecision(t *testing.T) {
 	c.request.Listener = "orders"
 	p.table.add(c, time.Time{})
 	defer p.table.remove(c)
-	web := ca.svid("/web")
+	web := ca.SVID("/web")
 	id := spiffeid.RequireFromURI(web.Leaf.URIs[0])
 	if c.standing, err = session.trust.Stand(id, []*x509.Certificate{web.Leaf}, time.Now()); err != nil {
 		t.Fatal(err)
@@ -171,10 +175,10 @@ func TestResumptionDoesNotSkipThePolicy(t *testing.T) {
 	t.Parallel()
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
-			ca := newAuthority(t, "example.org")
-			ids := source(t, ca.svid("/orders"), ca)
+			ca := testca.New(t, "example.org")
+			ids := source(t, ca.SVID("/orders"), ca)
 			p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: ids})
-			cc := clientConfig(ca.svid("/web"))
+			cc := clientConfig(ca.SVID("/web"))
 			cc.MaxVersion, cc.ServerName, cc.ClientSessionCache = version, "orders", tls.NewLRUClientSessionCache(8)
 			for range 2 {
 				c := dialTLS(t, p.addr("orders"), cc)
@@ -188,8 +192,8 @@ func TestResumptionDoesNotSkipThePolicy(t *testing.T) {
 			p.apply(denyAll)
 			wantRefused(t, p, cc, "policy: denied by a rule (nobody)")
 			p.apply(allowAll)
-			other := newAuthority(t, "example.org")
-			give(t, ids, other.svid("/orders"), other)
+			other := testca.New(t, "example.org")
+			give(t, ids, other.SVID("/orders"), other)
 			wantRefused(t, p, cc, "not signed by an authority in the bundle of example.org")
 		})
 	}
@@ -211,29 +215,29 @@ func wantRefused(t *testing.T, p *running, cc *tls.Config, reason string) {
 }
 
 func TestRotationKeepsConnections(t *testing.T) {
-	ca, next := newAuthority(t, "example.org"), newAuthority(t, "example.org")
-	ids := source(t, ca.svid("/orders"), ca)
+	ca, next := testca.New(t, "example.org"), testca.New(t, "example.org")
+	ids := source(t, ca.SVID("/orders"), ca)
 	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: ids})
-	old := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	old := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, old, "hello")
 
-	fresh := next.svid("/orders")
+	fresh := next.SVID("/orders")
 	give(t, ids, fresh, ca, next) // a new authority is prepared and used
-	c := dialTLS(t, p.addr("orders"), clientConfig(next.svid("/web")))
+	c := dialTLS(t, p.addr("orders"), clientConfig(next.SVID("/web")))
 	say(t, c, "hello")
 	if got := c.ConnectionState().PeerCertificates[0]; !got.Equal(fresh.Leaf) {
 		t.Error("a new connection was not shown the new SVID")
 	}
 	say(t, old, "still there")
 
-	give(t, ids, next.svid("/orders"), next) // the old authority is withdrawn before its time
+	give(t, ids, next.SVID("/orders"), next) // the old authority is withdrawn before its time
 	gone(t, old)
 	a := p.next()
 	if a.Closed != "revoked" || !strings.Contains(a.Reason, "does not stand under the new bundle") {
 		t.Errorf("access record %+v", a)
 	}
 	say(t, c, "still there")
-	give(t, ids, next.svid("/orders")) // the whole domain is
+	give(t, ids, next.SVID("/orders")) // the whole domain is
 	gone(t, c)
 	if a := p.next(); a.Closed != "revoked" || !strings.Contains(a.Reason, "trust domain example.org is no longer trusted") {
 		t.Errorf("access record %+v", a)
@@ -246,10 +250,10 @@ func TestWithdrawnDomainWhateverBecameOfUs(t *testing.T) {
 	t.Parallel()
 	for _, us := range []string{"the same", "taken back", "another"} {
 		t.Run(us, func(t *testing.T) {
-			ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
-			first, second := SVID{Certificate: ca.svid("/first")}, SVID{Certificate: ca.svid("/second")}
-			ids := NewHeld("test")
-			if err := ids.Set([]SVID{first, second}, bundles(ca, partner)); err != nil {
+			ca, partner := testca.New(t, "example.org"), testca.New(t, "partner.example")
+			first, second := identity.SVID{Certificate: ca.SVID("/first")}, identity.SVID{Certificate: ca.SVID("/second")}
+			ids := identity.NewHeld("test")
+			if err := ids.Set([]identity.SVID{first, second}, testca.Bundles(ca, partner)); err != nil {
 				t.Fatal(err)
 			}
 			p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, `
@@ -257,9 +261,9 @@ version: 1
 rules:
   - {id: partner, effect: allow, from: ["spiffe://partner.example/**"], to: ["spiffe://example.org/**"]}
 `), Identities: ids})
-			c := dialTLS(t, p.addr("orders"), clientConfig(partner.svid("/web")))
+			c := dialTLS(t, p.addr("orders"), clientConfig(partner.SVID("/web")))
 			say(t, c, "hello")
-			left := []SVID{first, second}
+			left := []identity.SVID{first, second}
 			switch us {
 			case "taken back":
 				ids.Withdraw(fmt.Errorf("the entry was deleted"))
@@ -273,7 +277,7 @@ rules:
 				}
 			}
 			say(t, c, "still there")
-			if err := ids.Set(left, bundles(ca)); err != nil {
+			if err := ids.Set(left, testca.Bundles(ca)); err != nil {
 				t.Fatal(err)
 			}
 			gone(t, c)
@@ -286,14 +290,14 @@ rules:
 
 func TestOwnIdentityLost(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	end := time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
-	ids := source(t, ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = end }), ca)
+	ids := source(t, ca.SVID("/orders", func(c *x509.Certificate) { c.NotAfter = end }), ca)
 	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: ids})
-	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, c, "hello")
 	ids.Withdraw(fmt.Errorf("the entry was deleted"))
-	wantRefused(t, p, clientConfig(ca.svid("/web")), "cannot present an identity: no identity: the entry was deleted")
+	wantRefused(t, p, clientConfig(ca.SVID("/web")), "cannot present an identity: no identity: the entry was deleted")
 	say(t, c, "what was presented is good until it expires")
 	gone(t, c)
 	if time.Now().Before(end) {
@@ -306,16 +310,16 @@ func TestOwnIdentityLost(t *testing.T) {
 
 func TestPeerExpiry(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Drain = time.Millisecond
 	closes, drains, aged := in, in, in
 	closes.Name, closes.OnPeerExpiry = "closes", ActionClose
 	drains.Name, drains.OnPeerExpiry = "drains", ActionDrain
 	aged.Name, aged.MaxAge = "aged", 300*time.Millisecond
-	p := run(t, Config{Listeners: []Listener{in, closes, drains, aged}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in, closes, drains, aged}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	end := time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
-	cc := clientConfig(ca.svid("/web", func(c *x509.Certificate) { c.NotAfter = end }))
+	cc := clientConfig(ca.SVID("/web", func(c *x509.Certificate) { c.NotAfter = end }))
 	old := dialTLS(t, p.addr("aged"), cc)
 	gone(t, old)
 	if a := p.next(); a.Closed != "expiry" || a.Reason != "older than max_age 300ms" {
@@ -331,17 +335,17 @@ func TestPeerExpiry(t *testing.T) {
 			t.Errorf("access record %+v", a)
 		}
 		end = time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
-		cc = clientConfig(ca.svid("/web", func(c *x509.Certificate) { c.NotAfter = end }))
+		cc = clientConfig(ca.SVID("/web", func(c *x509.Certificate) { c.NotAfter = end }))
 	}
 	say(t, kept, "tcp keeps a connection past its peer's expiry")
 }
 
 func TestTimeouts(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Handshake, in.Timeouts.Idle = 50*time.Millisecond, 50*time.Millisecond
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 
 	silent, err := net.Dial("tcp", p.addr("orders"))
 	if err != nil {
@@ -365,7 +369,7 @@ func TestTimeouts(t *testing.T) {
 	if _, err := p.Apply(c); err != nil {
 		t.Fatal(err)
 	}
-	idle := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	idle := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, idle, "hello")
 	gone(t, idle)
 	if a := p.next(); a.Reason != "idle for 50ms" || a.Closed != "peer" {
@@ -377,11 +381,11 @@ func TestTimeouts(t *testing.T) {
 // drain time: who is revoked meanwhile is closed.
 func TestRulesWhileDraining(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Drain = time.Hour
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.svid("/orders"), ca)})
-	conn := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.SVID("/orders"), ca)})
+	conn := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, conn, "hello")
 	stopped := make(chan struct{})
 	go func() { defer close(stopped); p.stop() }()

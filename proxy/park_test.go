@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/narthex-id/narthex/internal/testca"
 )
 
 // allParked waits until no stream of the proxy has a goroutine.
@@ -41,12 +43,12 @@ func (r *running) allParked() {
 
 func parkingProxy(t *testing.T, handle func(net.Conn)) (*running, *tls.Config) {
 	t.Helper()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	p := run(t, Config{
 		Listeners: []Listener{inbound("orders", serve(t, handle))}, Policy: rulesOf(t, allowWeb),
-		Identities: source(t, ca.svid("/orders"), ca),
+		Identities: source(t, ca.SVID("/orders"), ca),
 	})
-	return p, clientConfig(ca.svid("/web"))
+	return p, clientConfig(ca.SVID("/web"))
 }
 
 func TestParkedConnectionGoesOn(t *testing.T) {

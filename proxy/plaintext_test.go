@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
@@ -62,11 +65,11 @@ func greet(c net.Conn) {
 
 func TestPermissive(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	path := t.TempDir() + "/in.sock"
 	tcp, unixes := permissive("orders", serve(t, echo)), permissive("unix", serve(t, echo))
 	unixes.Bind = "unix:" + path
-	p := run(t, Config{Listeners: []Listener{tcp, unixes}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{tcp, unixes}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca)})
 	for network, addr := range map[string]string{"tcp": p.addr("orders"), "unix": path} {
 		c, err := net.Dial(network, addr)
 		if err != nil {
@@ -84,7 +87,7 @@ func TestPermissive(t *testing.T) {
 			t.Errorf("%s: access record %+v", network, a)
 		}
 	}
-	secure := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	secure := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, secure, "hello")
 	_ = secure.Close()
 	if a := p.next(); a.Plaintext || a.From != "spiffe://example.org/web" || a.TLSVersion != "1.3" {
@@ -104,9 +107,9 @@ func TestPermissive(t *testing.T) {
 
 // TestServerSpeaksFirst: a client that waits to be greeted is, also over TLS.
 func TestServerSpeaksFirst(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	p := run(t, Config{Listeners: []Listener{permissive("orders", serve(t, greet))}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.svid("/orders"), ca)})
-	for name, c := range map[string]net.Conn{"plaintext": dialPlain(t, p.addr("orders")), "tls": dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))} {
+	ca := testca.New(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{permissive("orders", serve(t, greet))}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca)})
+	for name, c := range map[string]net.Conn{"plaintext": dialPlain(t, p.addr("orders")), "tls": dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))} {
 		greeting := make([]byte, 11)
 		if _, err := io.ReadFull(c, greeting); err != nil || string(greeting) != "220 hello\r\n" {
 			t.Errorf("%s: greeted by %q, %v", name, greeting, err)
@@ -119,12 +122,12 @@ func TestServerSpeaksFirst(t *testing.T) {
 // and so is a beginning of TLS that stays one; neither reaches the target.
 func TestPermissiveFallsBackToNothing(t *testing.T) {
 	t.Parallel()
-	ca, stranger := newAuthority(t, "example.org"), newAuthority(t, "evil.example")
+	ca, stranger := testca.New(t, "example.org"), testca.New(t, "evil.example")
 	in := permissive("orders", serve(t, func(c net.Conn) { t.Error("the target was reached") }))
 	in.Timeouts.Handshake = 200 * time.Millisecond
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca)})
 	wantRefused(t, p, clientConfig(), "the client sent no certificate")
-	wantRefused(t, p, clientConfig(stranger.svid("/web")), "no bundle for trust domain evil.example")
+	wantRefused(t, p, clientConfig(stranger.SVID("/web")), "no bundle for trust domain evil.example")
 	for _, bytes := range []string{"\x16", "\x16\x03", "\x16\x03\x01\x02\x00", "\x16\x03\x01\x02\x00\x01"} {
 		c := dialPlain(t, p.addr("orders"))
 		if _, err := io.WriteString(c, bytes); err != nil {
@@ -154,10 +157,10 @@ func TestPermissiveFallsBackToNothing(t *testing.T) {
 // TestSlowHello: a hello whose first byte is in time may be as slow as on a
 // strict listener.
 func TestSlowHello(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	p := run(t, Config{Listeners: []Listener{permissive("orders", serve(t, echo))}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.svid("/orders"), ca)})
+	ca := testca.New(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{permissive("orders", serve(t, echo))}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca)})
 	raw := dialPlain(t, p.addr("orders"))
-	c := tls.Client(&stutter{Conn: raw}, clientConfig(ca.svid("/web")))
+	c := tls.Client(&stutter{Conn: raw}, clientConfig(ca.SVID("/web")))
 	say(t, c, "in pieces")
 }
 
@@ -183,9 +186,9 @@ func (s *stutter) Write(b []byte) (int, error) {
 
 func TestPlaintextIsDecided(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := permissive("orders", serve(t, echo))
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	refused := func(reason string) {
 		t.Helper()
 		c := dialPlain(t, p.addr("orders"))
@@ -213,7 +216,7 @@ func TestPlaintextIsDecided(t *testing.T) {
 	// nothing else.
 	in.OnPolicyChange, in.Enforcement = ActionKeep, Audit
 	p.set(allowPlain, in)
-	c, secure := dialPlain(t, p.addr("orders")), dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	c, secure := dialPlain(t, p.addr("orders")), dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, c, "hello")
 	say(t, secure, "hello")
 	in.Mode = ModeStrict
@@ -236,8 +239,8 @@ func TestPlaintextIsDecided(t *testing.T) {
 // TestPlaintextWithoutUs: rules speak of whom it goes to, so that without an
 // SVID nobody is let in.
 func TestPlaintextWithoutUs(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	ids := source(t, ca.svid("/orders"), ca)
+	ca := testca.New(t, "example.org")
+	ids := source(t, ca.SVID("/orders"), ca)
 	p := run(t, Config{Listeners: []Listener{permissive("orders", serve(t, echo))}, Policy: rulesOf(t, allowPlain), Identities: ids})
 	ids.Withdraw(fmt.Errorf("the entry was deleted"))
 	c := dialPlain(t, p.addr("orders"))
@@ -251,10 +254,10 @@ func TestPlaintextWithoutUs(t *testing.T) {
 // TestTurnsStrictMeanwhile: plaintext that began on a permissive listener is
 // refused when the listener is strict before it is decided.
 func TestTurnsStrictMeanwhile(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := permissive("orders", serve(t, echo))
-	ids := &probing{Held: NewHeld("test")}
-	if err := ids.Set([]SVID{{Certificate: ca.svid("/orders")}}, bundles(ca)); err != nil {
+	ids := &probing{Held: identity.NewHeld("test")}
+	if err := ids.Set([]identity.SVID{{Certificate: ca.SVID("/orders")}}, testca.Bundles(ca)); err != nil {
 		t.Fatal(err)
 	}
 	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowPlain), Identities: ids})
@@ -273,11 +276,11 @@ func isReset(err error) bool {
 }
 
 func TestOpenListenersAreSaid(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	log := &lines{}
 	in := inbound("orders", serve(t, echo))
 	p := run(t, Config{
-		Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca),
+		Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca),
 		Log: hclog.New(&hclog.LoggerOptions{Output: log}),
 	})
 	in.Mode = ModePermissive
@@ -293,10 +296,10 @@ func TestOpenListenersAreSaid(t *testing.T) {
 }
 
 func TestModesThatCannotBe(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	out := outbound(t, "out", "127.0.0.1:1", "spiffe://example.org/web")
 	out.Mode = ModePermissive
-	_, err := New(Config{Listeners: []Listener{out}, Identities: source(t, ca.svid("/orders"), ca)})
+	_, err := New(Config{Listeners: []Listener{out}, Identities: source(t, ca.SVID("/orders"), ca)})
 	if err == nil || !strings.Contains(err.Error(), "listener out: mode permissive is for inbound listeners") {
 		t.Error(err)
 	}
@@ -381,16 +384,16 @@ func FuzzSpeech(f *testing.F) {
 // what an audit does not lift is refused as ever.
 func TestAudit(t *testing.T) {
 	t.Parallel()
-	ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
+	ca, partner := testca.New(t, "example.org"), testca.New(t, "partner.example")
 	log := &lines{}
 	in := permissive("orders", serve(t, echo))
 	in.Enforcement = Audit
-	ids := source(t, ca.svid("/orders"), ca, partner)
+	ids := source(t, ca.SVID("/orders"), ca, partner)
 	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowWeb), Identities: ids, Log: hclog.New(&hclog.LoggerOptions{Output: log})})
 	count := func(rule, decision string) float64 {
 		return p.metric("narthex_policy_decisions_total", "orders", rule, decision)
 	}
-	web, batch := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web"))), dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/batch")))
+	web, batch := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web"))), dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/batch")))
 	plain := dialPlain(t, p.addr("orders"))
 	for _, c := range []net.Conn{web, batch, plain} {
 		say(t, c, "hello")
@@ -424,16 +427,16 @@ func TestAudit(t *testing.T) {
 		t.Errorf("access record %+v", a)
 	}
 	p.apply(allowWeb)
-	wantRefused(t, p, clientConfig(newAuthority(t, "evil.example").svid("/web")), "no bundle for trust domain evil.example")
-	wantRefused(t, p, clientConfig(newAuthority(t, "example.org").svid("/web")), "not signed by an authority in the bundle")
-	foreign := dialTLS(t, p.addr("orders"), clientConfig(partner.svid("/web")))
+	wantRefused(t, p, clientConfig(testca.New(t, "evil.example").SVID("/web")), "no bundle for trust domain evil.example")
+	wantRefused(t, p, clientConfig(testca.New(t, "example.org").SVID("/web")), "not signed by an authority in the bundle")
+	foreign := dialTLS(t, p.addr("orders"), clientConfig(partner.SVID("/web")))
 	say(t, foreign, "hello")
-	give(t, ids, ca.svid("/orders"), ca)
+	give(t, ids, ca.SVID("/orders"), ca)
 	gone(t, foreign)
 	if a := p.next(); a.Closed != "revoked" || !strings.Contains(a.Reason, "trust domain partner.example is no longer trusted") {
 		t.Errorf("access record %+v", a)
 	}
-	kept := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/batch")))
+	kept := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/batch")))
 	say(t, kept, "hello")
 	_ = kept.Close()
 	if a := p.next(); a.Decision != "would_deny" || a.WouldDeny != "policy: no rule allows it" || a.Reason != "ended by the client" || a.Outcome != "success" {
@@ -454,23 +457,23 @@ func TestAudit(t *testing.T) {
 
 // TestAuditWithoutPolicy: where there is no policy, nothing passes.
 func TestAuditWithoutPolicy(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := permissive("orders", serve(t, echo))
 	in.Enforcement = Audit
-	p := run(t, Config{Listeners: []Listener{in}, Identities: source(t, ca.svid("/orders"), ca)})
-	wantRefused(t, p, clientConfig(ca.svid("/web")), "policy: no policy is loaded")
+	p := run(t, Config{Listeners: []Listener{in}, Identities: source(t, ca.SVID("/orders"), ca)})
+	wantRefused(t, p, clientConfig(ca.SVID("/web")), "policy: no policy is loaded")
 }
 
 // TestAuditOutbound: the rules are audited, `expect` is enforced.
 func TestAuditOutbound(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	server := func(path string) string {
-		config := &tls.Config{Certificates: []tls.Certificate{ca.svid(path)}, ClientAuth: tls.RequireAnyClientCert}
+		config := &tls.Config{Certificates: []tls.Certificate{ca.SVID(path)}, ClientAuth: tls.RequireAnyClientCert}
 		return serve(t, func(c net.Conn) { echo(tls.Server(c, config)) })
 	}
 	right, wrong := outbound(t, "right", server("/inventory"), "spiffe://example.org/inventory"), outbound(t, "wrong", server("/other"), "spiffe://example.org/inventory")
 	right.Enforcement, wrong.Enforcement = Audit, Audit
-	p := run(t, Config{Listeners: []Listener{right, wrong}, Policy: rulesOf(t, denyAll), Identities: source(t, ca.svid("/web"), ca)})
+	p := run(t, Config{Listeners: []Listener{right, wrong}, Policy: rulesOf(t, denyAll), Identities: source(t, ca.SVID("/web"), ca)})
 	c := dialPlain(t, p.addr("right"))
 	say(t, c, "hello")
 	_ = c.Close()

@@ -5,7 +5,7 @@
 // service; an outbound one takes plaintext from a local caller and speaks
 // mTLS to a peer that must be whom `expect` names.
 //
-//	source, err := proxy.NewWorkloadAPI(proxy.WorkloadAPIConfig{Socket: "/run/spire/sockets/agent.sock"})
+//	source, err := identity.NewWorkloadAPI(identity.WorkloadAPIConfig{Socket: "/run/spire/sockets/agent.sock"})
 //	…
 //	p, err := proxy.New(proxy.Config{Listeners: listeners, Policy: rules, Identities: source})
 //	…
@@ -13,14 +13,21 @@
 //	…
 //	applied, err := p.Apply(newer) // at any time: listeners, policy, identities
 //
-// Follow one connection: listener.go accepts it, conn.go walks it from the
-// handshake to the access record, tls.go and trust.go say who the peer is,
-// live.go decides and decides again while it lives, table.go looks after its
-// deadlines, copy.go moves its bytes. Where it goes is chosen by
-// proxy/upstream.
+// Follow one connection: listener.go accepts it and registers it, conn.go walks
+// it from there to the access record. On the way proxyproto.go reads who was
+// there before it, hello.go waits for its first words and plaintext.go tells
+// them from TLS, turn.go has its handshake compute in turn, tls.go says with
+// what, live.go decides and decides again while it lives, share.go counts it
+// among its peer's, and route.go says where it goes. wire.go and copy.go move its
+// bytes; park.go holds it while there are none. table.go looks after its
+// deadlines.
 //
-// What is decided is the business of proxy/policy. Identities come from a
-// source (workloadapi.go, files.go) behind the interface Identities.
+// Follow a change: apply.go puts listeners and rules in force as one, handover.go
+// passes the sockets to the process that takes this one's place.
+//
+// Who a peer is and whom we speak as is the business of proxy/identity, what
+// is decided that of proxy/policy, and which address is dialled that of
+// proxy/upstream.
 package proxy
 
 import (
@@ -37,6 +44,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
@@ -50,7 +59,7 @@ import (
 type Config struct {
 	Listeners  []Listener
 	Policy     *policy.Policy // nil denies everything
-	Identities Identities
+	Identities identity.Source
 
 	// Sockets is asked for a listening socket before one is opened: one that
 	// was handed over or that systemd made. Nil, and a nil socket: one is
@@ -69,10 +78,10 @@ type Config struct {
 type Listener struct {
 	Name      string // unique
 	Direction policy.Direction
-	Bind      string   // host:port or unix:/path
-	Targets   []string // host:port or unix:/path, at least one where there are no Routes, and at most MaxTargets
-	Routes    []Route  // inbound: the first that takes a connection leads it, before Targets
-	Identity  Pick     // which of our SVIDs it presents
+	Bind      string        // host:port or unix:/path
+	Targets   []string      // host:port or unix:/path, at least one where there are no Routes, and at most MaxTargets
+	Routes    []Route       // inbound: the first that takes a connection leads it, before Targets
+	Identity  identity.Pick // which of our SVIDs it presents
 	Expect    []policy.Pattern
 	Upstream  upstream.Settings // how one of Targets is chosen
 
@@ -157,7 +166,7 @@ type Proxy struct {
 	retired  sync.WaitGroup // listeners that were removed and drain
 
 	mu         sync.Mutex // guards the following, and world while it is swapped
-	identities Identities
+	identities identity.Source
 	running    bool
 	stopped    bool // nothing is accepted any more
 	ended      bool // Run has no connection any more

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/hashicorp/go-hclog"
 	"go.uber.org/goleak"
 
@@ -323,12 +325,12 @@ func (r *running) addr(name string) string { return r.Addr(name).String() }
 func TestInbound(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
-			ca := newAuthority(t, "example.org")
+			ca := testca.New(t, "example.org")
 			p := run(t, Config{
 				Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowWeb),
-				Identities: source(t, ca.svid("/orders"), ca),
+				Identities: source(t, ca.SVID("/orders"), ca),
 			})
-			cert := ca.svid("/web")
+			cert := ca.SVID("/web")
 			cc := clientConfig(cert)
 			cc.MaxVersion = version
 			c := dialTLS(t, p.addr("orders"), cc)
@@ -368,7 +370,7 @@ func TestInbound(t *testing.T) {
 }
 
 func TestTwoProxiesEndToEnd(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := t.TempDir()
 	app, err := net.Listen("unix", dir+"/app.sock")
 	if err != nil {
@@ -377,12 +379,12 @@ func TestTwoProxiesEndToEnd(t *testing.T) {
 	serveOn(t, app, echo)
 	server := run(t, Config{
 		Listeners: []Listener{inbound("inventory", "unix:"+dir+"/app.sock")}, Policy: rulesOf(t, allowWeb),
-		Identities: source(t, ca.svid("/inventory"), ca),
+		Identities: source(t, ca.SVID("/inventory"), ca),
 	})
 	out := outbound(t, "to-inventory", server.addr("inventory"), "spiffe://example.org/inventory")
 	out.Bind = "unix:" + dir + "/out.sock"
 	client := run(t, Config{
-		Listeners: []Listener{out}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.svid("/web"), ca),
+		Listeners: []Listener{out}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.SVID("/web"), ca),
 	})
 	c, err := net.DialTimeout("unix", dir+"/out.sock", patience)
 	if err != nil {
@@ -413,11 +415,11 @@ func TestTwoProxiesEndToEnd(t *testing.T) {
 }
 
 func TestShutdownDrains(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Drain = 100 * time.Millisecond
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.svid("/orders"), ca)})
-	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.SVID("/orders"), ca)})
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, c, "hello")
 	if s := p.Status().Listeners[0]; p.Draining() || s.Problem != "" {
 		t.Errorf("while it serves: draining %v, status %+v", p.Draining(), s)
@@ -437,11 +439,11 @@ func TestShutdownDrains(t *testing.T) {
 
 // TestAppliedIsLogged holds what a person reads of a reload.
 func TestAppliedIsLogged(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	log := &lines{}
 	p := run(t, Config{
 		Listeners: []Listener{inbound("a", "127.0.0.1:1")}, Policy: rulesOf(t, allowWeb),
-		Identities: source(t, ca.svid("/orders"), ca), Log: hclog.New(&hclog.LoggerOptions{Output: log}),
+		Identities: source(t, ca.SVID("/orders"), ca), Log: hclog.New(&hclog.LoggerOptions{Output: log}),
 	})
 	c := p.config
 	for _, step := range []struct {

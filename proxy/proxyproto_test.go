@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	pires "github.com/pires/go-proxyproto"
 
 	"github.com/narthex-id/narthex/proxy/proxyproto"
@@ -94,11 +96,11 @@ func welcomed(t testing.TB, c net.Conn) {
 // target, however the header comes.
 func TestHeaderIn(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	target, got := heads(t)
 	in := inbound("orders", target)
 	in.ProxyProtocol = ProxyProtocol{Send: proxyproto.V2, AcceptFrom: append(elsewhere, loopback...)}
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	six := proxyproto.Header{Source: netip.MustParseAddrPort("[2001:db8::7]:40001"), Destination: netip.MustParseAddrPort("[2001:db8::9]:443")}
 	for name, c := range map[string]struct {
 		head         []byte
@@ -113,7 +115,7 @@ func TestHeaderIn(t *testing.T) {
 	} {
 		for _, piece := range []int{0, 1, 7} {
 			t.Run(fmt.Sprintf("%s in pieces of %d", name, piece), func(t *testing.T) {
-				conn := dialHeaded(t, "tcp", p.addr("orders"), c.head, piece, clientConfig(ca.svid("/web")))
+				conn := dialHeaded(t, "tcp", p.addr("orders"), c.head, piece, clientConfig(ca.SVID("/web")))
 				own := conn.LocalAddr().String()
 				if err := conn.Handshake(); err != nil {
 					t.Fatal(err)
@@ -158,11 +160,11 @@ func tlvOf(t testing.TB, h *pires.Header, kind byte) string {
 // who may not and does.
 func TestHeaderRefused(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	trusting, strict := inbound("trusting", serve(t, echo)), inbound("strict", serve(t, echo))
 	trusting.ProxyProtocol.AcceptFrom, strict.ProxyProtocol.AcceptFrom = loopback, elsewhere
 	trusting.Timeouts.Handshake = 100 * time.Millisecond
-	p := run(t, Config{Listeners: []Listener{trusting, strict}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{trusting, strict}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	hello := string(clientHello(t))
 	for name, c := range map[string]struct {
 		listener, sends string
@@ -218,12 +220,12 @@ func clientHello(t testing.TB) []byte {
 // listener too.
 func TestHeaderSilentMakesRoom(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
-	server := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	server := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	out := outbound(t, "out", server.addr("orders"), "spiffe://example.org/orders")
 	out.ProxyProtocol.AcceptFrom, out.MaxConnections = loopback, 1
-	p := run(t, Config{Listeners: []Listener{out}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/web"), ca)})
+	p := run(t, Config{Listeners: []Listener{out}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/web"), ca)})
 	silent, err := net.Dial("tcp", p.addr("out"))
 	if err != nil {
 		t.Fatal(err)
@@ -248,15 +250,15 @@ func TestHeaderSilentMakesRoom(t *testing.T) {
 // TestHeaderOut: what the target of an inbound listener is told.
 func TestHeaderOut(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	for _, version := range []proxyproto.Version{proxyproto.V1, proxyproto.V2} {
 		t.Run(version.String(), func(t *testing.T) {
 			t.Parallel()
 			target, got := heads(t)
 			in := inbound("orders", target)
 			in.ProxyProtocol.Send = version
-			p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-			cc := clientConfig(ca.svid("/web"))
+			p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+			cc := clientConfig(ca.SVID("/web"))
 			cc.ServerName, cc.MaxVersion = "db.example.org", tls.VersionTLS12
 			c := dialTLS(t, p.addr("orders"), cc)
 			welcomed(t, c)
@@ -284,18 +286,18 @@ func TestHeaderOut(t *testing.T) {
 // the inbound one at the far end takes that for the source.
 func TestHeaderThroughBoth(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := t.TempDir()
 	target, got := heads(t)
 	in := inbound("inventory", target)
 	in.ProxyProtocol = ProxyProtocol{Send: proxyproto.V1, AcceptFrom: loopback}
-	server := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/inventory"), ca)})
+	server := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/inventory"), ca)})
 	tcp := outbound(t, "tcp", server.addr("inventory"), "spiffe://example.org/inventory")
 	unix := tcp
 	unix.Name, unix.Bind = "unix", "unix:"+dir+"/out.sock"
 	tcp.ProxyProtocol = ProxyProtocol{Send: proxyproto.V1, AcceptFrom: loopback}
 	unix.ProxyProtocol = ProxyProtocol{Send: proxyproto.V2, AcceptUnix: true}
-	client := run(t, Config{Listeners: []Listener{tcp, unix}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/web"), ca)})
+	client := run(t, Config{Listeners: []Listener{tcp, unix}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/web"), ca)})
 	path := append([]byte("/run/caller.sock"), make([]byte, 108-16)...)
 	fromUnix := append([]byte("\r\n\r\n\x00\r\nQUIT\n\x21\x31\x00\xd8"), append(path, path...)...)
 	for name, c := range map[string]struct {
@@ -348,11 +350,11 @@ func TestHeaderThroughBoth(t *testing.T) {
 // somebody who is not trusted any more are closed, others stay.
 func TestAcceptFromChanges(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.ProxyProtocol.AcceptFrom = loopback
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	cc := clientConfig(ca.svid("/web"))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	cc := clientConfig(ca.SVID("/web"))
 	live := dialHeaded(t, "tcp", p.addr("orders"), faraway.AppendV1(nil), 0, cc)
 	say(t, live, "hello")
 	c := p.config
@@ -453,10 +455,10 @@ func TestSourceOfMappedAddress(t *testing.T) {
 // room for others.
 func TestRefusedHeadersAreNotWaitedFor(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.ProxyProtocol.AcceptFrom = loopback
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	for _, head := range []string{"", "GET / HTTP/1.1\r\n\r\n", "PROXY TCP4 1.2.3.4"} {
 		c, err := net.Dial("tcp", p.addr("orders"))
 		if err != nil {

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -27,15 +30,15 @@ func replace(t *testing.T, path string, data []byte) {
 // TestRevokedWhileConnected: a new CRL closes those it names, at once,
 // whatever on_policy_change says, and nobody else.
 func TestRevokedWhileConnected(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	middle := ca.intermediate()
+	ca := testca.New(t, "example.org")
+	middle := ca.Intermediate()
 	for _, action := range []Action{ActionClose, ActionDrain, ActionKeep} {
 		t.Run(action.String(), func(t *testing.T) {
 			dir := t.TempDir()
-			replace(t, dir+"/root.crl", ca.crl(1, nil))
-			replace(t, dir+"/middle.crl", crlPEM(middle.crl(1, nil)))
-			ids := source(t, ca.svid("/orders"), ca)
-			crls, err := NewCRLs(CRLsConfig{Files: map[spiffeid.TrustDomain][]string{ca.td: {dir + "/*.crl"}}, Identities: ids, Poll: time.Hour, Log: testLog(t)})
+			replace(t, dir+"/root.crl", ca.CRL(1, nil))
+			replace(t, dir+"/middle.crl", testca.CRLPEM(middle.CRL(1, nil)))
+			ids := source(t, ca.SVID("/orders"), ca)
+			crls, err := identity.NewCRLs(identity.CRLsConfig{Files: map[spiffeid.TrustDomain][]string{ca.TrustDomain: {dir + "/*.crl"}}, Identities: ids, Poll: time.Hour, Log: testLog(t)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -47,8 +50,8 @@ func TestRevokedWhileConnected(t *testing.T) {
 			in := inbound("orders", serve(t, echo))
 			in.OnPolicyChange, in.Timeouts.Drain = action, time.Hour
 			p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: ids})
-			web, batch, low := ca.svid("/web"), ca.svid("/batch"), middle.svid("/low")
-			low.Certificate = append(low.Certificate, middle.cert.Raw)
+			web, batch, low := ca.SVID("/web"), ca.SVID("/batch"), middle.SVID("/low")
+			low.Certificate = append(low.Certificate, middle.Cert.Raw)
 			dial := func(c tls.Certificate) *tls.Conn { return dialTLS(t, p.addr("orders"), clientConfig(c)) }
 			webConn, batchConn, lowConn := dial(web), dial(batch), dial(low)
 			for _, c := range []*tls.Conn{webConn, batchConn, lowConn} {
@@ -61,10 +64,10 @@ func TestRevokedWhileConnected(t *testing.T) {
 					t.Errorf("access record %+v\nwant %s", a, want)
 				}
 			}
-			replace(t, dir+"/root.crl", ca.crl(2, nil, web.Leaf))
+			replace(t, dir+"/root.crl", ca.CRL(2, nil, web.Leaf))
 			record(webConn, "peer certificate of spiffe://example.org/web: revoked at ")
 			say(t, lowConn, "still there")
-			replace(t, dir+"/root.crl", ca.crl(3, nil, web.Leaf, middle.cert))
+			replace(t, dir+"/root.crl", ca.CRL(3, nil, web.Leaf, middle.Cert))
 			record(lowConn, "its intermediate CN=")
 			again := dial(web)
 			gone(t, again)
@@ -85,13 +88,13 @@ func TestRevokedWhileConnected(t *testing.T) {
 // TestRevokedDuringHandshake: a CRL that comes between the handshake and the
 // decision counts.
 func TestRevokedDuringHandshake(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	web := ca.svid("/web")
+	ca := testca.New(t, "example.org")
+	web := ca.SVID("/web")
 	file := t.TempDir() + "/crl"
-	replace(t, file, ca.crl(1, nil))
-	ids := source(t, ca.svid("/orders"), ca)
-	files := map[spiffeid.TrustDomain][]string{ca.td: {file}}
-	crls, err := NewCRLs(CRLsConfig{Files: files, Identities: ids, Poll: time.Hour, Log: testLog(t)})
+	replace(t, file, ca.CRL(1, nil))
+	ids := source(t, ca.SVID("/orders"), ca)
+	files := map[spiffeid.TrustDomain][]string{ca.TrustDomain: {file}}
+	crls, err := identity.NewCRLs(identity.CRLsConfig{Files: files, Identities: ids, Poll: time.Hour, Log: testLog(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +110,7 @@ func TestRevokedDuringHandshake(t *testing.T) {
 	var shaken sync.WaitGroup
 	shaken.Go(func() { _ = c.Handshake() })
 	<-half.read
-	replace(t, file, ca.crl(2, nil, web.Leaf))
+	replace(t, file, ca.CRL(2, nil, web.Leaf))
 	crls.Configure(files)
 	close(half.on)
 	shaken.Wait()

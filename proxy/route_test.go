@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/narthex-id/narthex/proxy/policy"
 )
 
@@ -101,12 +103,12 @@ func routed(t testing.TB) Listener {
 
 func TestRoutes(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	strict := routed(t)
 	open := strict
 	open.Name, open.Targets = "open", []string{serve(t, saying("own"))}
-	p := run(t, Config{Listeners: []Listener{strict, open}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.svid("/front"), ca)})
-	cert := ca.svid("/web")
+	p := run(t, Config{Listeners: []Listener{strict, open}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.SVID("/front"), ca)})
+	cert := ca.SVID("/web")
 	const none = "no route for server name"
 	const alert = "tls: no application protocol"
 	for _, c := range []struct {
@@ -165,10 +167,10 @@ func TestRoutes(t *testing.T) {
 // there is a route or none.
 func TestRoutesTellStrangersNothing(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
-	p := run(t, Config{Listeners: []Listener{routed(t)}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.svid("/front"), ca)})
+	ca := testca.New(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{routed(t)}, Policy: rulesOf(t, allowWeb), Identities: source(t, ca.SVID("/front"), ca)})
 	for _, sni := range []string{"db.example.org", "nowhere.example.org"} {
-		cc := clientConfig(ca.svid("/stranger"))
+		cc := clientConfig(ca.SVID("/stranger"))
 		cc.ServerName = sni
 		if word, _, err := answerOf(t, p.addr("front"), cc); err == nil {
 			t.Errorf("%s: came to %q", sni, word)
@@ -183,12 +185,12 @@ func TestRoutesTellStrangersNothing(t *testing.T) {
 // other routes stay, and a handshake that began before is refused.
 func TestRoutesChange(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := routed(t)
 	in.Timeouts.Drain = -1
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/front"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/front"), ca)})
 	connect := func(sni string) *tls.Conn {
-		cc := clientConfig(ca.svid("/web"))
+		cc := clientConfig(ca.SVID("/web"))
 		cc.ServerName = sni
 		c := dialTLS(t, p.addr("front"), cc)
 		if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
@@ -237,11 +239,11 @@ func TestRoutesChange(t *testing.T) {
 // that asked for something else drain.
 func TestServerName(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
-	server := run(t, Config{Listeners: []Listener{routed(t)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/front"), ca)})
+	ca := testca.New(t, "example.org")
+	server := run(t, Config{Listeners: []Listener{routed(t)}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/front"), ca)})
 	out := outbound(t, "out", server.addr("front"), "spiffe://example.org/front")
 	out.ServerName, out.ALPN, out.Timeouts.Drain = "DB.example.org.", []string{"x", "postgresql"}, -1
-	client := run(t, Config{Listeners: []Listener{out}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/web"), ca)})
+	client := run(t, Config{Listeners: []Listener{out}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/web"), ca)})
 	c, err := net.Dial("tcp", client.addr("out"))
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -28,11 +30,11 @@ func (s *shares) count() (peers, conns int) {
 
 func TestMaxPerIdentity(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.MaxPerIdentity = 2
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	web, batch := clientConfig(ca.svid("/web")), clientConfig(ca.svid("/batch"))
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	web, batch := clientConfig(ca.SVID("/web")), clientConfig(ca.SVID("/batch"))
 	open := func(cc *tls.Config) *tls.Conn {
 		t.Helper()
 		c := dialTLS(t, p.addr("orders"), cc)
@@ -42,7 +44,7 @@ func TestMaxPerIdentity(t *testing.T) {
 	const limited = "spiffe://example.org/web has as many live connections here as max_connections_per_identity allows, 2"
 	first, second := open(web), open(web)
 	wantRefused(t, p, web, limited)
-	wantRefused(t, p, clientConfig(ca.svid("/web")), limited) // another SVID of the same identity
+	wantRefused(t, p, clientConfig(ca.SVID("/web")), limited) // another SVID of the same identity
 	open(batch)
 	if got := p.metric("narthex_connections_total", "orders", "limited"); got != 2 {
 		t.Errorf("%v limited, want 2", got)
@@ -72,10 +74,10 @@ func TestMaxPerIdentity(t *testing.T) {
 
 // TestMaxPerSource: plaintext counts by where it comes from.
 func TestMaxPerSource(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := permissive("orders", serve(t, echo))
 	in.MaxPerIdentity = 1
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca)})
 	from := func(ip string) net.Conn {
 		t.Helper()
 		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}).Dial("tcp", p.addr("orders"))
@@ -89,7 +91,7 @@ func TestMaxPerSource(t *testing.T) {
 	first := from("127.0.0.2")
 	say(t, first, "hello")
 	say(t, from("127.0.0.3"), "hello")
-	say(t, dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web"))), "no plaintext")
+	say(t, dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web"))), "no plaintext")
 	c := from("127.0.0.2")
 	_, _ = io.WriteString(c, "hello")
 	gone(t, c)
@@ -146,14 +148,14 @@ func TestSharesAreExact(t *testing.T) {
 // while settings and rules change under it.
 func TestSharesComeBack(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := permissive("orders", serve(t, echo))
 	in.MaxPerIdentity, in.Timeouts.Handshake = 2, 200*time.Millisecond
 	down := in
 	down.Name, down.Targets = "down", []string{"127.0.0.1:1"}
-	p := run(t, Config{Listeners: []Listener{in, down}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.svid("/orders"), ca), Log: hclog.NewNullLogger()})
+	p := run(t, Config{Listeners: []Listener{in, down}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca), Log: hclog.NewNullLogger()})
 	addrs := []string{p.addr("orders"), p.addr("down")}
-	web, nobody := clientConfig(ca.svid("/web")), clientConfig()
+	web, nobody := clientConfig(ca.SVID("/web")), clientConfig()
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	var served atomic.Int64
@@ -209,13 +211,13 @@ func TestSharesComeBack(t *testing.T) {
 // TestMaxConnectionsOfAll: a bound over all listeners, under which the silent
 // of any listener make room.
 func TestMaxConnectionsOfAll(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	other := in
 	other.Name = "other"
-	c := Config{Listeners: []Listener{in, other}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca), MaxConnections: 2}
+	c := Config{Listeners: []Listener{in, other}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca), MaxConnections: 2}
 	p := run(t, c)
-	cc := clientConfig(ca.svid("/web"))
+	cc := clientConfig(ca.SVID("/web"))
 	live := dialTLS(t, p.addr("orders"), cc)
 	say(t, live, "hello")
 	silent := dialPlain(t, p.addr("other"))
@@ -247,11 +249,11 @@ func TestMaxConnectionsOfAll(t *testing.T) {
 
 // TestMaxPerIdentityOutbound: outbound, the peer is who was reached.
 func TestMaxPerIdentityOutbound(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	config := &tls.Config{Certificates: []tls.Certificate{ca.svid("/inventory")}, ClientAuth: tls.RequireAnyClientCert}
+	ca := testca.New(t, "example.org")
+	config := &tls.Config{Certificates: []tls.Certificate{ca.SVID("/inventory")}, ClientAuth: tls.RequireAnyClientCert}
 	out := outbound(t, "out", serve(t, func(c net.Conn) { echo(tls.Server(c, config)) }), "spiffe://example.org/inventory")
 	out.MaxPerIdentity = 1
-	p := run(t, Config{Listeners: []Listener{out}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/web"), ca)})
+	p := run(t, Config{Listeners: []Listener{out}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/web"), ca)})
 	say(t, dialPlain(t, p.addr("out")), "hello")
 	c := dialPlain(t, p.addr("out"))
 	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {

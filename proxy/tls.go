@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -36,8 +38,8 @@ var cipherSuites = []uint16{
 // whoever authorizes there is bypassed by resumption. There are no tickets
 // and no session cache either: every connection proves its identity afresh.
 type session struct {
-	identity *Identity
-	trust    *Trust
+	identity *identity.Identity
+	trust    *identity.Trust
 	settings *settings
 	config   *tls.Config
 	byTarget map[string]*tls.Config // outbound: with the server name of each target that has one
@@ -46,7 +48,7 @@ type session struct {
 // newSession makes the configuration. Outbound, expect is part of the
 // handshake: a peer that is not expected does not see our certificate in TLS
 // 1.3. Inbound, the policy decides after it.
-func newSession(id *Identity, trust *Trust, s *settings) *session {
+func newSession(id *identity.Identity, trust *identity.Trust, s *settings) *session {
 	c := &tls.Config{
 		Certificates:                []tls.Certificate{id.Certificate},
 		MinVersion:                  tls.VersionTLS12,
@@ -57,7 +59,7 @@ func newSession(id *Identity, trust *Trust, s *settings) *session {
 	if s.Direction == policy.Inbound {
 		c.ClientAuth = tls.RequireAnyClientCert
 		c.VerifyConnection = func(cs tls.ConnectionState) error {
-			_, err := trust.verify(cs.PeerCertificates, time.Now())
+			_, err := trust.Verify(cs.PeerCertificates, time.Now())
 			return err
 		}
 		s.negotiate(c)
@@ -66,12 +68,12 @@ func newSession(id *Identity, trust *Trust, s *settings) *session {
 	c.NextProtos = s.ALPN
 	c.InsecureSkipVerify = true // of the host name, which proves nothing in SPIFFE; VerifyConnection verifies the identity
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		peer, err := trust.verify(cs.PeerCertificates, time.Now())
+		peer, err := trust.Verify(cs.PeerCertificates, time.Now())
 		if err != nil {
 			return err
 		}
 		if !expected(s.Expect, peer) {
-			return &PeerError{ID: peer, Result: "unexpected", Err: fmt.Errorf("valid, but not who `expect` names: %s", someOf(s.Expect))}
+			return &identity.PeerError{ID: peer, Result: "unexpected", Err: fmt.Errorf("valid, but not who `expect` names: %s", someOf(s.Expect))}
 		}
 		return nil
 	}
@@ -122,7 +124,7 @@ func peerOf(cs *tls.ConnectionState) (policy.Peer, error) {
 // the metrics and a reason for a person. Inbound, the far end is a client,
 // outbound it is the target.
 func explainHandshake(err error, direction policy.Direction) (result, reason string) {
-	var peer *PeerError
+	var peer *identity.PeerError
 	var alert *net.OpError
 	var record tls.RecordHeaderError
 	switch {

@@ -6,21 +6,23 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 // TestBalance: connections are spread over the targets, past one that is
 // down, and every record says where it went.
 func TestBalance(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	targets := []string{serve(t, echo), "127.0.0.1:1", serve(t, echo)}
 	in := inbound("orders", "")
 	in.Targets = targets
 	in.Upstream.Ejection = upstream.Ejection{After: 2, For: time.Hour}
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	went := map[string]int{}
 	for range 12 {
-		c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+		c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 		say(t, c, "hello")
 		_ = c.Close()
 		went[p.next().Destination]++
@@ -45,11 +47,11 @@ func TestBalance(t *testing.T) {
 // TestBadPeerIsEjected: outbound, a target that takes connections and fails
 // the handshake is left out like one that is down.
 func TestBadPeerIsEjected(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	ids := source(t, ca.svid("/web"), ca)
+	ca := testca.New(t, "example.org")
+	ids := source(t, ca.SVID("/web"), ca)
 	var deaf atomic.Int32
 	notTLS := serve(t, func(c net.Conn) { deaf.Add(1); _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) })
-	peer := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	peer := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	out := outbound(t, "to-orders", "", "spiffe://example.org/orders")
 	out.Targets = []string{notTLS, peer.addr("orders")}
 	out.Upstream.Ejection = upstream.Ejection{After: 2, For: time.Hour}

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/hashicorp/go-hclog"
 )
 
@@ -40,15 +42,15 @@ func TestTidy(t *testing.T) {
 // bounded in the access log and in the log.
 func TestStrangersWriteLittle(t *testing.T) {
 	t.Parallel()
-	ca, other := newAuthority(t, "example.org"), newAuthority(t, "example.org")
+	ca, other := testca.New(t, "example.org"), testca.New(t, "example.org")
 	uri := func(size int) func(*x509.Certificate) {
 		return func(c *x509.Certificate) {
 			c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/" + strings.Repeat("a", size-len("spiffe://example.org/"))}}
 		}
 	}
-	many, large := other.svid("/web"), other.svid("/web", func(c *x509.Certificate) { c.DNSNames = []string{strings.Repeat("d", 100_000)} })
+	many, large := other.SVID("/web"), other.SVID("/web", func(c *x509.Certificate) { c.DNSNames = []string{strings.Repeat("d", 100_000)} })
 	for range 10 {
-		many.Certificate = append(many.Certificate, other.cert.Raw)
+		many.Certificate = append(many.Certificate, other.Cert.Raw)
 	}
 	for _, test := range []struct {
 		name         string
@@ -57,18 +59,18 @@ func TestStrangersWriteLittle(t *testing.T) {
 		reason, from string
 		serverName   string
 	}{
-		{"longest SPIFFE ID", ca.svid("/web", uri(2048)), "", "policy: no policy is loaded", uri2048, ""},
-		{"longer", ca.svid("/web", uri(2049)), "", "a URI SAN has 2049 bytes, a SPIFFE ID has at most 2048", "", ""},
-		{"immense", other.svid("/web", uri(200_000)), "", "at most 65536 are accepted", "", ""},
+		{"longest SPIFFE ID", ca.SVID("/web", uri(2048)), "", "policy: no policy is loaded", uri2048, ""},
+		{"longer", ca.SVID("/web", uri(2049)), "", "a URI SAN has 2049 bytes, a SPIFFE ID has at most 2048", "", ""},
+		{"immense", other.SVID("/web", uri(200_000)), "", "at most 65536 are accepted", "", ""},
 		{"many certificates", many, "", "11 certificates, at most 10 are accepted", "", ""},
 		{"large certificates", large, "", "at most 65536 are accepted", "", ""},
-		{"server name", other.svid("/web"), strings.Repeat("a.", 5_000) + "a", "not signed by", "spiffe://example.org/web", invalidServerName},
-		{"server name of no host", other.svid("/web"), "a\x1b[31m\nb", "not signed by", "spiffe://example.org/web", invalidServerName},
+		{"server name", other.SVID("/web"), strings.Repeat("a.", 5_000) + "a", "not signed by", "spiffe://example.org/web", invalidServerName},
+		{"server name of no host", other.SVID("/web"), "a\x1b[31m\nb", "not signed by", "spiffe://example.org/web", invalidServerName},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			log := &lines{}
 			p := run(t, Config{
-				Listeners: []Listener{inbound("orders", "127.0.0.1:1")}, Identities: source(t, ca.svid("/orders"), ca),
+				Listeners: []Listener{inbound("orders", "127.0.0.1:1")}, Identities: source(t, ca.SVID("/orders"), ca),
 				Log: hclog.New(&hclog.LoggerOptions{Output: log}),
 			})
 			cc := clientConfig(test.cert)

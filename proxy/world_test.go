@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+	"github.com/narthex-id/narthex/proxy/identity"
+
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -59,9 +62,9 @@ func reached(c net.Conn) (string, error) {
 // written for, or for none.
 func TestListenerChangesDuringHandshake(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "example.org")
-	ids := NewHeld("test")
-	if err := ids.Set([]SVID{{Certificate: ca.svid("/orders")}, {Certificate: ca.svid("/other")}}, bundles(ca)); err != nil {
+	ca := testca.New(t, "example.org")
+	ids := identity.NewHeld("test")
+	if err := ids.Set([]identity.SVID{{Certificate: ca.SVID("/orders")}, {Certificate: ca.SVID("/other")}}, testca.Bundles(ca)); err != nil {
 		t.Fatal(err)
 	}
 	admin, public := serve(t, word("admin")), serve(t, word("open!"))
@@ -90,7 +93,7 @@ func TestListenerChangesDuringHandshake(t *testing.T) {
 			}
 			defer func() { _ = raw.Close() }()
 			h := halt(raw)
-			c := tls.Client(h, clientConfig(ca.svid("/evil")))
+			c := tls.Client(h, clientConfig(ca.SVID("/evil")))
 			var shaken sync.WaitGroup
 			shaken.Go(func() { _ = c.Handshake() })
 			<-h.read
@@ -116,9 +119,9 @@ func TestListenerChangesDuringHandshake(t *testing.T) {
 
 // TestExpectChangesDuringHandshake is the same where we are the client.
 func TestExpectChangesDuringHandshake(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	accepted := make(chan *halted, 1)
-	config := clientConfig(ca.svid("/inventory"))
+	config := clientConfig(ca.SVID("/inventory"))
 	config.ClientAuth = tls.RequireAnyClientCert
 	addr := serve(t, func(c net.Conn) {
 		h := halt(c)
@@ -127,7 +130,7 @@ func TestExpectChangesDuringHandshake(t *testing.T) {
 	})
 	p := run(t, Config{
 		Listeners: []Listener{outbound(t, "out", addr, "spiffe://example.org/inventory")}, Policy: rulesOf(t, allowAll),
-		Identities: source(t, ca.svid("/web"), ca),
+		Identities: source(t, ca.SVID("/web"), ca),
 	})
 	c, err := net.Dial("tcp", p.addr("out"))
 	if err != nil {
@@ -149,17 +152,17 @@ func TestExpectChangesDuringHandshake(t *testing.T) {
 
 // TestSVIDTakenBackDuringHandshake: it is not used for a new connection.
 func TestSVIDTakenBackDuringHandshake(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	for name, test := range map[string]struct {
-		change func(*Held)
+		change func(*identity.Held)
 		reason string
 	}{
-		"taken back": {func(s *Held) { s.Withdraw(errors.New("the entry was deleted")) }, "our own SVID spiffe://example.org/orders went while the handshake was going on: no identity: the entry was deleted"},
-		"another":    {func(s *Held) { give(t, s, ca.svid("/other"), ca) }, "our own SVID spiffe://example.org/orders went while the handshake was going on: the listener presents spiffe://example.org/other by now"},
-		"renewed":    {func(s *Held) { give(t, s, ca.svid("/orders"), ca) }, ""},
+		"taken back": {func(s *identity.Held) { s.Withdraw(errors.New("the entry was deleted")) }, "our own SVID spiffe://example.org/orders went while the handshake was going on: no identity: the entry was deleted"},
+		"another":    {func(s *identity.Held) { give(t, s, ca.SVID("/other"), ca) }, "our own SVID spiffe://example.org/orders went while the handshake was going on: the listener presents spiffe://example.org/other by now"},
+		"renewed":    {func(s *identity.Held) { give(t, s, ca.SVID("/orders"), ca) }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ids := source(t, ca.svid("/orders"), ca)
+			ids := source(t, ca.SVID("/orders"), ca)
 			p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, word("hello")))}, Policy: rulesOf(t, allowAll), Identities: ids})
 			raw, err := net.Dial("tcp", p.addr("orders"))
 			if err != nil {
@@ -167,7 +170,7 @@ func TestSVIDTakenBackDuringHandshake(t *testing.T) {
 			}
 			defer func() { _ = raw.Close() }()
 			h := halt(raw)
-			c := tls.Client(h, clientConfig(ca.svid("/web")))
+			c := tls.Client(h, clientConfig(ca.SVID("/web")))
 			var shaken sync.WaitGroup
 			shaken.Go(func() { _ = c.Handshake() })
 			<-h.read
@@ -186,17 +189,17 @@ func TestSVIDTakenBackDuringHandshake(t *testing.T) {
 // probing is a source whose leases run a probe when they are given back,
 // which is in the midst of an Apply that changes an identity.
 type probing struct {
-	*Held
+	*identity.Held
 	probe func()
 }
 
-func (p *probing) Own(ctx context.Context, pick Pick) (Lease, error) {
-	lease, err := p.store.Own(ctx, pick)
+func (p *probing) Own(ctx context.Context, pick identity.Pick) (identity.Lease, error) {
+	lease, err := p.Held.Own(ctx, pick)
 	return &probingLease{lease, p}, err
 }
 
 type probingLease struct {
-	Lease
+	identity.Lease
 	source *probing
 }
 
@@ -210,15 +213,15 @@ func (l *probingLease) Close() {
 // TestRulesAndTargetsComeAtOnce: in the midst of a change nobody is decided
 // by the old rules for a new target.
 func TestRulesAndTargetsComeAtOnce(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	ids := &probing{Held: NewHeld("test")}
-	if err := ids.Set([]SVID{{Certificate: ca.svid("/orders")}, {Certificate: ca.svid("/other")}}, bundles(ca)); err != nil {
+	ca := testca.New(t, "example.org")
+	ids := &probing{Held: identity.NewHeld("test")}
+	if err := ids.Set([]identity.SVID{{Certificate: ca.SVID("/orders")}, {Certificate: ca.SVID("/other")}}, testca.Bundles(ca)); err != nil {
 		t.Fatal(err)
 	}
 	in := inbound("orders", serve(t, word("open!")))
 	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: ids})
-	addr, cc := p.addr("orders"), clientConfig(ca.svid("/evil"))
-	got, err := reached(dialTLS(t, addr, clientConfig(ca.svid("/web")))) // it runs
+	addr, cc := p.addr("orders"), clientConfig(ca.SVID("/evil"))
+	got, err := reached(dialTLS(t, addr, clientConfig(ca.SVID("/web")))) // it runs
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,12 +249,12 @@ func TestRulesAndTargetsComeAtOnce(t *testing.T) {
 // TestTargetsComeAndGo: a connection stays as long as the target it came to is
 // one of its listener's.
 func TestTargetsComeAndGo(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	first, second := serve(t, echo), serve(t, echo)
 	in := inbound("orders", "")
 	in.Timeouts.Drain = -1
 	in.Targets = []string{"127.0.0.1:1", first} // nobody serves port 1
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	point := func(targets ...string) {
 		t.Helper()
 		c := p.config
@@ -261,7 +264,7 @@ func TestTargetsComeAndGo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, c, "past a target that is down")
 	if got := p.Status().Listeners[0].Targets; !slices.Equal(got, in.Targets) {
 		t.Errorf("the status names the targets %v", got)
@@ -277,11 +280,11 @@ func TestTargetsComeAndGo(t *testing.T) {
 // TestTargetChanges: a connection stays with its target, for as long as those
 // of a removed listener may, or until the target is its listener's again.
 func TestTargetChanges(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	first, second := serve(t, echo), serve(t, word("other"))
 	in := inbound("orders", first)
 	in.Timeouts.Drain = time.Hour
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	point := func(target string, drain time.Duration) {
 		t.Helper()
 		c := p.config
@@ -291,7 +294,7 @@ func TestTargetChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, c, "hello")
 	point(second, time.Hour)
 	say(t, c, "to the old target")
@@ -308,15 +311,15 @@ func TestTargetChanges(t *testing.T) {
 
 // TestDrainAtOnce: a negative drain time is none, not the default.
 func TestDrainAtOnce(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Drain, in.OnPolicyChange = -1, ActionDrain
 	removed, stopped := in, in
 	removed.Name, stopped.Name = "removed", "stopped"
-	p := run(t, Config{Listeners: []Listener{in, removed, stopped}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.svid("/orders"), ca)})
-	refused := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/batch")))
-	gone1 := dialTLS(t, p.addr("removed"), clientConfig(ca.svid("/web")))
-	last := dialTLS(t, p.addr("stopped"), clientConfig(ca.svid("/web")))
+	p := run(t, Config{Listeners: []Listener{in, removed, stopped}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	refused := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/batch")))
+	gone1 := dialTLS(t, p.addr("removed"), clientConfig(ca.SVID("/web")))
+	last := dialTLS(t, p.addr("stopped"), clientConfig(ca.SVID("/web")))
 	for _, c := range []net.Conn{refused, gone1, last} {
 		say(t, c, "hello")
 	}
@@ -335,7 +338,7 @@ func TestDrainAtOnce(t *testing.T) {
 // TestChangesWhileDialling: what is on its way to the target and may not be
 // any more does not arrive, whatever on_policy_change says of those that live.
 func TestChangesWhileDialling(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	for _, action := range []Action{ActionClose, ActionDrain, ActionKeep} {
 		for name, change := range map[string]func(*Config){
 			"policy: denied by a rule (nobody)":            func(c *Config) { c.Policy = rulesOf(t, denyAll) },
@@ -344,7 +347,7 @@ func TestChangesWhileDialling(t *testing.T) {
 			t.Run(action.String()+"/"+name, func(t *testing.T) {
 				in := inbound("orders", "127.0.0.1:9")
 				in.OnPolicyChange, in.Timeouts.Drain = action, time.Minute
-				p := run(t, Config{Identities: source(t, ca.svid("/orders"), ca), Policy: rulesOf(t, allowAll)})
+				p := run(t, Config{Identities: source(t, ca.SVID("/orders"), ca), Policy: rulesOf(t, allowAll)})
 				dialling, arrive := make(chan struct{}), make(chan struct{})
 				p.upstreams.Dial = func(context.Context, string, string) (net.Conn, error) {
 					close(dialling)
@@ -358,7 +361,7 @@ func TestChangesWhileDialling(t *testing.T) {
 				if _, err := p.Apply(c); err != nil {
 					t.Fatal(err)
 				}
-				client := dialTLS(t, p.addr("orders"), clientConfig(ca.svid("/web")))
+				client := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 				<-dialling
 				c.Listeners = []Listener{in}
 				change(&c)

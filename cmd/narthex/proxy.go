@@ -26,6 +26,7 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry/expose"
 	"github.com/narthex-id/narthex/internal/watch"
 	"github.com/narthex-id/narthex/proxy"
+	"github.com/narthex-id/narthex/proxy/identity"
 	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/upstream"
 )
@@ -78,7 +79,7 @@ type proxyRunner struct {
 	started time.Time
 	source  identitySource
 	box     *sandbox.Sandbox // nil: proxy.sandbox is off
-	crls    *proxy.CRLs
+	crls    *identity.CRLs
 
 	reloading sync.Mutex // held by a reload, and while the sockets are offered to another process
 
@@ -288,9 +289,9 @@ func (r *proxyRunner) figures(files inherited) (*expose.Server, error) {
 	return expose.Listen(show)
 }
 
-// identitySource is what both sources of package proxy are.
+// identitySource is what both sources of identities are.
 type identitySource interface {
-	proxy.Identities
+	identity.Source
 	io.Closer
 }
 
@@ -317,7 +318,7 @@ func (r *proxyRunner) open(files inherited) error {
 	if r.source, err = newSource(r.config.TrustDomain, r.config.Proxy, r.log.Named("identities")); err != nil {
 		return err
 	}
-	r.crls, err = proxy.NewCRLs(proxy.CRLsConfig{
+	r.crls, err = identity.NewCRLs(identity.CRLsConfig{
 		Files: crlFiles(r.config), Identities: r.source, Metrics: r.metrics, Log: r.log.Named("crls"),
 	})
 	if err != nil {
@@ -349,13 +350,13 @@ func crlFiles(c *config.Config) map[spiffeid.TrustDomain][]string {
 
 func newSource(td spiffeid.TrustDomain, c *config.Proxy, log hclog.Logger) (identitySource, error) {
 	if c.Source == "files" {
-		return proxy.NewFiles(proxy.FilesConfig{TrustDomain: td, FilePaths: identityFiles(c.Files), Log: log})
+		return identity.NewFiles(identity.FilesConfig{TrustDomain: td, FilePaths: identityFiles(c.Files), Log: log})
 	}
-	return proxy.NewWorkloadAPI(proxy.WorkloadAPIConfig{Socket: string(c.WorkloadAPI.Socket), Log: log})
+	return identity.NewWorkloadAPI(identity.WorkloadAPIConfig{Socket: string(c.WorkloadAPI.Socket), Log: log})
 }
 
-func identityFiles(f *config.Files) proxy.FilePaths {
-	paths := proxy.FilePaths{
+func identityFiles(f *config.Files) identity.FilePaths {
+	paths := identity.FilePaths{
 		Cert: string(f.Cert), Key: string(f.Key), Bundle: string(f.Bundle),
 		Bundles: make(map[spiffeid.TrustDomain]string, len(f.Bundles)),
 	}
@@ -436,7 +437,7 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 			listener.Direction = policy.Outbound
 		}
 		if l.Identity != nil {
-			listener.Identity = proxy.Pick{SPIFFEID: l.Identity.SPIFFEID, Hint: l.Identity.Hint}
+			listener.Identity = identity.Pick{SPIFFEID: l.Identity.SPIFFEID, Hint: l.Identity.Hint}
 		}
 		for _, id := range l.Expect {
 			pattern, err := policy.ParsePattern(id.String())
@@ -608,7 +609,7 @@ func (r *proxyRunner) followFiles(c *config.Config) {
 	if !reflect.DeepEqual(r.config.Proxy.CRLs, c.Proxy.CRLs) {
 		r.crls.Configure(crlFiles(c))
 	}
-	if files, ok := r.source.(*proxy.Files); ok && c.Proxy.Files != nil && !reflect.DeepEqual(r.config.Proxy.Files, c.Proxy.Files) {
+	if files, ok := r.source.(*identity.Files); ok && c.Proxy.Files != nil && !reflect.DeepEqual(r.config.Proxy.Files, c.Proxy.Files) {
 		files.Configure(identityFiles(c.Proxy.Files))
 	}
 }

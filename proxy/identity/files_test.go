@@ -1,4 +1,4 @@
-package proxy
+package identity
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/narthex-id/narthex/internal/testca"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -84,23 +86,23 @@ func (s *fileSource) await(want *x509.Certificate) {
 }
 
 func TestFilesAreReadAgain(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := t.TempDir()
-	first, second := ca.svid("/orders"), ca.svid("/orders")
-	write(t, dir+"/svid.pem", certPEM(first.Certificate[0]))
-	write(t, dir+"/svid.key", keyPEM(t, first))
-	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	first, second := ca.SVID("/orders"), ca.SVID("/orders")
+	write(t, dir+"/svid.pem", testca.CertPEM(first.Certificate[0]))
+	write(t, dir+"/svid.key", testca.KeyPEM(t, first))
+	write(t, dir+"/bundle.pem", testca.CertPEM(ca.Cert.Raw))
 	s := openFiles(t, dir, time.Hour, nil) // what comes is announced
 	s.await(first.Leaf)
 
-	write(t, dir+"/svid.pem", certPEM(second.Certificate[0]))
-	write(t, dir+"/svid.key", keyPEM(t, second))
+	write(t, dir+"/svid.pem", testca.CertPEM(second.Certificate[0]))
+	write(t, dir+"/svid.key", testca.KeyPEM(t, second))
 	s.await(second.Leaf)
 
 	// Replaced by rename, as a careful writer does.
-	third := ca.svid("/orders")
-	write(t, dir+"/new.key", keyPEM(t, third))
-	write(t, dir+"/new.pem", certPEM(third.Certificate[0]))
+	third := ca.SVID("/orders")
+	write(t, dir+"/new.key", testca.KeyPEM(t, third))
+	write(t, dir+"/new.pem", testca.CertPEM(third.Certificate[0]))
 	for from, to := range map[string]string{"new.key": "svid.key", "new.pem": "svid.pem"} {
 		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
 			t.Fatal(err)
@@ -110,17 +112,17 @@ func TestFilesAreReadAgain(t *testing.T) {
 }
 
 func TestFilesThatDoNotFitYet(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := t.TempDir()
-	first, second := ca.svid("/orders"), ca.svid("/orders")
-	write(t, dir+"/svid.pem", certPEM(first.Certificate[0]))
-	write(t, dir+"/svid.key", keyPEM(t, first))
-	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	first, second := ca.SVID("/orders"), ca.SVID("/orders")
+	write(t, dir+"/svid.pem", testca.CertPEM(first.Certificate[0]))
+	write(t, dir+"/svid.key", testca.KeyPEM(t, first))
+	write(t, dir+"/bundle.pem", testca.CertPEM(ca.Cert.Raw))
 	s := unwatched(t, dir)
 	s.load()
 
 	// A new certificate without its key yet: the last good pair serves on.
-	write(t, dir+"/svid.pem", certPEM(second.Certificate[0]))
+	write(t, dir+"/svid.pem", testca.CertPEM(second.Certificate[0]))
 	s.load()
 	s.load()
 	if id, err := s.current(); err != nil || !id.Certificate.Leaf.Equal(first.Leaf) {
@@ -132,7 +134,7 @@ func TestFilesThatDoNotFitYet(t *testing.T) {
 	if n := s.log.count("files are not good"); n != 1 {
 		t.Errorf("%d log lines, want one", n)
 	}
-	write(t, dir+"/svid.key", keyPEM(t, second))
+	write(t, dir+"/svid.key", testca.KeyPEM(t, second))
 	s.load()
 	s.await(second.Leaf)
 	if got := s.Report(); got.Problem != "" || got.Source != "files" || len(got.Identities) != 1 {
@@ -143,17 +145,17 @@ func TestFilesThatDoNotFitYet(t *testing.T) {
 // TestFilesKubernetesSwap writes as the kubelet does: files are links into
 // ..data, which is a link that is renamed over.
 func TestFilesKubernetesSwap(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := t.TempDir()
 	publish := func(version string) *x509.Certificate {
-		cert := ca.svid("/orders")
+		cert := ca.SVID("/orders")
 		real := filepath.Join(dir, "..2026_"+version)
 		if err := os.Mkdir(real, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		write(t, real+"/svid.pem", certPEM(cert.Certificate[0]))
-		write(t, real+"/svid.key", keyPEM(t, cert))
-		write(t, real+"/bundle.pem", certPEM(ca.cert.Raw))
+		write(t, real+"/svid.pem", testca.CertPEM(cert.Certificate[0]))
+		write(t, real+"/svid.key", testca.KeyPEM(t, cert))
+		write(t, real+"/bundle.pem", testca.CertPEM(ca.Cert.Raw))
 		if err := os.Symlink(filepath.Base(real), dir+"/..data_tmp"); err != nil {
 			t.Fatal(err)
 		}
@@ -176,54 +178,54 @@ func TestFilesKubernetesSwap(t *testing.T) {
 }
 
 func TestFilesThatComeLater(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := filepath.Join(t.TempDir(), "not", "yet")
 	s := openFiles(t, dir, 10*time.Millisecond, nil) // no directory to watch: the poll finds it
 	if id, err := s.current(); err == nil || !strings.Contains(err.Error(), "no such file or directory") {
 		t.Errorf("without files: %v, %v", id, err)
 	}
-	cert := ca.svid("/orders")
+	cert := ca.SVID("/orders")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
-	write(t, dir+"/svid.key", keyPEM(t, cert))
-	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	write(t, dir+"/svid.pem", testca.CertPEM(cert.Certificate[0]))
+	write(t, dir+"/svid.key", testca.KeyPEM(t, cert))
+	write(t, dir+"/bundle.pem", testca.CertPEM(ca.Cert.Raw))
 	s.await(cert.Leaf)
 }
 
 func TestFilesThatAreNotGood(t *testing.T) {
-	ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
-	good := ca.svid("/orders")
-	whole := append(certPEM(ca.cert.Raw), certPEM(newAuthority(t, "example.org").cert.Raw)...)
-	imposter, foreign := newAuthority(t, "example.org").svid("/orders"), partner.svid("/orders")
-	middle := ca.intermediate()
-	low := middle.svid("/orders")
-	noID := ca.svid("/x", func(c *x509.Certificate) { c.URIs = nil })
-	expired := ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	ca, partner := testca.New(t, "example.org"), testca.New(t, "partner.example")
+	good := ca.SVID("/orders")
+	whole := append(testca.CertPEM(ca.Cert.Raw), testca.CertPEM(testca.New(t, "example.org").Cert.Raw)...)
+	imposter, foreign := testca.New(t, "example.org").SVID("/orders"), partner.SVID("/orders")
+	middle := ca.Intermediate()
+	low := middle.SVID("/orders")
+	noID := ca.SVID("/x", func(c *x509.Certificate) { c.URIs = nil })
+	expired := ca.SVID("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	for _, test := range []struct {
 		name             string
 		cert, key, other []byte
 		bundle           []byte
 		want             string
 	}{
-		{"good", certPEM(good.Certificate[0]), keyPEM(t, good), certPEM(partner.cert.Raw), whole, ""},
-		{"bundle cut short", certPEM(good.Certificate[0]), keyPEM(t, good), nil, whole[:len(whole)-40], "1 of 2 PEM blocks are whole: is it still being written?"},
-		{"chain cut short", append(certPEM(good.Certificate[0]), whole[:100]...), keyPEM(t, good), nil, whole, "1 of 2 PEM blocks are whole"},
-		{"empty key", certPEM(good.Certificate[0]), nil, nil, whole, "svid.key: is empty"},
-		{"bundle of keys", certPEM(good.Certificate[0]), keyPEM(t, good), nil, keyPEM(t, good), "a bundle holds certificates, not \"PRIVATE KEY\""},
-		{"no SPIFFE ID", certPEM(noID.Certificate[0]), keyPEM(t, noID), nil, whole, "not an X.509-SVID"},
-		{"expired", certPEM(expired.Certificate[0]), keyPEM(t, expired), nil, whole, "svid.pem: SVID expired at"},
-		{"federated bundle missing", certPEM(good.Certificate[0]), keyPEM(t, good), []byte("x"), whole, "proxy.files.bundles[partner.example] "},
-		{"DER", good.Certificate[0], keyPEM(t, good), nil, whole, "svid.pem: holds no PEM block; is it DER?"},
-		{"key under a passphrase", certPEM(good.Certificate[0]), pemBlock("ENCRYPTED PRIVATE KEY", nil), nil, whole, "proxy.files.key"},
-		{"key under a passphrase, as of old", certPEM(good.Certificate[0]), pemBlock("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED"}), nil, whole, "the key is encrypted"},
-		{"another CA's", certPEM(imposter.Certificate[0]), keyPEM(t, imposter), nil, whole, "is it another CA's, or is an intermediate"},
-		{"intermediate missing", certPEM(low.Certificate[0]), keyPEM(t, low), nil, whole, "the certificate does not chain to proxy.files.bundle"},
-		{"intermediate there", certPEM(low.Certificate[0], middle.cert.Raw), keyPEM(t, low), certPEM(partner.cert.Raw), whole, ""},
-		{"bundle of SVIDs", certPEM(good.Certificate[0]), keyPEM(t, good), nil, append(certPEM(ca.cert.Raw), certPEM(good.Certificate[0])...), "bundle.pem: certificate 2 (spiffe://example.org/orders) is no CA"},
-		{"federated bundle of SVIDs", certPEM(good.Certificate[0]), keyPEM(t, good), certPEM(good.Certificate[0]), whole, "partner.pem: certificate 1 "},
-		{"other trust domain", certPEM(foreign.Certificate[0]), keyPEM(t, foreign), nil, certPEM(partner.cert.Raw), "spiffe://partner.example/orders is not of the trust domain example.org that trust_domain names"},
+		{"good", testca.CertPEM(good.Certificate[0]), testca.KeyPEM(t, good), testca.CertPEM(partner.Cert.Raw), whole, ""},
+		{"bundle cut short", testca.CertPEM(good.Certificate[0]), testca.KeyPEM(t, good), nil, whole[:len(whole)-40], "1 of 2 PEM blocks are whole: is it still being written?"},
+		{"chain cut short", append(testca.CertPEM(good.Certificate[0]), whole[:100]...), testca.KeyPEM(t, good), nil, whole, "1 of 2 PEM blocks are whole"},
+		{"empty key", testca.CertPEM(good.Certificate[0]), nil, nil, whole, "svid.key: is empty"},
+		{"bundle of keys", testca.CertPEM(good.Certificate[0]), testca.KeyPEM(t, good), nil, testca.KeyPEM(t, good), "a bundle holds certificates, not \"PRIVATE KEY\""},
+		{"no SPIFFE ID", testca.CertPEM(noID.Certificate[0]), testca.KeyPEM(t, noID), nil, whole, "not an X.509-SVID"},
+		{"expired", testca.CertPEM(expired.Certificate[0]), testca.KeyPEM(t, expired), nil, whole, "svid.pem: SVID expired at"},
+		{"federated bundle missing", testca.CertPEM(good.Certificate[0]), testca.KeyPEM(t, good), []byte("x"), whole, "proxy.files.bundles[partner.example] "},
+		{"DER", good.Certificate[0], testca.KeyPEM(t, good), nil, whole, "svid.pem: holds no PEM block; is it DER?"},
+		{"key under a passphrase", testca.CertPEM(good.Certificate[0]), pemBlock("ENCRYPTED PRIVATE KEY", nil), nil, whole, "proxy.files.key"},
+		{"key under a passphrase, as of old", testca.CertPEM(good.Certificate[0]), pemBlock("EC PRIVATE KEY", map[string]string{"Proc-Type": "4,ENCRYPTED"}), nil, whole, "the key is encrypted"},
+		{"another CA's", testca.CertPEM(imposter.Certificate[0]), testca.KeyPEM(t, imposter), nil, whole, "is it another CA's, or is an intermediate"},
+		{"intermediate missing", testca.CertPEM(low.Certificate[0]), testca.KeyPEM(t, low), nil, whole, "the certificate does not chain to proxy.files.bundle"},
+		{"intermediate there", testca.CertPEM(low.Certificate[0], middle.Cert.Raw), testca.KeyPEM(t, low), testca.CertPEM(partner.Cert.Raw), whole, ""},
+		{"bundle of SVIDs", testca.CertPEM(good.Certificate[0]), testca.KeyPEM(t, good), nil, append(testca.CertPEM(ca.Cert.Raw), testca.CertPEM(good.Certificate[0])...), "bundle.pem: certificate 2 (spiffe://example.org/orders) is no CA"},
+		{"federated bundle of SVIDs", testca.CertPEM(good.Certificate[0]), testca.KeyPEM(t, good), testca.CertPEM(good.Certificate[0]), whole, "partner.pem: certificate 1 "},
+		{"other trust domain", testca.CertPEM(foreign.Certificate[0]), testca.KeyPEM(t, foreign), nil, testca.CertPEM(partner.Cert.Raw), "spiffe://partner.example/orders is not of the trust domain example.org that trust_domain names"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -233,7 +235,7 @@ func TestFilesThatAreNotGood(t *testing.T) {
 			var others map[spiffeid.TrustDomain]string
 			if test.other != nil {
 				write(t, dir+"/partner.pem", test.other)
-				others = map[spiffeid.TrustDomain]string{partner.td: dir + "/partner.pem"}
+				others = map[spiffeid.TrustDomain]string{partner.TrustDomain: dir + "/partner.pem"}
 			}
 			s := openFiles(t, dir, time.Hour, others)
 			_, err := s.current()
@@ -241,7 +243,7 @@ func TestFilesThatAreNotGood(t *testing.T) {
 			switch {
 			case test.want == "" && err != nil:
 				t.Error(err)
-			case test.want == "" && (len(trust.domains) != 2 || len(trust.domains[ca.td].authorities) != 2):
+			case test.want == "" && (len(trust.domains) != 2 || len(trust.domains[ca.TrustDomain].authorities) != 2):
 				t.Errorf("trust %+v", trust)
 			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
 				t.Errorf("got %v\nwant %s", err, test.want)
@@ -276,18 +278,18 @@ func TestFilesThatWouldBlock(t *testing.T) {
 // TestFilesKeepWhatLivesLonger: an expired certificate does not take the
 // place of one that is still good, and the end of that one is said once.
 func TestFilesKeepWhatLivesLonger(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := t.TempDir()
 	put := func(cert tls.Certificate) {
-		write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
-		write(t, dir+"/svid.key", keyPEM(t, cert))
+		write(t, dir+"/svid.pem", testca.CertPEM(cert.Certificate[0]))
+		write(t, dir+"/svid.key", testca.KeyPEM(t, cert))
 	}
-	good := ca.svid("/orders")
+	good := ca.SVID("/orders")
 	put(good)
-	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	write(t, dir+"/bundle.pem", testca.CertPEM(ca.Cert.Raw))
 	s := unwatched(t, dir)
 	s.load()
-	put(ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }))
+	put(ca.SVID("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }))
 	s.load()
 	if id, err := s.current(); err != nil || !id.Certificate.Leaf.Equal(good.Leaf) {
 		t.Errorf("an expired certificate was put in force: %v, %v", id, err)
@@ -310,12 +312,12 @@ func unwatched(t *testing.T, dir string) *fileSource {
 
 func TestFilesSayThatTheyHaveExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newAuthority(t, "example.org")
+		ca := testca.New(t, "example.org")
 		dir := t.TempDir()
-		cert := ca.svid("/orders")
-		write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
-		write(t, dir+"/svid.key", keyPEM(t, cert))
-		write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+		cert := ca.SVID("/orders")
+		write(t, dir+"/svid.pem", testca.CertPEM(cert.Certificate[0]))
+		write(t, dir+"/svid.key", testca.KeyPEM(t, cert))
+		write(t, dir+"/bundle.pem", testca.CertPEM(ca.Cert.Raw))
 		s := unwatched(t, dir)
 		s.load()
 		time.Sleep(55 * time.Minute)
@@ -338,12 +340,12 @@ func TestFilesSayThatTheyHaveExpired(t *testing.T) {
 }
 
 func TestFilesWarnOfExpiry(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := t.TempDir()
-	cert := ca.svid("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(5 * time.Minute) }) // of an hour and five
-	write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
-	write(t, dir+"/svid.key", keyPEM(t, cert))
-	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	cert := ca.SVID("/orders", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(5 * time.Minute) }) // of an hour and five
+	write(t, dir+"/svid.pem", testca.CertPEM(cert.Certificate[0]))
+	write(t, dir+"/svid.key", testca.KeyPEM(t, cert))
+	write(t, dir+"/bundle.pem", testca.CertPEM(ca.Cert.Raw))
 	s := openFiles(t, dir, time.Hour, nil)
 	s.load()
 	if n := s.log.count("about to expire and was not renewed"); n != 1 {
@@ -355,12 +357,12 @@ func TestFilesWarnOfExpiry(t *testing.T) {
 // SVID does not chain to: it cannot be put in force as a whole, and the
 // authority it lacks is not trusted any more all the same.
 func TestWithdrawnAuthorityIsNotTrustedOn(t *testing.T) {
-	old, next := newAuthority(t, "example.org"), newAuthority(t, "example.org")
+	old, next := testca.New(t, "example.org"), testca.New(t, "example.org")
 	dir := t.TempDir()
-	svid := old.svid("/orders")
-	write(t, dir+"/svid.pem", certPEM(svid.Certificate[0]))
-	write(t, dir+"/svid.key", keyPEM(t, svid))
-	write(t, dir+"/bundle.pem", certPEM(old.cert.Raw))
+	svid := old.SVID("/orders")
+	write(t, dir+"/svid.pem", testca.CertPEM(svid.Certificate[0]))
+	write(t, dir+"/svid.key", testca.KeyPEM(t, svid))
+	write(t, dir+"/bundle.pem", testca.CertPEM(old.Cert.Raw))
 	s := openFiles(t, dir, 20*time.Millisecond, nil)
 	s.await(svid.Leaf)
 	lease, err := s.Own(context.Background(), Pick{})
@@ -373,7 +375,7 @@ func TestWithdrawnAuthorityIsNotTrustedOn(t *testing.T) {
 		for {
 			changed := lease.Changed()
 			d := lease.Trust().domains[svidDomain(svid)]
-			if got := d != nil && d.holds([]*x509.Certificate{old.cert}); got == want {
+			if got := d != nil && d.holds([]*x509.Certificate{old.Cert}); got == want {
 				return
 			}
 			select {
@@ -384,21 +386,21 @@ func TestWithdrawnAuthorityIsNotTrustedOn(t *testing.T) {
 		}
 	}
 	trusts(true)
-	write(t, dir+"/bundle.pem", certPEM(next.cert.Raw))
+	write(t, dir+"/bundle.pem", testca.CertPEM(next.Cert.Raw))
 	trusts(false)
 	if _, err := lease.Current(); err != nil {
 		t.Errorf("the identity went with the authority: %v", err)
 	}
-	write(t, dir+"/bundle.pem", certPEM(old.cert.Raw))
+	write(t, dir+"/bundle.pem", testca.CertPEM(old.Cert.Raw))
 	trusts(true)
-	write(t, dir+"/svid.key", keyPEM(t, next.svid("/orders"))) // of a certificate that never comes
-	write(t, dir+"/bundle.pem", certPEM(old.cert.Raw)[:20])    // says nothing
+	write(t, dir+"/svid.key", testca.KeyPEM(t, next.SVID("/orders"))) // of a certificate that never comes
+	write(t, dir+"/bundle.pem", testca.CertPEM(old.Cert.Raw)[:20])    // says nothing
 	s.load()
 	trusts(true)
-	write(t, dir+"/bundle.pem", certPEM(next.cert.Raw))
+	write(t, dir+"/bundle.pem", testca.CertPEM(next.Cert.Raw))
 	trusts(false)
-	write(t, dir+"/bundle.pem", certPEM(old.cert.Raw))
-	write(t, dir+"/svid.key", keyPEM(t, svid))
+	write(t, dir+"/bundle.pem", testca.CertPEM(old.Cert.Raw))
+	write(t, dir+"/svid.key", testca.KeyPEM(t, svid))
 	trusts(true)
 }
 
@@ -414,18 +416,18 @@ func svidDomain(c tls.Certificate) spiffeid.TrustDomain {
 // while there is another, and is better than none.
 func TestFilesOfTomorrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newAuthority(t, "example.org")
+		ca := testca.New(t, "example.org")
 		dir := t.TempDir()
 		put := func(cert tls.Certificate) {
-			write(t, dir+"/svid.pem", certPEM(cert.Certificate[0]))
-			write(t, dir+"/svid.key", keyPEM(t, cert))
+			write(t, dir+"/svid.pem", testca.CertPEM(cert.Certificate[0]))
+			write(t, dir+"/svid.key", testca.KeyPEM(t, cert))
 		}
 		later := func(by time.Duration) func(*x509.Certificate) {
 			return func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Now().Add(by), time.Now().Add(by+time.Hour) }
 		}
-		good, next := ca.svid("/orders"), ca.svid("/orders", later(10*time.Minute))
+		good, next := ca.SVID("/orders"), ca.SVID("/orders", later(10*time.Minute))
 		put(good)
-		write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+		write(t, dir+"/bundle.pem", testca.CertPEM(ca.Cert.Raw))
 		s := unwatched(t, dir)
 		s.load()
 		put(next)
@@ -438,7 +440,7 @@ func TestFilesOfTomorrow(t *testing.T) {
 		s.load()
 		s.await(next.Leaf)
 		alone := unwatched(t, dir)
-		put(ca.svid("/orders", later(time.Minute)))
+		put(ca.SVID("/orders", later(time.Minute)))
 		alone.load()
 		if _, err := alone.current(); err != nil {
 			t.Errorf("better than none: %v", err)
@@ -448,12 +450,12 @@ func TestFilesOfTomorrow(t *testing.T) {
 
 // TestFilesOfOtherNames: those of before stay until the new ones are good.
 func TestFilesOfOtherNames(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := t.TempDir()
-	first, second := ca.svid("/orders"), ca.svid("/orders")
-	write(t, dir+"/svid.pem", certPEM(first.Certificate[0]))
-	write(t, dir+"/svid.key", keyPEM(t, first))
-	write(t, dir+"/bundle.pem", certPEM(ca.cert.Raw))
+	first, second := ca.SVID("/orders"), ca.SVID("/orders")
+	write(t, dir+"/svid.pem", testca.CertPEM(first.Certificate[0]))
+	write(t, dir+"/svid.key", testca.KeyPEM(t, first))
+	write(t, dir+"/bundle.pem", testca.CertPEM(ca.Cert.Raw))
 	s := openFiles(t, dir, time.Hour, nil)
 	s.await(first.Leaf)
 	s.Configure(FilePaths{Cert: dir + "/next.pem", Key: dir + "/next.key", Bundle: dir + "/bundle.pem"})
@@ -461,7 +463,7 @@ func TestFilesOfOtherNames(t *testing.T) {
 	if got := s.Report().Problem; !strings.Contains(got, "next.pem: no such file") {
 		t.Errorf("problem %q", got)
 	}
-	write(t, dir+"/next.pem", certPEM(second.Certificate[0]))
-	write(t, dir+"/next.key", keyPEM(t, second))
+	write(t, dir+"/next.pem", testca.CertPEM(second.Certificate[0]))
+	write(t, dir+"/next.key", testca.KeyPEM(t, second))
 	s.await(second.Leaf)
 }

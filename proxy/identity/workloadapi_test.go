@@ -1,4 +1,4 @@
-package proxy
+package identity
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/narthex-id/narthex/internal/testca"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -71,7 +73,7 @@ func (f *fakeAPI) answer(t *testing.T, a any) {
 	}
 }
 
-func update(t *testing.T, federated map[string][]byte, bundle *authority, certs ...tls.Certificate) *workload.X509SVIDResponse {
+func update(t *testing.T, federated map[string][]byte, bundle *testca.Authority, certs ...tls.Certificate) *workload.X509SVIDResponse {
 	t.Helper()
 	r := &workload.X509SVIDResponse{FederatedBundles: federated}
 	for _, c := range certs {
@@ -80,7 +82,7 @@ func update(t *testing.T, federated map[string][]byte, bundle *authority, certs 
 			t.Fatal(err)
 		}
 		r.Svids = append(r.Svids, &workload.X509SVID{
-			SpiffeId: c.Leaf.URIs[0].String(), X509Svid: c.Certificate[0], X509SvidKey: key, Bundle: bundle.cert.Raw,
+			SpiffeId: c.Leaf.URIs[0].String(), X509Svid: c.Certificate[0], X509SvidKey: key, Bundle: bundle.Cert.Raw,
 		})
 	}
 	return r
@@ -113,7 +115,7 @@ func refusesWith(reason string) func(*Identity, error) bool {
 }
 
 func TestWorkloadAPI(t *testing.T) {
-	ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
+	ca, partner := testca.New(t, "example.org"), testca.New(t, "partner.example")
 	socket := t.TempDir() + "/api.sock"
 	w, err := NewWorkloadAPI(WorkloadAPIConfig{Socket: socket, Log: testLog(t)})
 	if err != nil {
@@ -133,8 +135,8 @@ func TestWorkloadAPI(t *testing.T) {
 	}
 
 	api, stop := startAPI(t, socket)
-	first := ca.svid("/orders")
-	api.answer(t, update(t, map[string][]byte{"spiffe://partner.example": partner.cert.Raw}, ca, first))
+	first := ca.SVID("/orders")
+	api.answer(t, update(t, map[string][]byte{"spiffe://partner.example": partner.Cert.Raw}, ca, first))
 	until(t, lease, "first update", presents(first))
 	id, err := lease.Current()
 	if err != nil || len(lease.Trust().domains) != 2 {
@@ -146,8 +148,8 @@ func TestWorkloadAPI(t *testing.T) {
 
 	// The same again wakes nobody.
 	changed := lease.Changed()
-	api.answer(t, update(t, map[string][]byte{"spiffe://partner.example": partner.cert.Raw}, ca, first))
-	second := ca.svid("/orders")
+	api.answer(t, update(t, map[string][]byte{"spiffe://partner.example": partner.Cert.Raw}, ca, first))
+	second := ca.SVID("/orders")
 	api.answer(t, update(t, nil, ca, second)) // taken after the repeat was
 	until(t, lease, "rotation", presents(second))
 	<-changed
@@ -163,7 +165,7 @@ func TestWorkloadAPI(t *testing.T) {
 	until(t, lease, "given again", presents(first))
 
 	// One of two is left out; a lease on that one ends, the other goes on.
-	other := ca.svid("/billing")
+	other := ca.SVID("/billing")
 	api.answer(t, update(t, nil, ca, first, other))
 	named, err := w.Own(context.Background(), Pick{SPIFFEID: mustID(t, other)})
 	if err != nil {
@@ -216,7 +218,7 @@ func TestWorkloadAPIAddress(t *testing.T) {
 // TestOneBadSVID: it keeps neither the others nor the bundles from being used,
 // and is said once.
 func TestOneBadSVID(t *testing.T) {
-	ca, next, partner := newAuthority(t, "example.org"), newAuthority(t, "example.org"), newAuthority(t, "partner.example")
+	ca, next, partner := testca.New(t, "example.org"), testca.New(t, "example.org"), testca.New(t, "partner.example")
 	socket := t.TempDir() + "/api.sock"
 	log := &lines{}
 	w, err := NewWorkloadAPI(WorkloadAPIConfig{Socket: socket, Log: hclog.New(&hclog.LoggerOptions{Output: log})})
@@ -233,9 +235,9 @@ func TestOneBadSVID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	good, also := ca.svid("/orders"), ca.svid("/orders")
-	noPath := ca.svid("/x", func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org"}} })
-	foreign := partner.svid("/web")
+	good, also := ca.SVID("/orders"), ca.SVID("/orders")
+	noPath := ca.SVID("/x", func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org"}} })
+	foreign := partner.SVID("/web")
 	f.answer(t, update(t, nil, ca, good))
 	until(t, lease, "the first", presents(good))
 
@@ -249,10 +251,10 @@ func TestOneBadSVID(t *testing.T) {
 	}
 	until(t, lease, "the good one among bad ones", presents(also))
 	trust := lease.Trust()
-	if d := trust.domains[ca.td]; !d.holds([]*x509.Certificate{next.cert}) || d.holds([]*x509.Certificate{ca.cert}) {
+	if d := trust.domains[ca.TrustDomain]; !d.holds([]*x509.Certificate{next.Cert}) || d.holds([]*x509.Certificate{ca.Cert}) {
 		t.Error("the bundle of the update is not in force")
 	}
-	if d := trust.domains[partner.td]; d == nil || !d.holds([]*x509.Certificate{partner.cert}) {
+	if d := trust.domains[partner.TrustDomain]; d == nil || !d.holds([]*x509.Certificate{partner.Cert}) {
 		t.Error("the bundle of a bad SVID went with it")
 	}
 	f.answer(t, update(t, nil, ca, good)) // taken once the one before was

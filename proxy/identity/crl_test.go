@@ -1,4 +1,4 @@
-package proxy
+package identity
 
 import (
 	"bytes"
@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/narthex-id/narthex/internal/testca"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -25,17 +27,17 @@ func extension(t testing.TB, id asn1.ObjectIdentifier, critical bool, value any)
 
 // TestCRLsThatAreRefused: by what they say of themselves.
 func TestCRLsThatAreRefused(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	web := ca.svid("/web").Leaf
+	ca := testca.New(t, "example.org")
+	web := ca.SVID("/web").Leaf
 	with := func(e pkix.Extension) []byte {
-		return ca.crl(1, func(r *x509.RevocationList) { r.ExtraExtensions = []pkix.Extension{e} }, web)
+		return ca.CRL(1, func(r *x509.RevocationList) { r.ExtraExtensions = []pkix.Extension{e} }, web)
 	}
 	entry := func(reason int, e ...pkix.Extension) []byte {
-		return ca.crl(1, func(r *x509.RevocationList) {
+		return ca.CRL(1, func(r *x509.RevocationList) {
 			r.RevokedCertificateEntries[0].ReasonCode, r.RevokedCertificateEntries[0].ExtraExtensions = reason, e
 		}, web)
 	}
-	good := ca.crl(1, nil, web)
+	good := ca.CRL(1, nil, web)
 	unknown := asn1.ObjectIdentifier{1, 2, 3, 4}
 	for _, test := range []struct {
 		name string
@@ -43,18 +45,18 @@ func TestCRLsThatAreRefused(t *testing.T) {
 		want string // of the error; empty: it is good
 	}{
 		{"DER", good, ""},
-		{"PEM", crlPEM(good), ""},
-		{"several in one PEM", crlPEM(good, ca.crl(2, nil)), ""},
+		{"PEM", testca.CRLPEM(good), ""},
+		{"several in one PEM", testca.CRLPEM(good, ca.CRL(2, nil)), ""},
 		{"on hold", entry(6), ""},
 		{"an unknown extension that is not critical", with(extension(t, unknown, false, 1)), ""},
 		{"one distribution point's", with(extension(t, oidDistributionPoint, true, distributionPoint{OnlyUsers: true})), ""},
 		{"nothing", nil, "is empty"},
 		{"DER cut short", good[:len(good)-1], "no whole CRL"},
-		{"PEM cut short", crlPEM(good)[:120], "0 of 1 PEM blocks are whole"},
-		{"second of two cut short", crlPEM(good, good)[:len(crlPEM(good))+100], "1 of 2 PEM blocks are whole"},
+		{"PEM cut short", testca.CRLPEM(good)[:120], "0 of 1 PEM blocks are whole"},
+		{"second of two cut short", testca.CRLPEM(good, good)[:len(testca.CRLPEM(good))+100], "1 of 2 PEM blocks are whole"},
 		{"two DER", append(bytes.Clone(good), good...), "bytes follow the CRL"},
-		{"a certificate beside", append(crlPEM(good), certPEM(ca.cert.Raw)...), `holds "CERTIFICATE"`},
-		{"a certificate as CRL", crlPEM(ca.cert.Raw), "CRL 1: no whole CRL"},
+		{"a certificate beside", append(testca.CRLPEM(good), testca.CertPEM(ca.Cert.Raw)...), `holds "CERTIFICATE"`},
+		{"a certificate as CRL", testca.CRLPEM(ca.Cert.Raw), "CRL 1: no whole CRL"},
 		{"delta", with(extension(t, oidDeltaCRL, true, 1)), "delta CRL (RFC 5280 §5.2.4)"},
 		{"indirect", with(extension(t, oidDistributionPoint, true, distributionPoint{Indirect: true})), "indirect CRL (RFC 5280 §5.2.5)"},
 		{"attributes", with(extension(t, oidDistributionPoint, true, distributionPoint{OnlyAttributes: true})), "attribute certificates"},
@@ -64,7 +66,7 @@ func TestCRLsThatAreRefused(t *testing.T) {
 		{"unknown critical entry extension", entry(1, extension(t, unknown, true, 1)), "an entry's critical extension 1.2.3.4"},
 		{"another issuer's entry", entry(1, extension(t, oidCertificateIssuer, true, 1)), "indirect CRL (RFC 5280 §5.3.3)"},
 		{"removeFromCRL", entry(8), "removeFromCRL, which only delta CRLs may say"},
-		{"serial too long", ca.crl(1, func(r *x509.RevocationList) {
+		{"serial too long", ca.CRL(1, func(r *x509.RevocationList) {
 			r.RevokedCertificateEntries[0].SerialNumber = new(big.Int).Lsh(big.NewInt(1), 160)
 		}, web), "a serial number has at most 20 bytes"},
 		{"no nextUpdate", withoutNextUpdate(t, good), "has no nextUpdate"},
@@ -78,7 +80,7 @@ func TestCRLsThatAreRefused(t *testing.T) {
 				if _, there := lists[0].has(web); !there {
 					t.Error("what it revokes is not found")
 				}
-				if _, there := lists[0].has(ca.cert); there {
+				if _, there := lists[0].has(ca.Cert); there {
 					t.Error("what it does not revoke is found")
 				}
 			case err == nil || !strings.Contains(err.Error(), test.want):
@@ -124,11 +126,11 @@ func withoutNextUpdate(t *testing.T, der []byte) []byte {
 
 // TestCRLSigners: who may sign one for a chain.
 func TestCRLSigners(t *testing.T) {
-	root, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
+	root, partner := testca.New(t, "example.org"), testca.New(t, "partner.example")
 	mute := *root
-	may := *root.cert
-	may.KeyUsage, mute.cert = x509.KeyUsageCertSign, &may
-	forged := root.crl(2, nil)
+	may := *root.Cert
+	may.KeyUsage, mute.Cert = x509.KeyUsageCertSign, &may
+	forged := root.CRL(2, nil)
 	forged[len(forged)-1] ^= 1
 	parse := func(der []byte) *crl {
 		c, err := newCRL("f", der)
@@ -139,32 +141,32 @@ func TestCRLSigners(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		c    *crl
-		by   *authority
+		by   *testca.Authority
 		want string
 	}{
-		"its issuer":           {parse(root.crl(1, nil)), root, ""},
+		"its issuer":           {parse(root.CRL(1, nil)), root, ""},
 		"forged":               {parse(forged), root, "ECDSA verification failure"},
-		"not allowed":          {parse(root.crl(1, nil)), &mute, "not allowed to sign CRLs"},
-		"another trust domain": {parse(partner.crl(1, nil)), root, "ECDSA verification failure"},
+		"not allowed":          {parse(root.CRL(1, nil)), &mute, "not allowed to sign CRLs"},
+		"another trust domain": {parse(partner.CRL(1, nil)), root, "ECDSA verification failure"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for range 2 {
-				if err := test.c.signedBy(test.by.cert); (err == nil) != (test.want == "") || (err != nil && !strings.Contains(err.Error(), test.want)) {
+				if err := test.c.signedBy(test.by.Cert); (err == nil) != (test.want == "") || (err != nil && !strings.Contains(err.Error(), test.want)) {
 					t.Errorf("%v, want %q", err, test.want)
 				}
 			}
 		})
 	}
-	c := parse(root.crl(1, nil))
-	if err := c.signedBy(root.cert); err != nil {
+	c := parse(root.CRL(1, nil))
+	if err := c.signedBy(root.Cert); err != nil {
 		t.Fatal(err)
 	}
-	renewed := *root.cert
+	renewed := *root.Cert
 	renewed.Raw = nil
 	if err := c.signedBy(&renewed); err != nil {
 		t.Errorf("the same key in another certificate: %v", err)
 	}
-	if err := c.signedBy(partner.cert); !errors.Is(err, errOtherKey) {
+	if err := c.signedBy(partner.Cert); !errors.Is(err, errOtherKey) {
 		t.Errorf("another key: %v", err)
 	}
 }
@@ -172,31 +174,31 @@ func TestCRLSigners(t *testing.T) {
 // TestRevocationOfPaths: the leaf and the intermediates, never the root, and
 // the CRL of one issuer says nothing of another's certificates.
 func TestRevocationOfPaths(t *testing.T) {
-	root := newAuthority(t, "example.org")
-	middle := root.intermediate()
-	web := middle.svid("/web").Leaf
-	paths := []path{{web, middle.cert, root.cert}}
+	root := testca.New(t, "example.org")
+	middle := root.Intermediate()
+	web := middle.SVID("/web").Leaf
+	paths := []path{{web, middle.Cert, root.Cert}}
 	now := time.Now()
 	stale := func(r *x509.RevocationList) {
 		r.ThisUpdate, r.NextUpdate = now.Add(-2*time.Hour), now.Add(-time.Hour)
 	}
-	forged := middle.crl(1, nil)
+	forged := middle.CRL(1, nil)
 	forged[len(forged)-1] ^= 1
 	for name, test := range map[string]struct {
 		crls []byte
 		want string // refused
 		live string // closed
 	}{
-		"nothing":                     {crlPEM(root.crl(1, nil), middle.crl(1, nil)), "", ""},
-		"the leaf":                    {crlPEM(middle.crl(5, nil, web)), "(keyCompromise), says CRL 5 of CN=", "revoked at"},
-		"the intermediate":            {crlPEM(root.crl(1, nil, middle.cert)), "its intermediate CN=", "its intermediate"},
-		"the root":                    {crlPEM(root.crl(1, nil, root.cert)), "", ""},
-		"the leaf, by another issuer": {crlPEM(root.crl(1, nil, web)), "", ""},
-		"stale":                       {crlPEM(middle.crl(1, stale)), "is out of date since", ""},
-		"stale, of the intermediate":  {crlPEM(root.crl(1, stale)), "is out of date since", ""},
-		"stale, and revoked":          {crlPEM(middle.crl(1, stale, web)), "revoked at", "revoked at"},
-		"forged":                      {crlPEM(forged), "does not carry its signature", ""},
-		"on hold": {crlPEM(middle.crl(1, func(r *x509.RevocationList) {
+		"nothing":                     {testca.CRLPEM(root.CRL(1, nil), middle.CRL(1, nil)), "", ""},
+		"the leaf":                    {testca.CRLPEM(middle.CRL(5, nil, web)), "(keyCompromise), says CRL 5 of CN=", "revoked at"},
+		"the intermediate":            {testca.CRLPEM(root.CRL(1, nil, middle.Cert)), "its intermediate CN=", "its intermediate"},
+		"the root":                    {testca.CRLPEM(root.CRL(1, nil, root.Cert)), "", ""},
+		"the leaf, by another issuer": {testca.CRLPEM(root.CRL(1, nil, web)), "", ""},
+		"stale":                       {testca.CRLPEM(middle.CRL(1, stale)), "is out of date since", ""},
+		"stale, of the intermediate":  {testca.CRLPEM(root.CRL(1, stale)), "is out of date since", ""},
+		"stale, and revoked":          {testca.CRLPEM(middle.CRL(1, stale, web)), "revoked at", "revoked at"},
+		"forged":                      {testca.CRLPEM(forged), "does not carry its signature", ""},
+		"on hold": {testca.CRLPEM(middle.CRL(1, func(r *x509.RevocationList) {
 			r.RevokedCertificateEntries[0].ReasonCode = 6
 		}, web)), "(certificateHold)", "(certificateHold)"},
 	} {
@@ -209,21 +211,21 @@ func TestRevocationOfPaths(t *testing.T) {
 			for _, c := range lists {
 				set.lists[string(c.issuer)] = append(set.lists[string(c.issuer)], c)
 			}
-			r := &revocations{domains: map[spiffeid.TrustDomain]*crlSet{root.td: set}}
+			r := &revocations{domains: map[spiffeid.TrustDomain]*crlSet{root.TrustDomain: set}}
 			same := func(what string, err error, want string) {
 				t.Helper()
 				if (err == nil) != (want == "") || (err != nil && !strings.Contains(err.Error(), want)) {
 					t.Errorf("%s: %v, want %q", what, err, want)
 				}
 			}
-			same("a new connection", r.admit(root.td, paths, now), test.want)
-			same("a live one", r.revoked(root.td, paths), test.live)
-			same("another domain", r.admit(newAuthority(t, "partner.example").td, paths, now), "")
+			same("a new connection", r.admit(root.TrustDomain, paths, now), test.want)
+			same("a live one", r.revoked(root.TrustDomain, paths), test.live)
+			same("another domain", r.admit(testca.New(t, "partner.example").TrustDomain, paths, now), "")
 			// Another way to an authority that nothing was revoked on will do.
-			other := *middle.cert
+			other := *middle.Cert
 			other.SerialNumber, other.RawIssuer = big.NewInt(99), []byte("other root")
 			if name == "the intermediate" {
-				same("by another path", r.admit(root.td, append(paths, path{web, &other, root.cert}), now), "")
+				same("by another path", r.admit(root.TrustDomain, append(paths, path{web, &other, root.Cert}), now), "")
 			}
 		})
 	}
@@ -232,18 +234,18 @@ func TestRevocationOfPaths(t *testing.T) {
 // TestLookupsAreFree: a hundred thousand entries cost what one costs, and no
 // memory.
 func TestLookupsAreFree(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	web := ca.svid("/web").Leaf
-	c, err := newCRL("f", ca.crl(1, func(r *x509.RevocationList) {
+	ca := testca.New(t, "example.org")
+	web := ca.SVID("/web").Leaf
+	c, err := newCRL("f", ca.CRL(1, func(r *x509.RevocationList) {
 		r.RevokedCertificateEntries = manyEntries(100_000)
 	}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &revocations{domains: map[spiffeid.TrustDomain]*crlSet{ca.td: {lists: map[string][]*crl{string(c.issuer): {c}}}}}
-	paths, now := []path{{web, ca.cert}}, time.Now()
+	r := &revocations{domains: map[spiffeid.TrustDomain]*crlSet{ca.TrustDomain: {lists: map[string][]*crl{string(c.issuer): {c}}}}}
+	paths, now := []path{{web, ca.Cert}}, time.Now()
 	if n := testing.AllocsPerRun(100, func() {
-		if err := r.admit(ca.td, paths, now); err != nil {
+		if err := r.admit(ca.TrustDomain, paths, now); err != nil {
 			t.Error(err)
 		}
 	}); n != 0 {
@@ -263,28 +265,28 @@ func manyEntries(n int) []x509.RevocationListEntry {
 }
 
 func BenchmarkRevocationLookup(b *testing.B) {
-	ca := newAuthority(b, "example.org")
-	web := ca.svid("/web").Leaf
-	c, err := newCRL("f", ca.crl(1, func(r *x509.RevocationList) { r.RevokedCertificateEntries = manyEntries(100_000) }))
+	ca := testca.New(b, "example.org")
+	web := ca.SVID("/web").Leaf
+	c, err := newCRL("f", ca.CRL(1, func(r *x509.RevocationList) { r.RevokedCertificateEntries = manyEntries(100_000) }))
 	if err != nil {
 		b.Fatal(err)
 	}
-	r := &revocations{domains: map[spiffeid.TrustDomain]*crlSet{ca.td: {lists: map[string][]*crl{string(c.issuer): {c}}}}}
-	paths, now := []path{{web, ca.cert}}, time.Now()
+	r := &revocations{domains: map[spiffeid.TrustDomain]*crlSet{ca.TrustDomain: {lists: map[string][]*crl{string(c.issuer): {c}}}}}
+	paths, now := []path{{web, ca.Cert}}, time.Now()
 	for b.Loop() {
-		if err := r.admit(ca.td, paths, now); err != nil {
+		if err := r.admit(ca.TrustDomain, paths, now); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func FuzzParseCRLs(f *testing.F) {
-	ca := newAuthority(f, "example.org")
-	web := ca.svid("/web").Leaf
-	der := ca.crl(1, nil, web)
+	ca := testca.New(f, "example.org")
+	web := ca.SVID("/web").Leaf
+	der := ca.CRL(1, nil, web)
 	f.Add(der)
-	f.Add(crlPEM(der, ca.crl(2, nil)))
-	f.Add(ca.crl(3, func(r *x509.RevocationList) {
+	f.Add(testca.CRLPEM(der, ca.CRL(2, nil)))
+	f.Add(ca.CRL(3, func(r *x509.RevocationList) {
 		r.ExtraExtensions = []pkix.Extension{extension(f, oidDistributionPoint, true, distributionPoint{OnlyCAs: true})}
 	}))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -294,7 +296,7 @@ func FuzzParseCRLs(f *testing.F) {
 		}
 		for _, c := range lists {
 			c.has(web)
-			_ = c.signedBy(ca.cert)
+			_ = c.signedBy(ca.Cert)
 			if c.until.IsZero() || c.String() == "" {
 				t.Errorf("%+v", c)
 			}

@@ -1,4 +1,4 @@
-package proxy
+package identity
 
 import (
 	"cmp"
@@ -31,7 +31,7 @@ type CRLsConfig struct {
 
 	// Identities is the source whose bundles the CRLs belong to: one of
 	// NewWorkloadAPI or NewFiles.
-	Identities Identities
+	Identities Source
 
 	Poll    time.Duration // as FilesConfig.Poll
 	Metrics *telemetry.Metrics

@@ -1,4 +1,4 @@
-package proxy
+package identity
 
 import (
 	"crypto/x509"
@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/narthex-id/narthex/internal/testca"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -51,7 +53,7 @@ func (h *heldCRLs) put(path string, data []byte) {
 // refuses asks as a new connection would.
 func (h *heldCRLs) refuses(what string, want string, chain ...*x509.Certificate) {
 	h.t.Helper()
-	_, err := h.ids.trusted().verify(chain, time.Now())
+	_, err := h.ids.trusted().Verify(chain, time.Now())
 	if (err == nil) != (want == "") || (err != nil && !strings.Contains(err.Error(), want)) {
 		h.t.Errorf("%s: %v, want %q", what, err, want)
 	}
@@ -60,12 +62,12 @@ func (h *heldCRLs) refuses(what string, want string, chain ...*x509.Certificate)
 // TestCRLFiles: what is good takes the place of what was, and nothing else
 // does.
 func TestCRLFiles(t *testing.T) {
-	ca, partner := newAuthority(t, "example.org"), newAuthority(t, "partner.example")
-	middle := ca.intermediate()
-	web, batch, low := ca.svid("/web").Leaf, ca.svid("/batch").Leaf, middle.svid("/low").Leaf
-	foreign := partner.svid("/web").Leaf
+	ca, partner := testca.New(t, "example.org"), testca.New(t, "partner.example")
+	middle := ca.Intermediate()
+	web, batch, low := ca.SVID("/web").Leaf, ca.SVID("/batch").Leaf, middle.SVID("/low").Leaf
+	foreign := partner.SVID("/web").Leaf
 	file := t.TempDir() + "/ca.crl"
-	h := holdCRLs(t, storeOf(t, ca.svid("/orders"), ca, partner), map[spiffeid.TrustDomain][]string{ca.td: {filepath.Dir(file) + "/*.crl"}})
+	h := holdCRLs(t, storeOf(t, ca.SVID("/orders"), ca, partner), map[spiffeid.TrustDomain][]string{ca.TrustDomain: {filepath.Dir(file) + "/*.crl"}})
 	asks := func(what, ofWeb, ofBatch string) {
 		t.Helper()
 		h.refuses(what+": web", ofWeb, web)
@@ -73,21 +75,21 @@ func TestCRLFiles(t *testing.T) {
 		h.refuses(what+": another domain", "", foreign)
 	}
 	asks("no file", "could not be read yet", "could not be read yet")
-	h.put(file, crlPEM(ca.crl(5, nil, web)))
+	h.put(file, testca.CRLPEM(ca.CRL(5, nil, web)))
 	asks("PEM", "revoked at", "")
-	h.refuses("an issuer without CRL", "", low, middle.cert)
-	h.put(file, ca.crl(6, nil, web, batch))
+	h.refuses("an issuer without CRL", "", low, middle.Cert)
+	h.put(file, ca.CRL(6, nil, web, batch))
 	asks("DER", "revoked at", "revoked at")
-	good := crlPEM(ca.crl(7, nil, batch))
+	good := testca.CRLPEM(ca.CRL(7, nil, batch))
 	h.put(file, good)
 	asks("taken from the list", "", "revoked at")
 
-	forged := ca.crl(8, nil)
+	forged := ca.CRL(8, nil)
 	forged[len(forged)-1] ^= 1
-	stranger := &authority{t: t, td: ca.td, key: newKey(t), cert: ca.cert} // has the name and not the key
-	same := *ca.cert
-	same.PublicKey = stranger.key.Public()
-	stranger.cert = &same
+	stranger := &testca.Authority{T: t, TrustDomain: ca.TrustDomain, Key: testca.NewKey(t), Cert: ca.Cert} // has the name and not the key
+	same := *ca.Cert
+	same.PublicKey = stranger.Key.Public()
+	stranger.Cert = &same
 	for _, bad := range []struct {
 		name string
 		data []byte
@@ -96,11 +98,11 @@ func TestCRLFiles(t *testing.T) {
 		{"cut short", good[:200], "0 of 1 PEM blocks are whole"},
 		{"empty", nil, "is empty"},
 		{"forged", forged, "its signature is not good, though the bundle of example.org has its authority"},
-		{"by a stranger", stranger.crl(8, nil), "its signature is not good"},
-		{"of another domain", partner.crl(8, nil), "it is of trust domain partner.example; a CRL counts for its own domain alone"},
-		{"one good, one forged", crlPEM(ca.crl(9, nil), forged), "its signature is not good"},
-		{"to come", ca.crl(8, func(r *x509.RevocationList) { r.ThisUpdate = time.Now().Add(time.Hour) }), "are the clocks right?"},
-		{"older", crlPEM(ca.crl(6, nil)), "a rollback is not followed"},
+		{"by a stranger", stranger.CRL(8, nil), "its signature is not good"},
+		{"of another domain", partner.CRL(8, nil), "it is of trust domain partner.example; a CRL counts for its own domain alone"},
+		{"one good, one forged", testca.CRLPEM(ca.CRL(9, nil), forged), "its signature is not good"},
+		{"to come", ca.CRL(8, func(r *x509.RevocationList) { r.ThisUpdate = time.Now().Add(time.Hour) }), "are the clocks right?"},
+		{"older", testca.CRLPEM(ca.CRL(6, nil)), "a rollback is not followed"},
 	} {
 		h.put(file, bad.data)
 		h.load()
@@ -122,14 +124,14 @@ func TestCRLFiles(t *testing.T) {
 	}
 	h.load()
 	asks("file gone", "", "revoked at")
-	h.put(filepath.Dir(file)+"/middle.crl", middle.crl(1, nil, low))
+	h.put(filepath.Dir(file)+"/middle.crl", middle.CRL(1, nil, low))
 	asks("another file", "", "revoked at")
-	h.refuses("an intermediate's CRL", "revoked at", low, middle.cert)
+	h.refuses("an intermediate's CRL", "revoked at", low, middle.Cert)
 	if h.log.count("stays in force though no file holds it any more") != 1 {
 		t.Errorf("log:\n%s", h.log.text.String())
 	}
-	h.put(filepath.Dir(file)+"/middle.crl", middle.crl(2, nil))
-	h.refuses("and its next", "", low, middle.cert)
+	h.put(filepath.Dir(file)+"/middle.crl", middle.CRL(2, nil))
+	h.refuses("and its next", "", low, middle.Cert)
 	h.Configure(nil)
 	asks("not configured any more", "", "")
 }
@@ -165,25 +167,25 @@ func TestCRLOrder(t *testing.T) {
 // TestForgedCRLOfAnIntermediate: what no bundle can tell is told by the chain,
 // and what was verified once is not displaced.
 func TestForgedCRLOfAnIntermediate(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	middle := ca.intermediate()
-	web := middle.svid("/web").Leaf
+	ca := testca.New(t, "example.org")
+	middle := ca.Intermediate()
+	web := middle.SVID("/web").Leaf
 	file := t.TempDir() + "/crl"
 	forge := func(number int64) []byte {
-		der := middle.crl(number, nil)
+		der := middle.CRL(number, nil)
 		der[len(der)-1] ^= 1
 		return der
 	}
 	write(t, file, forge(5))
-	h := holdCRLs(t, storeOf(t, ca.svid("/orders"), ca), map[spiffeid.TrustDomain][]string{ca.td: {file}})
-	h.refuses("forged", "does not carry its signature", web, middle.cert)
+	h := holdCRLs(t, storeOf(t, ca.SVID("/orders"), ca), map[spiffeid.TrustDomain][]string{ca.TrustDomain: {file}})
+	h.refuses("forged", "does not carry its signature", web, middle.Cert)
 	if s := h.ids.Report().CRLs; len(s) != 1 || s[0].Verified {
 		t.Errorf("status %+v", s)
 	}
-	h.put(file, middle.crl(6, nil, web))
-	h.refuses("good", "revoked at", web, middle.cert)
+	h.put(file, middle.CRL(6, nil, web))
+	h.refuses("good", "revoked at", web, middle.Cert)
 	h.put(file, forge(7))
-	h.refuses("forged later", "revoked at", web, middle.cert)
+	h.refuses("forged later", "revoked at", web, middle.Cert)
 	if s := h.ids.Report().CRLs; len(s) != 2 || !strings.Contains(s[0].Problem, "not signed by the authority that signed the CRL in force") {
 		t.Errorf("status %+v", s)
 	}
@@ -192,20 +194,20 @@ func TestForgedCRLOfAnIntermediate(t *testing.T) {
 // TestCRLsBeforeBundles: CRLs that were read while the source had no bundle
 // yet are told apart when there is one.
 func TestCRLsBeforeBundles(t *testing.T) {
-	ca := newAuthority(t, "example.org")
-	web := ca.svid("/web").Leaf
+	ca := testca.New(t, "example.org")
+	web := ca.SVID("/web").Leaf
 	file := t.TempDir() + "/crl"
-	forged := ca.crl(9, nil)
+	forged := ca.CRL(9, nil)
 	forged[len(forged)-1] ^= 1
 	write(t, file, forged)
 	ids := newStore("test", errors.New("not yet"))
-	h := holdCRLs(t, ids, map[spiffeid.TrustDomain][]string{ca.td: {file}})
-	learn(t, ids, ca.svid("/orders"), ca)
+	h := holdCRLs(t, ids, map[spiffeid.TrustDomain][]string{ca.TrustDomain: {file}})
+	learn(t, ids, ca.SVID("/orders"), ca)
 	h.refuses("forged", "does not carry its signature", web)
-	h.put(file, ca.crl(1, nil)) // a good one counts, whatever number the forged one had
+	h.put(file, ca.CRL(1, nil)) // a good one counts, whatever number the forged one had
 	h.refuses("good", "", web)
 	g := ids.trusted().generation
-	learn(t, ids, ca.svid("/orders"), ca, newAuthority(t, "partner.example"))
+	learn(t, ids, ca.SVID("/orders"), ca, testca.New(t, "partner.example"))
 	if trust := ids.trusted(); trust.generation != g+1 || trust.crls == nil {
 		t.Errorf("generation %d after %d, CRLs %v", trust.generation, g, trust.crls)
 	}
@@ -215,11 +217,11 @@ func TestCRLsBeforeBundles(t *testing.T) {
 // and nobody is thrown out.
 func TestCRLsGrowOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newAuthority(t, "example.org")
-		web := ca.svid("/web", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(23 * time.Hour) }).Leaf
+		ca := testca.New(t, "example.org")
+		web := ca.SVID("/web", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(23 * time.Hour) }).Leaf
 		file := t.TempDir() + "/crl"
-		write(t, file, ca.crl(1, func(r *x509.RevocationList) { r.NextUpdate = time.Now().Add(10 * time.Hour) }))
-		h := holdCRLs(t, storeOf(t, ca.svid("/orders"), ca), map[spiffeid.TrustDomain][]string{ca.td: {file}})
+		write(t, file, ca.CRL(1, func(r *x509.RevocationList) { r.NextUpdate = time.Now().Add(10 * time.Hour) }))
+		h := holdCRLs(t, storeOf(t, ca.SVID("/orders"), ca), map[spiffeid.TrustDomain][]string{ca.TrustDomain: {file}})
 		said := func(late, over int) {
 			t.Helper()
 			h.load()
@@ -237,10 +239,10 @@ func TestCRLsGrowOld(t *testing.T) {
 		said(1, 1)
 		h.refuses("over", "is out of date since", web)
 		trust := h.ids.trusted()
-		if err := trust.crls.revoked(ca.td, []path{{web, ca.cert}}); err != nil {
+		if err := trust.crls.revoked(ca.TrustDomain, []path{{web, ca.Cert}}); err != nil {
 			t.Errorf("a live connection: %v", err)
 		}
-		h.put(file, ca.crl(2, nil))
+		h.put(file, ca.CRL(2, nil))
 		h.refuses("renewed", "", web)
 		said(1, 1)
 	})
@@ -249,7 +251,7 @@ func TestCRLsGrowOld(t *testing.T) {
 // TestCRLFileBounds: what is no plain file, or too large, does not hold the
 // proxy up.
 func TestCRLFileBounds(t *testing.T) {
-	ca := newAuthority(t, "example.org")
+	ca := testca.New(t, "example.org")
 	dir := t.TempDir()
 	big, err := os.Create(dir + "/big")
 	if err != nil {
@@ -263,14 +265,14 @@ func TestCRLFileBounds(t *testing.T) {
 	}
 	for name, want := range map[string]string{dir: "not a plain file", dir + "/big": "larger than", dir + "/none": "file does not exist", dir + "/[": "syntax error"} {
 		d := &crlFiles{}
-		if !d.load(ca.td, []string{name}, newTrust(bundles(ca)), time.Now()) || !strings.Contains(d.problem, want) {
+		if !d.load(ca.TrustDomain, []string{name}, newTrust(testca.Bundles(ca)), time.Now()) || !strings.Contains(d.problem, want) {
 			t.Errorf("%s: %q, want %q", name, d.problem, want)
 		}
 	}
 	if _, err := NewCRLs(CRLsConfig{Identities: nil}); err == nil {
 		t.Error("CRLs without bundles were taken")
 	}
-	if got := slices.Collect(maps.Keys(holdCRLs(t, storeOf(t, ca.svid("/o"), ca), nil).domains)); len(got) != 0 {
+	if got := slices.Collect(maps.Keys(holdCRLs(t, storeOf(t, ca.SVID("/o"), ca), nil).domains)); len(got) != 0 {
 		t.Errorf("%v", got)
 	}
 }

@@ -1,4 +1,4 @@
-package proxy
+package identity
 
 import (
 	"context"
@@ -8,8 +8,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
 // store is the part the sources share: what was last learned, and the leases

@@ -1,4 +1,4 @@
-package proxy
+package identity
 
 import (
 	"crypto"
@@ -15,20 +15,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/testca"
+
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // TestVerifiedChainsAreRemembered: for the very same chain, under the same
 // authorities, while all of it is valid.
 func TestVerifiedChainsAreRemembered(t *testing.T) {
-	root := newAuthority(t, "example.org")
-	middle := root.intermediate()
-	web := middle.svid("/web")
-	chain, now := []*x509.Certificate{web.Leaf, middle.cert}, time.Now()
-	trust := newTrust(bundles(root))
-	d := trust.domains[root.td]
+	root := testca.New(t, "example.org")
+	middle := root.Intermediate()
+	web := middle.SVID("/web")
+	chain, now := []*x509.Certificate{web.Leaf, middle.Cert}, time.Now()
+	trust := newTrust(testca.Bundles(root))
+	d := trust.domains[root.TrustDomain]
 	verify := func(trust *Trust, chain []*x509.Certificate, at time.Time) error {
-		_, err := trust.verify(chain, at)
+		_, err := trust.Verify(chain, at)
 		return err
 	}
 	for range 2 {
@@ -40,7 +42,7 @@ func TestVerifiedChainsAreRemembered(t *testing.T) {
 		"without its intermediate": verify(trust, chain[:1], now),
 		"after its end":            verify(trust, chain, web.Leaf.NotAfter.Add(time.Second)),
 		"before its beginning":     verify(trust, chain, web.Leaf.NotBefore.Add(-time.Second)),
-		"under other authorities":  verify(trust.next(bundles(newAuthority(t, "example.org"))), chain, now),
+		"under other authorities":  verify(trust.next(testca.Bundles(testca.New(t, "example.org"))), chain, now),
 		"under none":               verify(trust.next(nil), chain, now),
 	} {
 		if err == nil {
@@ -56,9 +58,9 @@ func TestVerifiedChainsAreRemembered(t *testing.T) {
 	if len(d.verified) != maxVerified {
 		t.Errorf("%d chains remembered, the bound is %d", len(d.verified), maxVerified)
 	}
-	short := *middle.cert
+	short := *middle.Cert
 	short.NotAfter = now.Add(-time.Second)
-	d.remember(sumOf(chain), []path{{web.Leaf, &short, root.cert}})
+	d.remember(sumOf(chain), []path{{web.Leaf, &short, root.Cert}})
 	if v := d.verified[sumOf(chain)]; !v.to.Equal(short.NotAfter) {
 		t.Errorf("remembered until %s, past the end of an intermediate", v.to)
 	}
@@ -78,7 +80,7 @@ func issue(t *testing.T, parent *signer, key crypto.Signer, edit ...func(*x509.C
 	t.Helper()
 	now := time.Now()
 	c := &x509.Certificate{
-		SerialNumber: newSerial(t), Subject: pkix.Name{CommonName: newSerial(t).Text(16)},
+		SerialNumber: testca.NewSerial(t), Subject: pkix.Name{CommonName: testca.NewSerial(t).Text(16)},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), BasicConstraintsValid: true,
 	}
 	for _, e := range edit {
@@ -112,7 +114,7 @@ func asWeb(c *x509.Certificate) {
 // TestChains: what a chain must be, beyond what TestBadClients shows on the
 // wire.
 func TestChains(t *testing.T) {
-	p256 := func() crypto.Signer { return newKey(t) }
+	p256 := func() crypto.Signer { return testca.NewKey(t) }
 	curve := func(c elliptic.Curve) crypto.Signer {
 		key, err := ecdsa.GenerateKey(c, rand.Reader)
 		if err != nil {
@@ -225,7 +227,7 @@ func TestChains(t *testing.T) {
 				chain = append(chain, s.cert)
 			}
 			for range 2 { // the second time from what was remembered
-				_, err := trust.verify(chain, time.Now())
+				_, err := trust.Verify(chain, time.Now())
 				var pe *PeerError
 				switch {
 				case test.result == "" && err != nil:
@@ -241,25 +243,25 @@ func TestChains(t *testing.T) {
 // TestTrustGenerations: what was verified under authorities is known to those
 // alone, also when they come back, and every change is another generation.
 func TestTrustGenerations(t *testing.T) {
-	first, second := newAuthority(t, "example.org"), newAuthority(t, "example.org")
-	chain, now := []*x509.Certificate{first.svid("/web").Leaf}, time.Now()
+	first, second := testca.New(t, "example.org"), testca.New(t, "example.org")
+	chain, now := []*x509.Certificate{first.SVID("/web").Leaf}, time.Now()
 	s := newStore("test", nil)
-	cert := first.svid("/orders")
+	cert := first.SVID("/orders")
 	var last uint64
 	for i, step := range []struct {
-		authorities []*authority
+		authorities []*testca.Authority
 		good        bool
-	}{{[]*authority{first}, true}, {[]*authority{second}, false}, {[]*authority{first}, true}, {[]*authority{first, second}, true}, {nil, false}} {
+	}{{[]*testca.Authority{first}, true}, {[]*testca.Authority{second}, false}, {[]*testca.Authority{first}, true}, {[]*testca.Authority{first, second}, true}, {nil, false}} {
 		learn(t, s, cert, step.authorities...)
 		trust := s.trusted()
 		if trust.generation <= last {
 			t.Errorf("step %d: generation %d after %d", i, trust.generation, last)
 		}
 		last = trust.generation
-		if d := trust.domains[first.td]; d != nil && len(d.verified) > 0 {
+		if d := trust.domains[first.TrustDomain]; d != nil && len(d.verified) > 0 {
 			t.Errorf("step %d: %d chains are known under authorities that nobody was verified under", i, len(d.verified))
 		}
-		if _, err := trust.verify(chain, now); (err == nil) != step.good {
+		if _, err := trust.Verify(chain, now); (err == nil) != step.good {
 			t.Errorf("step %d: %v", i, err)
 		}
 		learn(t, s, cert, step.authorities...)
@@ -267,7 +269,7 @@ func TestTrustGenerations(t *testing.T) {
 			t.Errorf("step %d: another generation without a change", i)
 		}
 		s.revoke(&revocations{})
-		if again := s.trusted(); again.generation != last+1 || again.domains[first.td] != trust.domains[first.td] {
+		if again := s.trusted(); again.generation != last+1 || again.domains[first.TrustDomain] != trust.domains[first.TrustDomain] {
 			t.Errorf("step %d: CRLs made generation %d after %d", i, again.generation, last)
 		}
 		last++
@@ -277,31 +279,31 @@ func TestTrustGenerations(t *testing.T) {
 // TestExpiredAuthorityLeavesTheBundle: that the authority of an expired SVID
 // is pruned is no reason to end a connection that was to be kept.
 func TestExpiredAuthorityLeavesTheBundle(t *testing.T) {
-	ca, next := newAuthority(t, "example.org"), newAuthority(t, "example.org")
-	trust := newTrust(bundles(ca))
-	web := ca.svid("/web")
+	ca, next := testca.New(t, "example.org"), testca.New(t, "example.org")
+	trust := newTrust(testca.Bundles(ca))
+	web := ca.SVID("/web")
 	chain := []*x509.Certificate{web.Leaf}
-	d := trust.domains[ca.td]
+	d := trust.domains[ca.TrustDomain]
 	if d.prunedAfterExpiry(chain, web.Leaf.NotAfter, time.Now()) {
 		t.Error("an authority that is still valid counts as pruned after expiry")
 	}
-	if !d.prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.cert.NotAfter.Add(time.Second)) {
+	if !d.prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.Cert.NotAfter.Add(time.Second)) {
 		t.Error("an authority that has expired does not count as pruned after expiry")
 	}
-	if trust.next(bundles(next)).domains[ca.td].prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.cert.NotAfter.Add(time.Second)) {
+	if trust.next(testca.Bundles(next)).domains[ca.TrustDomain].prunedAfterExpiry(chain, web.Leaf.NotAfter, ca.Cert.NotAfter.Add(time.Second)) {
 		t.Error("a bundle that never verified the chain counts")
 	}
 }
 
 // BenchmarkVerify is a peer's chain that verified before.
 func BenchmarkVerify(b *testing.B) {
-	root := newAuthority(b, "example.org")
-	middle := root.intermediate()
-	chain, now := []*x509.Certificate{middle.svid("/web").Leaf, middle.cert}, time.Now()
-	trust := newTrust(bundles(root))
+	root := testca.New(b, "example.org")
+	middle := root.Intermediate()
+	chain, now := []*x509.Certificate{middle.SVID("/web").Leaf, middle.Cert}, time.Now()
+	trust := newTrust(testca.Bundles(root))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := trust.verify(chain, now); err != nil {
+		if _, err := trust.Verify(chain, now); err != nil {
 			b.Fatal(err)
 		}
 	}

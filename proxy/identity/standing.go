@@ -1,4 +1,4 @@
-package proxy
+package identity
 
 import (
 	"crypto/x509"

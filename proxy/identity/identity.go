@@ -1,4 +1,21 @@
-package proxy
+// Package identity is whom the proxy speaks as and whom it believes: sources of
+// X.509-SVIDs, and the verification of peers against bundles and CRLs.
+//
+//	source, err := identity.NewWorkloadAPI(identity.WorkloadAPIConfig{Socket: "/run/spire/sockets/agent.sock"})
+//	…
+//	lease, err := source.Own(ctx, identity.Pick{})
+//	…
+//	own, err := lease.Current()                               // what to present
+//	id, err := lease.Trust().Verify(chain, time.Now())         // in a handshake
+//	standing, err := lease.Trust().Stand(id, chain, time.Now())
+//	…
+//	err = standing.Recheck(lease.Trust(), time.Now())          // while the connection lives
+//
+// A source (workloadapi.go, files.go) keeps what it last learned in a store,
+// and CRLs (crls.go) put theirs into the same. trust.go verifies chains,
+// revocations.go looks them up, standing.go does both again for peers that are
+// connected. What an identity may do is the business of proxy/policy.
+package identity
 
 import (
 	"bytes"
@@ -14,9 +31,9 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
-// Identities is what the proxy presents and whom it trusts: a source of
-// X.509-SVIDs and trust bundles that keeps itself up to date.
-type Identities interface {
+// Source is what the proxy presents and whom it trusts: X.509-SVIDs and
+// trust bundles that keep themselves up to date.
+type Source interface {
 	// Own returns a lease on one of the proxy's own identities. It does not
 	// wait for the identity to be there: a lease that has nothing to give
 	// yet says so, and why, in Current. ctx bounds the call, not the lease.

@@ -1,4 +1,4 @@
-package proxy
+package identity
 
 import (
 	"cmp"
@@ -48,6 +48,9 @@ type verified struct {
 // maxVerified bounds how many chains a domain remembers. Only chains that
 // verified are, so strangers cannot push out others.
 const maxVerified = 1024
+
+// Generation is one more for each change of authorities or CRLs.
+func (t *Trust) Generation() uint64 { return t.generation }
 
 func newTrust(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *Trust {
 	return (*Trust)(nil).next(authorities)
@@ -213,9 +216,9 @@ func checkStrength(c *x509.Certificate) error {
 // (X509-SVID §4.4 makes the extension optional, but both usages go together).
 var peerKeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
 
-// verify decides on the chain of a peer that comes, leaf first, as of at.
+// Verify decides on the chain of a peer that comes, leaf first, as of at.
 // Errors are *PeerError.
-func (t *Trust) verify(chain []*x509.Certificate, at time.Time) (spiffeid.ID, error) {
+func (t *Trust) Verify(chain []*x509.Certificate, at time.Time) (spiffeid.ID, error) {
 	if len(chain) == 0 {
 		return spiffeid.ID{}, &PeerError{Result: "no_certificate", Err: errors.New("the peer sent none")}
 	}
