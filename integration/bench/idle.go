@@ -17,7 +17,7 @@ const (
 func measureIdle(ctx context.Context, b *bench) error {
 	kinds := b.proxies(allProxies)
 	return b.rounds(ctx, len(kinds), func(side int) error {
-		p, err := b.startProxy(ctx, kinds[side], false, tls.X25519)
+		p, err := b.startProxy(ctx, kinds[side], plainly, tls.X25519)
 		if err != nil {
 			return err
 		}

@@ -23,7 +23,7 @@ const (
 // measureLatency measures what a proxy adds to the time a message takes there
 // and back, against the way without a proxy in the same round.
 func measureLatency(ctx context.Context, b *bench) error {
-	proxies, end, err := b.startProxies(ctx, b.proxies(allProxies), false, classical)
+	proxies, end, err := b.startProxies(ctx, b.proxies(allProxies), plainly, classical)
 	if err != nil {
 		return err
 	}

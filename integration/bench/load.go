@@ -19,18 +19,29 @@ type client struct {
 	config  *tls.Config
 }
 
-// newClient returns a client that speaks TLS 1.3 with one key exchange and
-// takes no tickets. It does not verify the proxy: who is measured is at the
-// other end.
-func newClient(address string, certificate tls.Certificate, curve tls.CurveID) client {
+// newClient returns a client that speaks TLS 1.3 with one key exchange. It asks
+// for tickets or not, and takes none up. It does not verify the proxy: who is
+// measured is at the other end.
+func newClient(address string, certificate tls.Certificate, curve tls.CurveID, tickets bool) client {
 	return client{address, &tls.Config{
 		Certificates:           []tls.Certificate{certificate},
 		MinVersion:             tls.VersionTLS13,
 		CurvePreferences:       []tls.CurveID{curve},
-		SessionTicketsDisabled: true,
+		SessionTicketsDisabled: !tickets,
+		ClientSessionCache:     forgetful{},
 		InsecureSkipVerify:     true,
 	}}
 }
+
+// forgetful is a session cache without sessions: a client with a cache says
+// that it takes tickets (RFC 8446 §4.2.9).
+type forgetful struct{}
+
+// Get implements tls.ClientSessionCache.
+func (forgetful) Get(string) (*tls.ClientSessionState, bool) { return nil, false }
+
+// Put implements tls.ClientSessionCache.
+func (forgetful) Put(string, *tls.ClientSessionState) {}
 
 // A connection that takes longer than this, all its work included, is an
 // error.

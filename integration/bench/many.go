@@ -19,7 +19,7 @@ const manyConnections = 9000
 func measureMany(ctx context.Context, b *bench) error {
 	kinds := b.proxies([]*proxyKind{kindNarthex})
 	return b.rounds(ctx, len(kinds), func(side int) error {
-		p, err := b.startProxy(ctx, kinds[side], false, tls.X25519)
+		p, err := b.startProxy(ctx, kinds[side], plainly, tls.X25519)
 		if err != nil {
 			return err
 		}
@@ -75,7 +75,7 @@ const refusedConnections = 1000
 // refuseSome holds some more connections, of a client that new rules refuse,
 // and measures how long it takes until the last of them has seen its end.
 func (b *bench) refuseSome(ctx context.Context, p *proxy, empty float64, held int) error {
-	other := newClient(p.client.address, b.other, tls.X25519)
+	other := newClient(p.client.address, b.other, tls.X25519, false)
 	conns, end, err := other.hold(ctx, b.scaled(refusedConnections))
 	if err != nil {
 		return err

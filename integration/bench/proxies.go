@@ -79,6 +79,15 @@ func tool(variable, module, program string) (string, error) {
 	return path, err
 }
 
+// manner is how the proxies of a row are set up.
+type manner int
+
+const (
+	plainly  manner = iota // nothing logged, no session tickets
+	logged                 // connections are logged
+	ticketed               // session tickets as each program has them by default
+)
+
 // proxyValues are what the templates of proxies name.
 type proxyValues struct {
 	Dir, Certs, Listen, Backend     string
@@ -88,6 +97,7 @@ type proxyValues struct {
 	NginxModules                    string
 	CPUs                            int
 	Logged                          bool
+	Tickets                         bool // session tickets, as each program has them by default
 	Profiled                        bool // which the sandbox does not allow
 }
 
@@ -110,7 +120,7 @@ type proxy struct {
 
 // startProxy starts a proxy in front of the backend and waits until it serves
 // as all of them have to.
-func (b *bench) startProxy(ctx context.Context, kind *proxyKind, logged bool, curve tls.CurveID) (*proxy, error) {
+func (b *bench) startProxy(ctx context.Context, kind *proxyKind, how manner, curve tls.CurveID) (*proxy, error) {
 	dir, err := b.folder()
 	if err != nil {
 		return nil, err
@@ -126,7 +136,7 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, logged bool, cu
 	values := proxyValues{
 		Dir: dir, Certs: b.certs(), Listen: "127.0.0.1:" + itoa(port), Backend: b.backend.address(),
 		TrustDomain: trustDomain, ClientID: clientID, ServerID: serverID, OtherID: otherID,
-		User: account, NginxModules: nginxModules, CPUs: runtime.NumCPU(), Logged: logged, Profiled: kind == kindNarthex && b.profiles != "",
+		User: account, NginxModules: nginxModules, CPUs: runtime.NumCPU(), Logged: how == logged, Tickets: how == ticketed, Profiled: kind == kindNarthex && b.profiles != "",
 	}
 	config := ""
 	for i, name := range kind.files {
@@ -153,7 +163,7 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, logged bool, cu
 	if values.Profiled {
 		started.first = syscall.SIGUSR1
 	}
-	p := &proxy{started, kind, newClient(values.Listen, b.certificate, curve), dir, values}
+	p := &proxy{started, kind, newClient(values.Listen, b.certificate, curve, values.Tickets), dir, values}
 	if err := p.ready(ctx); err != nil {
 		p.stop()
 		return nil, fmt.Errorf("%s: %w", kind.name, err)
@@ -199,14 +209,14 @@ func (b *bench) proxies(kinds []*proxyKind) []*proxyKind {
 
 // startProxies starts one proxy of each kind. The function returned ends
 // them.
-func (b *bench) startProxies(ctx context.Context, kinds []*proxyKind, logged bool, curve func(*proxyKind) tls.CurveID) (list []*proxy, end func(), err error) {
+func (b *bench) startProxies(ctx context.Context, kinds []*proxyKind, how manner, curve func(*proxyKind) tls.CurveID) (list []*proxy, end func(), err error) {
 	end = func() {
 		for _, p := range list {
 			p.stop()
 		}
 	}
 	for _, kind := range kinds {
-		p, err := b.startProxy(ctx, kind, logged, curve(kind))
+		p, err := b.startProxy(ctx, kind, how, curve(kind))
 		if err != nil {
 			end()
 			return nil, nil, err

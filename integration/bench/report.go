@@ -26,7 +26,7 @@ var tables = []struct {
 	rows  []*row
 }{
 	{"The proxy", []string{ours, nginx, haproxy, ghostunnel}, []*row{
-		rowHandshake, rowHandshakeLogged, rowHandshakePQ, rowEcho, rowBulkUp, rowBulkDown, rowLatency, rowProxyRest, rowIdle, rowIdleAfterBulk,
+		rowHandshake, rowHandshakeLogged, rowHandshakeTickets, rowHandshakePQ, rowEcho, rowBulkUp, rowBulkDown, rowLatency, rowProxyRest, rowIdle, rowIdleAfterBulk,
 	}},
 	{"The proxy with many connections", []string{ours}, []*row{
 		rowIdle100, rowIdle1000, rowIdle9000, rowHandshakeBeside, rowEchoBeside, rowRefuse,

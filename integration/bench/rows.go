@@ -61,6 +61,12 @@ var (
 		did: "As above; each side writes who connected to a file: nginx, haproxy and narthex one record a connection (not buffered by nginx and haproxy, " +
 			"batched off the path by narthex), ghostunnel its two lines.",
 	}
+	rowHandshakeTickets = &row{
+		id: "handshake-tickets", title: "the same, session tickets as each has them by default", unit: "µs CPU",
+		target: target{bound: 0.5, against: nginx},
+		did: "As the first row, but nobody's tickets are turned off: nginx, haproxy and ghostunnel issue them, narthex has none. The client takes none up, as one that connects " +
+			"for the first time cannot.",
+	}
 	rowHandshakePQ = &row{
 		id: "handshake-pq", title: "the same, narthex with X25519MLKEM768", unit: "µs CPU",
 		target: target{bound: 0.9, against: ghostunnel},

@@ -8,13 +8,13 @@ import (
 
 // throughput is a row that counts the CPU time of a proxy by what it carried.
 type throughput struct {
-	row    *row
-	kinds  []*proxyKind
-	curve  func(*proxyKind) tls.CurveID // the key exchange
-	logged bool
-	units  int           // what is done in a round
-	per    int           // so many of them make one unit of the row
-	each   time.Duration // the row's unit of time
+	row   *row
+	kinds []*proxyKind
+	curve func(*proxyKind) tls.CurveID // the key exchange
+	how   manner
+	units int           // what is done in a round
+	per   int           // so many of them make one unit of the row
+	each  time.Duration // the row's unit of time
 
 	// prepare makes ready to do n units. Work is what is measured; end takes
 	// down what prepare made.
@@ -25,7 +25,8 @@ const gigabyte = 1_000_000_000
 
 var throughputs = []throughput{
 	{row: rowHandshake, kinds: allProxies, curve: classical, units: 2000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
-	{row: rowHandshakeLogged, kinds: allProxies, curve: classical, logged: true, units: 2000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
+	{row: rowHandshakeLogged, kinds: allProxies, curve: classical, how: logged, units: 2000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
+	{row: rowHandshakeTickets, kinds: allProxies, curve: classical, how: ticketed, units: 2000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
 	{row: rowHandshakePQ, kinds: []*proxyKind{kindNarthex, kindGhostunnel}, curve: postQuantum, units: 2000, per: 1, each: time.Microsecond, prepare: prepareHandshakes},
 	{row: rowEcho, kinds: allProxies, curve: classical, units: 64_000, per: 1, each: time.Microsecond, prepare: prepareEchoes},
 	{row: rowBulkUp, kinds: allProxies, curve: classical, units: gigabyte, per: gigabyte, each: time.Second, prepare: prepareBulk(opSink)},
@@ -65,7 +66,7 @@ func prepareBulk(op byte) func(context.Context, client, int) (func() error, func
 // run measures the row. The proxies run side by side and work one after the
 // other.
 func (t throughput) run(ctx context.Context, b *bench) error {
-	proxies, end, err := b.startProxies(ctx, b.proxies(t.kinds), t.logged, t.curve)
+	proxies, end, err := b.startProxies(ctx, b.proxies(t.kinds), t.how, t.curve)
 	if err != nil {
 		return err
 	}
