@@ -644,6 +644,7 @@ func (l *listener) status(s *settings) telemetry.ListenerStatus {
 	if l.proxy.Draining() {
 		out.Problem = "draining"
 	}
+	out.Routes = s.routeStatus()
 	out.Endpoints, out.EndpointsMore = s.endpoints()
 	conns := l.proxy.table.of(l)
 	slices.SortFunc(conns, func(a, b *conn) int { return a.start.Compare(b.start) })

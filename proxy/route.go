@@ -148,6 +148,21 @@ func (s *settings) endpoints() (list []telemetry.EndpointStatus, more bool) {
 	return list[:min(len(list), maxStatusEndpoints)], more || len(list) > maxStatusEndpoints
 }
 
+// routeStatus tells of the routes, with the listener's own target as the last
+// one, or of nothing where there are none.
+func (s *settings) routeStatus() (list []telemetry.RouteStatus) {
+	if len(s.Routes) == 0 {
+		return nil
+	}
+	for i := range s.Routes {
+		list = append(list, telemetry.RouteStatus{SNI: s.Routes[i].SNI, ALPN: s.Routes[i].ALPN, Targets: s.Routes[i].Targets})
+	}
+	if len(s.Targets) > 0 {
+		list = append(list, telemetry.RouteStatus{Targets: s.Targets})
+	}
+	return list
+}
+
 // everyTarget returns the targets of the listener and its routes, each once.
 func (s *settings) everyTarget() []string {
 	all := slices.Clone(s.Targets)

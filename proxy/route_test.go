@@ -160,6 +160,8 @@ func TestRoutes(t *testing.T) {
 	}
 	if got := p.Status().Listeners; len(got[0].Targets) != 3 || len(got[1].Targets) != 4 {
 		t.Errorf("status %+v", got)
+	} else if a, b := got[0].Routes, got[1].Routes; len(a) < 2 || len(b) != len(a)+1 || a[0].Takes() != b[0].Takes() || a[0].Takes() == "the rest" || b[len(a)].Takes() != "the rest" {
+		t.Errorf("routes %+v; and with a target of its own %+v", a, b)
 	}
 }
 

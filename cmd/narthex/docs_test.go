@@ -69,6 +69,7 @@ func TestWalkthrough(t *testing.T) {
 		ports[documented] = freePort(t)
 	}
 	ports["18080"] = service
+	ports["9901"] = "0" // of agent and proxy, which here are not one program
 	for _, block := range yamlBlocks(t, "docs/proxy.md") {
 		name := regexp.MustCompile(`^# ([a-z]+\.yaml)`).FindStringSubmatch(block)
 		if name == nil {

@@ -103,7 +103,7 @@ func (a asker) where() (string, error) {
 		return "", err
 	}
 	if c.Telemetry.Listen == "" {
-		return "", fmt.Errorf("%s: telemetry.listen is not set, so there is nobody to ask", *a.config)
+		return "", fmt.Errorf("%s: telemetry.listen is not set, so there is nobody to ask; write for example telemetry: {listen: %q} and restart", *a.config, defaultTelemetry)
 	}
 	return string(c.Telemetry.Listen), nil
 }
@@ -206,26 +206,80 @@ func printStatus(w io.Writer, data []byte, format string) error {
 			}
 			fmt.Fprintf(t, "CRL of %s\t%s\tnumber %s\t%d revoked\tout of date in %s\n", c.TrustDomain, c.Issuer, cmp.Or(c.Number, "-"), c.Entries, until(c.NextUpdate))
 		}
-		for _, l := range p.Listeners {
-			fmt.Fprintf(t, "\n%s\t%s %s -> %s\tas %s\t%d live, %d accepted, %d refused\n",
-				l.Name, l.Direction, l.Bind, strings.Join(l.Targets, ", "), cmp.Or(l.SPIFFEID, "(no identity)"), l.Active, l.Accepted, l.Refused)
-			if l.Problem != "" {
-				fmt.Fprintf(t, "  problem\t%s\n", l.Problem)
-			}
-			printModes(t, &l)
-			for _, c := range l.Connections {
-				fmt.Fprintf(t, "  %s -> %s\trule %s\tfor %s", c.From, c.To, cmp.Or(c.Rule, "-"), time.Since(c.Since).Round(time.Second))
-				if c.WouldDeny != "" {
-					fmt.Fprintf(t, "\twould be refused: %s", c.WouldDeny)
-				}
-				fmt.Fprintln(t)
-			}
+		for i := range p.Listeners {
+			printListener(t, &p.Listeners[i])
+		}
+		if len(p.Policy.Decisions) > 0 {
+			fmt.Fprintln(t)
 		}
 		for _, d := range p.Policy.Decisions {
 			fmt.Fprintf(t, "decided\t%s\t%s\t%s\t%d\n", d.Listener, d.Decision, cmp.Or(d.Rule, "(no rule)"), d.Count)
 		}
 	}
 	return t.Flush()
+}
+
+func printListener(w io.Writer, l *telemetry.ListenerStatus) {
+	to := strings.Join(l.Targets, ", ")
+	if len(l.Routes) > 0 {
+		to = "by its routes"
+	}
+	as := "(no identity)"
+	if l.SPIFFEID != "" {
+		as = fmt.Sprintf("%s (expires in %s)", l.SPIFFEID, until(l.ExpiresAt))
+	}
+	// In one cell: the columns are those of the lines below, which are shorter.
+	fmt.Fprintf(w, "\n%s  %s %s -> %s  as %s  %d live, %d accepted, %d refused\n",
+		l.Name, l.Direction, l.Bind, to, as, l.Active, l.Accepted, l.Refused)
+	if l.Problem != "" {
+		fmt.Fprintf(w, "  problem\t%s\n", l.Problem)
+	}
+	printWays(w, l)
+	printModes(w, l)
+	for _, c := range l.Connections {
+		fmt.Fprintf(w, "  %s -> %s\trule %s\tfor %s", c.From, c.To, cmp.Or(c.Rule, "-"), time.Since(c.Since).Round(time.Second))
+		if c.WouldDeny != "" {
+			fmt.Fprintf(w, "\twould be refused: %s", c.WouldDeny)
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// printWays says where connections are led and which endpoints are left out.
+func printWays(w io.Writer, l *telemetry.ListenerStatus) {
+	rest := false
+	for i := range l.Routes {
+		r := &l.Routes[i]
+		rest = rest || len(r.SNI)+len(r.ALPN) == 0
+		fmt.Fprintf(w, "  route\t%s -> %s\n", r.Takes(), strings.Join(r.Targets, ", "))
+	}
+	if len(l.Routes) > 0 && !rest {
+		fmt.Fprintf(w, "  route\tthe rest -> refused\n")
+	}
+	healthy := 0
+	for i := range l.Endpoints {
+		if l.Endpoints[i].Healthy {
+			healthy++
+		}
+	}
+	if n := len(l.Endpoints); n > 1 || healthy < n {
+		first := ""
+		if l.EndpointsMore {
+			first = "the first "
+		}
+		fmt.Fprintf(w, "  endpoints\t%d of %s%d healthy\n", healthy, first, n)
+	}
+	for i := range l.Endpoints {
+		if e := &l.Endpoints[i]; !e.Healthy || e.Problem != "" {
+			state := "left out"
+			if e.Healthy {
+				state = "in use"
+			} else if healthy == 0 {
+				state = "unhealthy, like all: tried"
+			}
+			fmt.Fprintf(w, "  endpoint\t%s\t%s: %s\n", e.Where(), state, cmp.Or(e.Problem, "-"))
+		}
+	}
 }
 
 func printSandbox(w io.Writer, s *telemetry.SandboxStatus) {

@@ -36,3 +36,52 @@ func TestStatusSaysWhatIsOpen(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusSaysWhereConnectionsGo: routes, and the endpoints that are left
+// out, with the reason.
+func TestStatusSaysWhereConnectionsGo(t *testing.T) {
+	data, err := json.Marshal(telemetry.Status{Proxy: &telemetry.ProxyStatus{Listeners: []telemetry.ListenerStatus{
+		{
+			Name: "front", Direction: "inbound", Bind: ":8443", SPIFFEID: "spiffe://example.org/front", ExpiresAt: time.Now().Add(time.Hour + time.Second/3),
+			Targets: []string{"127.0.0.1:1", "127.0.0.1:2"},
+			Routes: []telemetry.RouteStatus{
+				{SNI: []string{"db.example.org", "*.db.example.org"}, ALPN: []string{"postgresql"}, Targets: []string{"127.0.0.1:1"}},
+				{ALPN: []string{"h2"}, Targets: []string{"127.0.0.1:1", "127.0.0.1:2"}},
+			},
+			Endpoints: []telemetry.EndpointStatus{
+				{Target: "127.0.0.1:1", Address: "127.0.0.1:1", Healthy: true},
+				{Target: "127.0.0.1:2", Address: "127.0.0.1:2", Problem: "health check: connection refused"},
+			},
+		},
+		{
+			Name: "rest", Routes: []telemetry.RouteStatus{{SNI: []string{"a"}, Targets: []string{"unix:/a"}}, {Targets: []string{"unix:/b"}}},
+			Endpoints: []telemetry.EndpointStatus{{Target: "gone.example:1", Problem: "no such host"}},
+		},
+		{Name: "plain", Targets: []string{"127.0.0.1:3"}, Endpoints: []telemetry.EndpointStatus{{Target: "127.0.0.1:3", Address: "127.0.0.1:3", Healthy: true}}},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if err := printStatus(&out, data, "text"); err != nil {
+		t.Fatal(err)
+	}
+	text := regexp.MustCompile(` {2,}`).ReplaceAllString(out.String(), " ")
+	for want, times := range map[string]int{
+		"front inbound :8443 -> by its routes as spiffe://example.org/front (expires in 1h0m0s) 0 live": 1,
+		" route sni db.example.org, *.db.example.org, alpn postgresql -> 127.0.0.1:1\n":                 1,
+		" route alpn h2 -> 127.0.0.1:1, 127.0.0.1:2\n":                                                 1,
+		" route the rest -> refused\n":                                                                 1,
+		" route the rest -> unix:/b\n":                                                                 1,
+		" endpoints 1 of 2 healthy\n":                                                                  1,
+		" endpoint 127.0.0.1:2 left out: health check: connection refused\n":                           1,
+		" endpoint gone.example:1 (no address) unhealthy, like all: tried: no such host\n":             1,
+		" endpoints ": 2,
+		" endpoint ":  2,
+		"-> 127.0.0.1:3 as (no identity)": 1,
+	} {
+		if strings.Count(text, want) != times {
+			t.Errorf("want %d times %q in\n%s", times, want, text)
+		}
+	}
+}

@@ -1,6 +1,9 @@
 package telemetry
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Status is the document behind /api/v1/status and `narthex status`. Each
 // half of Narthex fills its own part; under `narthex run` the two are shown
@@ -114,9 +117,36 @@ type ListenerStatus struct {
 	Unauthenticated uint64         `json:"connections_unauthenticated,omitempty"`
 	Sources         []SourceStatus `json:"unauthenticated_sources,omitempty"`
 
+	// Routes are asked in their order, and the first that takes a connection
+	// leads it. The last one may have neither names nor protocols: it is the
+	// listener's own target, which takes the rest. Empty where there are none.
+	Routes []RouteStatus `json:"routes,omitempty"`
+
 	// The addresses of its targets, the first 100, and whether there are more.
 	Endpoints     []EndpointStatus `json:"endpoints,omitempty"`
 	EndpointsMore bool             `json:"endpoints_more,omitempty"`
+}
+
+// RouteStatus is where connections are led, by what the client asks for.
+type RouteStatus struct {
+	SNI     []string `json:"sni,omitempty"`
+	ALPN    []string `json:"alpn,omitempty"`
+	Targets []string `json:"targets"`
+}
+
+// Takes says for a person which connections the route takes.
+func (r *RouteStatus) Takes() string {
+	var parts []string
+	if len(r.SNI) > 0 {
+		parts = append(parts, "sni "+strings.Join(r.SNI, ", "))
+	}
+	if len(r.ALPN) > 0 {
+		parts = append(parts, "alpn "+strings.Join(r.ALPN, ", "))
+	}
+	if len(parts) == 0 {
+		return "the rest"
+	}
+	return strings.Join(parts, ", ")
 }
 
 // SourceStatus is one address that plaintext comes from. The count is bounded
@@ -139,6 +169,17 @@ type EndpointStatus struct {
 	EjectedUntil time.Time `json:"ejected_until,omitzero"`
 	Active       int       `json:"connections_active"`
 	Failed       uint64    `json:"connections_failed"` // since it is known
+}
+
+// Where names the endpoint for a person.
+func (e *EndpointStatus) Where() string {
+	switch e.Address {
+	case "":
+		return e.Target + " (no address)"
+	case e.Target:
+		return e.Target
+	}
+	return e.Target + " (" + e.Address + ")"
 }
 
 // ConnectionStatus is one live connection.

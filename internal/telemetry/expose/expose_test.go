@@ -392,6 +392,8 @@ func TestPage(t *testing.T) {
 				Policy: telemetry.PolicyStatus{Files: []string{evil}, Decisions: []telemetry.RuleDecision{{Listener: evil, Rule: evil, Decision: evil}}},
 				Listeners: []telemetry.ListenerStatus{{
 					Name: evil, Direction: evil, Bind: evil, Targets: []string{evil}, SPIFFEID: evil, Problem: evil,
+					Routes:      []telemetry.RouteStatus{{SNI: []string{evil}, ALPN: []string{evil}, Targets: []string{evil}}},
+					Endpoints:   []telemetry.EndpointStatus{{Target: evil, Address: evil, Problem: evil}, {Target: "one.example:1", Address: "192.0.2.1:1", Problem: "refused"}},
 					Connections: []telemetry.ConnectionStatus{{From: evil, To: evil, Source: evil, Rule: evil, Since: now}},
 				}},
 			},
@@ -407,7 +409,7 @@ func TestPage(t *testing.T) {
 	if n := strings.Count(got.body, "&lt;script&gt;alert(1)&lt;/script&gt;"); n < 20 {
 		t.Errorf("names are shown %d times only", n)
 	}
-	for _, want := range []string{"1 h 29 min", "expired", `value="0.500"`, "identity spiffe://example.org/late"} {
+	for _, want := range []string{"1 h 29 min", "expired", `value="0.500"`, "identity spiffe://example.org/late", "endpoint one.example:1 (192.0.2.1:1) is not healthy: refused"} {
 		if !strings.Contains(got.body, want) {
 			t.Errorf("the page does not show %q", want)
 		}

@@ -2,6 +2,7 @@ package expose
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	_ "embed" // the page's parts are files of their own
 	"encoding/base64"
@@ -97,6 +98,11 @@ func newView(st telemetry.Status, now time.Time) *view {
 		}
 		for _, l := range p.Listeners {
 			note("listener "+l.Name, l.Problem)
+			for i := range l.Endpoints {
+				if e := &l.Endpoints[i]; !e.Healthy {
+					note("listener "+l.Name, "endpoint "+e.Where()+" is not healthy: "+cmp.Or(e.Problem, "no reason is known"))
+				}
+			}
 		}
 		v.hold("proxy", p.Identities)
 	}
