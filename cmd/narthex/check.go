@@ -5,14 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/proxy"
 	"github.com/narthex-id/narthex/proxy/policy"
 )
 
@@ -32,7 +33,7 @@ many nodes has them by its nature.`,
 	path := configFlag(cmd)
 	format := cmd.Flags().String("format", "text", "text or json")
 	level := cmd.Flags().String("level", "warning", "the least finding that counts and is shown: warning or error")
-	host := cmd.Flags().Bool("host", false, "look at this host too: are the files there and readable, is there such a user?")
+	host := cmd.Flags().Bool("host", false, "look at this host too: are the files there and good, is there such a user?")
 	completeWords(cmd, "format", "text", "json")
 	completeWords(cmd, "level", "warning", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -159,69 +160,110 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// checkHost looks for what a configuration needs of the host it runs on.
-func checkHost(path string) (findings []checkFinding) {
+// hostCheck gathers what a configuration needs of the host it runs on, and
+// does not find there.
+type hostCheck struct {
+	config   *config.Config
+	findings []checkFinding
+}
+
+func checkHost(path string) []checkFinding {
 	c, err := config.Load(path)
 	if err != nil {
 		return nil // said by checkFiles
 	}
-	report := func(key string, err error) {
-		findings = append(findings, checkFinding{Level: "error", File: path, Text: fmt.Sprintf("%s: %v", key, err)})
+	h := &hostCheck{config: c}
+	h.agent()
+	h.proxy()
+	return h.findings
+}
+
+func (h *hostCheck) report(key string, err error) {
+	f := h.config.Finding(key, "%v", err)
+	h.findings = append(h.findings, fromConfig("error", &f))
+}
+
+// readable reports whether a file is one that can be read.
+func (h *hostCheck) readable(key string, file config.File) bool {
+	if file == "" {
+		return true
 	}
-	readable := func(key string, file config.File) {
-		if file == "" {
-			return
-		}
-		f, err := os.Open(string(file))
-		if err != nil {
-			report(key, err)
-			return
-		}
-		defer f.Close()
-		if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
-			report(key, fmt.Errorf("%s is not a plain file", file))
+	f, err := os.Open(string(file))
+	if err != nil {
+		h.report(key, err)
+		return false
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
+		h.report(key, fmt.Errorf("%s is not a plain file", file))
+		return false
+	}
+	return true
+}
+
+func (h *hostCheck) agent() {
+	a := h.config.Agent
+	if a == nil {
+		return
+	}
+	if a.Server.Bundle != nil {
+		h.readable("agent.server.bundle.file", a.Server.Bundle.File)
+	}
+	if t := a.NodeAttestor.JoinToken; t != nil {
+		h.readable("agent.node_attestor.join_token.token_file", t.TokenFile)
+	}
+	if x := a.NodeAttestor.X509PoP; x != nil {
+		h.readable("agent.node_attestor.x509pop.key", x.Key)
+		h.readable("agent.node_attestor.x509pop.certificate", x.Certificate)
+		h.readable("agent.node_attestor.x509pop.intermediates", x.Intermediates)
+	}
+}
+
+func (h *hostCheck) proxy() {
+	p := h.config.Proxy
+	if p == nil {
+		return
+	}
+	if p.User != "" {
+		if _, err := lookupAccount(p.User); err != nil {
+			h.report("proxy.user", err)
 		}
 	}
-	if a := c.Agent; a != nil {
-		if a.Server.Bundle != nil {
-			readable("agent.server.bundle.file", a.Server.Bundle.File)
-		}
-		if t := a.NodeAttestor.JoinToken; t != nil {
-			readable("agent.node_attestor.join_token.token_file", t.TokenFile)
-		}
-		if x := a.NodeAttestor.X509PoP; x != nil {
-			readable("agent.node_attestor.x509pop.key", x.Key)
-			readable("agent.node_attestor.x509pop.certificate", x.Certificate)
-			readable("agent.node_attestor.x509pop.intermediates", x.Intermediates)
+	files := crlFiles(h.config)
+	for _, td := range slices.SortedFunc(maps.Keys(files), spiffeid.TrustDomain.Compare) {
+		if err := proxy.CheckCRLs(files[td]); err != nil {
+			h.report("proxy.crls."+td.Name(), err)
 		}
 	}
-	if p := c.Proxy; p != nil {
-		if p.User != "" {
-			if _, err := lookupAccount(p.User); err != nil {
-				report("proxy.user", err)
-			}
-		}
-		for td, patterns := range p.CRLs {
-			for _, pattern := range patterns {
-				files, _ := filepath.Glob(string(pattern)) // a bad pattern was reported
-				if len(files) == 0 {
-					report("proxy.crls."+td.Name(), fmt.Errorf("no file matches %s", pattern))
-				}
-				for _, file := range files {
-					readable("proxy.crls."+td.Name(), config.File(file))
-				}
-			}
-		}
-		if f := p.Files; f != nil {
-			readable("proxy.files.cert", f.Cert)
-			readable("proxy.files.key", f.Key)
-			readable("proxy.files.bundle", f.Bundle)
-			for td, file := range f.Bundles {
-				readable("proxy.files.bundles."+td.Name(), file)
-			}
+	if p.Files != nil {
+		h.identity(p.Files)
+	}
+}
+
+// identity reads the proxy's own files as it would, since those that do not
+// fit together keep every listener from serving.
+func (h *hostCheck) identity(f *config.Files) {
+	good := h.readable("proxy.files.cert", f.Cert)
+	good = h.readable("proxy.files.key", f.Key) && good
+	good = h.readable("proxy.files.bundle", f.Bundle) && good
+	for _, td := range slices.SortedFunc(maps.Keys(f.Bundles), spiffeid.TrustDomain.Compare) {
+		good = h.readable("proxy.files.bundles."+td.Name(), f.Bundles[td]) && good
+	}
+	if !good {
+		return
+	}
+	id, err := proxy.CheckFiles(proxy.FilesConfig{TrustDomain: h.config.TrustDomain, FilePaths: identityFiles(f)})
+	if err != nil {
+		at := h.config.Finding("proxy.files", "%v", err)
+		at.Key = "" // the error names the key and the file
+		h.findings = append(h.findings, fromConfig("error", &at))
+		return
+	}
+	for i := range h.config.Proxy.Listeners {
+		if want := h.config.Proxy.Listeners[i].Identity; want != nil && !want.SPIFFEID.IsZero() && want.SPIFFEID != id {
+			h.report(fmt.Sprintf("proxy.listeners[%d].identity.spiffe_id", i), fmt.Errorf("%s is not whom the certificate is of, %s (%s): the listener would wait for ever", want.SPIFFEID, id, f.Cert))
 		}
 	}
-	return findings
 }
 
 func hasListener(c *config.Config, name string) bool {

@@ -70,14 +70,14 @@ func TestStatusSaysWhereConnectionsGo(t *testing.T) {
 	for want, times := range map[string]int{
 		"front inbound :8443 -> by its routes as spiffe://example.org/front (expires in 1h0m0s) 0 live": 1,
 		" route sni db.example.org, *.db.example.org, alpn postgresql -> 127.0.0.1:1\n":                 1,
-		" route alpn h2 -> 127.0.0.1:1, 127.0.0.1:2\n":                                                 1,
-		" route the rest -> refused\n":                                                                 1,
-		" route the rest -> unix:/b\n":                                                                 1,
-		" endpoints 1 of 2 healthy\n":                                                                  1,
-		" endpoint 127.0.0.1:2 left out: health check: connection refused\n":                           1,
-		" endpoint gone.example:1 (no address) unhealthy, like all: tried: no such host\n":             1,
-		" endpoints ": 2,
-		" endpoint ":  2,
+		" route alpn h2 -> 127.0.0.1:1, 127.0.0.1:2\n":                                                  1,
+		" route the rest -> refused\n":                                                                  1,
+		" route the rest -> unix:/b\n":                                                                  1,
+		" endpoints 1 of 2 healthy\n":                                                                   1,
+		" endpoint 127.0.0.1:2 left out: health check: connection refused\n":                            1,
+		" endpoint gone.example:1 (no address) unhealthy, like all: tried: no such host\n":              1,
+		" endpoints ":                     2,
+		" endpoint ":                      2,
 		"-> 127.0.0.1:3 as (no identity)": 1,
 	} {
 		if strings.Count(text, want) != times {

@@ -113,6 +113,21 @@ func newCRLFigures(m *telemetry.Metrics) crlFigures {
 	}
 }
 
+// CheckCRLs reads the files of one trust domain once, as NewCRLs does, and
+// returns why they would not be used. It asks neither who signed them nor how
+// old they are.
+func CheckCRLs(patterns []string) error {
+	paths, err := expandCRLs(patterns)
+	if err != nil {
+		return err
+	}
+	if _, err := sumFiles(paths); err != nil { // which bounds them
+		return err
+	}
+	_, err = readCRLs(paths)
+	return err
+}
+
 // Close stops watching and waits for that to end. What is in force stays.
 func (l *CRLs) Close() error {
 	l.cancel()

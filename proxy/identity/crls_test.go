@@ -268,6 +268,9 @@ func TestCRLFileBounds(t *testing.T) {
 		if !d.load(ca.TrustDomain, []string{name}, newTrust(testca.Bundles(ca)), time.Now()) || !strings.Contains(d.problem, want) {
 			t.Errorf("%s: %q, want %q", name, d.problem, want)
 		}
+		if err := CheckCRLs([]string{name}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: a look at it alone: %v, want %q", name, err, want)
+		}
 	}
 	if _, err := NewCRLs(CRLsConfig{Identities: nil}); err == nil {
 		t.Error("CRLs without bundles were taken")

@@ -91,6 +91,20 @@ func NewFiles(c FilesConfig) (*Files, error) {
 	return f, nil
 }
 
+// CheckFiles reads the files once, as NewFiles does, and returns whose identity
+// they hold, or why they would not be used.
+func CheckFiles(c FilesConfig) (spiffeid.ID, error) {
+	f := &Files{store: newStore("files", nil), config: c, log: hclog.NewNullLogger()}
+	m, err := f.read()
+	if err == nil {
+		err = f.checkTime(m)
+	}
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	return m.id, nil
+}
+
 // Configure names other files. Those of before stay in force until the new
 // ones are good; they are read before it returns.
 func (f *Files) Configure(paths FilePaths) {

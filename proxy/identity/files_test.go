@@ -248,6 +248,10 @@ func TestFilesThatAreNotGood(t *testing.T) {
 			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
 				t.Errorf("got %v\nwant %s", err, test.want)
 			}
+			id, err := CheckFiles(s.config)
+			if test.want == "" && (err != nil || id.String() != "spiffe://example.org/orders") || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("a look at them alone: %s, %v\nwant %s", id, err, test.want)
+			}
 		})
 	}
 	if n := openFiles(t, t.TempDir(), time.Hour, nil).log.count("there is no identity, and connections are refused"); n != 1 {
