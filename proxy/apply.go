@@ -129,7 +129,13 @@ func (p *Proxy) logApplied(a *Applied, rules *policy.Policy, first, swapped bool
 	}
 	p.log.Info(what, pairs...)
 	if swapped && rules.Allowing() == 0 {
-		p.log.Warn("no rule allows anything: every connection will be refused", "generation", a.Generation, "rules", rules.Rules(), "files", strings.Join(rules.Files(), ","))
+		what := "every connection will be refused"
+		for _, s := range p.world.Load().listeners {
+			if s.Enforcement == Audit {
+				what = "every connection will be refused, but on listeners that only audit"
+			}
+		}
+		p.log.Warn("no rule allows anything: "+what, "generation", a.Generation, "rules", rules.Rules(), "files", strings.Join(rules.Files(), ","))
 	}
 }
 

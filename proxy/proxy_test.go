@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -455,6 +456,10 @@ func TestAppliedIsLogged(t *testing.T) {
 		{func() { c.Policy, c.Listeners = rulesOf(t, allowWeb), c.Listeners[:1] }, "rules and listeners changed: generation=3 rules=1 removed=b connections_asked=0 connections_closed=0\n"},
 		{func() {}, "configuration is as it was: connections_asked=0 connections_closed=0\n"},
 		{func() { c.Policy = rulesOf(t, denyAll) }, "no rule allows anything: every connection will be refused: generation=4 rules=1 files=test.yaml\n"},
+		{func() {
+			c.Listeners = slices.Clone(c.Listeners)
+			c.Listeners[0].Enforcement, c.Policy = Audit, rulesOf(t, denyAll)
+		}, "no rule allows anything: every connection will be refused, but on listeners that only audit: generation=5 rules=1 files=test.yaml\n"},
 	} {
 		step.change()
 		if _, err := p.Apply(c); err != nil {
@@ -464,7 +469,7 @@ func TestAppliedIsLogged(t *testing.T) {
 			t.Errorf("want once %q in\n%s", step.want, log.text.String())
 		}
 	}
-	if n := log.count("no rule allows anything"); n != 1 || log.count("configuration in force: generation=1 rules=1 added=a\n") != 1 {
+	if n := log.count("no rule allows anything"); n != 2 || log.count("configuration in force: generation=1 rules=1 added=a\n") != 1 {
 		t.Errorf("log:\n%s", log.text.String())
 	}
 }

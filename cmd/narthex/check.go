@@ -100,7 +100,11 @@ func checkFiles(path string) (findings []checkFinding, summary string) {
 		return append(findings, policyFindings(path, err)...), ""
 	}
 	if rules.Allowing() == 0 {
-		findings = append(findings, checkFinding{Level: "warning", File: files[0], Text: "no rule allows anything: every connection will be refused"})
+		what := "every connection will be refused"
+		if slices.ContainsFunc(c.Proxy.Listeners, func(l config.Listener) bool { return l.Enforcement == "audit" }) {
+			what += ", but on listeners that only audit"
+		}
+		findings = append(findings, checkFinding{Level: "warning", File: files[0], Text: "no rule allows anything: " + what})
 	}
 	for _, m := range rules.Listeners() {
 		if !hasListener(c, m.Listener) {

@@ -222,6 +222,10 @@ func wanted(v reflect.Value) string {
 func (d *decoder) string(n ast.Node, v reflect.Value, path string, tag reflect.StructTag) {
 	s, ok := stringOf(n)
 	if !ok {
+		if enum := tag.Get("enum"); enum != "" {
+			d.wrongType(n, path, "one of "+strings.ReplaceAll(enum, "|", ", "))
+			return
+		}
 		if n, ok := n.(ast.ScalarNode); ok {
 			d.wrongType(n, path, "text (in quotes, as YAML would read it otherwise)")
 			return

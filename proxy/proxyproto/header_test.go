@@ -94,7 +94,7 @@ func TestReadBad(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ in, want string }{
 		"nothing":                  {"", "EOF"},
-		"TLS":                      {"\x16\x03\x01\x02\x00", "no PROXY header: the first bytes are 1603010200"},
+		"TLS":                      {"\x16\x03\x01\x02\x00", "no PROXY header: the first bytes are 1603010200, as TLS begins"},
 		"HTTP, one byte was right": {"PUT / HTTP/1.0\r\n", "no PROXY header: the first bytes are 505554202f204854"},
 		"cut in the signature":     {"PROX", "ends after 4 bytes"},
 		"cut in v1":                {"PROXY TCP4 192.0.2.7 198", "ends after 24 bytes"},

@@ -25,7 +25,11 @@ func Read(r io.Reader) (Header, error) {
 		got, err := r.Read(head[len(head):minV1])
 		head = head[:len(head)+got]
 		if n := len(head); !begins(head, signatureV1) && !begins(head, signatureV2) {
-			return Header{}, fmt.Errorf("%w: the first bytes are %x", ErrNone, head[:min(n, 8)])
+			what := ""
+			if n > 1 && head[0] == 0x16 && head[1] == 3 { // a handshake record
+				what = ", as TLS begins"
+			}
+			return Header{}, fmt.Errorf("%w: the first bytes are %x%s", ErrNone, head[:min(n, 8)], what)
 		}
 		if len(head) < minV1 && err != nil {
 			return Header{}, cutShort(err, len(head))
