@@ -13,7 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/narthex-id/narthex/internal/config"
-	"github.com/narthex-id/narthex/proxy"
+	"github.com/narthex-id/narthex/proxy/identity"
 	"github.com/narthex-id/narthex/proxy/policy"
 )
 
@@ -235,7 +235,7 @@ func (h *hostCheck) proxy() {
 	}
 	files := crlFiles(h.config)
 	for _, td := range slices.SortedFunc(maps.Keys(files), spiffeid.TrustDomain.Compare) {
-		if err := proxy.CheckCRLs(files[td]); err != nil {
+		if err := identity.CheckCRLs(files[td]); err != nil {
 			h.report("proxy.crls."+td.Name(), err)
 		}
 	}
@@ -256,7 +256,7 @@ func (h *hostCheck) identity(f *config.Files) {
 	if !good {
 		return
 	}
-	id, err := proxy.CheckFiles(proxy.FilesConfig{TrustDomain: h.config.TrustDomain, FilePaths: identityFiles(f)})
+	id, err := identity.CheckFiles(identity.FilesConfig{TrustDomain: h.config.TrustDomain, FilePaths: identityFiles(f)})
 	if err != nil {
 		at := h.config.Finding("proxy.files", "%v", err)
 		at.Key = "" // the error names the key and the file
