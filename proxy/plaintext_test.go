@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -378,6 +379,38 @@ func FuzzSpeech(f *testing.F) {
 			t.Errorf("%x: %v, want %v", b, got, want)
 		}
 	})
+}
+
+// TestLateLook: who has spoken by the time we look is judged by what it said,
+// though the time to speak is over.
+func TestLateLook(t *testing.T) {
+	t.Parallel()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(t.TempDir(), "l")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	for said, want := range map[string]bool{string(clientHello(t)): false, "GET / HTTP/1.1\r\n": true, "": true} {
+		client, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(client, said); err != nil {
+			t.Fatal(err)
+		}
+		down, err := l.AcceptUnix()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sock, err := down.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := (&conn{down: down}).speaksPlaintext(sock, 0); got != want {
+			t.Errorf("%.20q: plaintext is %v, want %v", said, got, want)
+		}
+		_, _ = client.Close(), down.Close()
+	}
 }
 
 // TestAudit: what rules refuse passes and is counted, once for each outcome;
