@@ -32,7 +32,7 @@ need() {
 
 packages() {
   case $1 in
-    test)  echo openssl openssh-client openssh-server netcat-openbsd curl procps gnutls-bin nginx-light libnginx-mod-stream haproxy postgresql postgresql-contrib redis-server redis-tools testssl.sh sslscan iproute2 iptables systemd dnsmasq-base ;;
+    test)  echo openssl openssh-client openssh-server netcat-openbsd curl procps gnutls-bin nginx-light libnginx-mod-stream haproxy postgresql redis-server testssl.sh sslscan iproute2 iptables systemd dnsmasq-base ;;
     bench) echo openssl nginx-light libnginx-mod-stream haproxy procps ;;
     *) echo "install.sh apt: want test or bench, not $1" >&2; return 2 ;;
   esac
@@ -51,11 +51,13 @@ install_packages() {
   fi
   echo "installing ${missing[*]}" >&2
   # Daemons that come with a package must not start on this machine.
-  local policy=/usr/sbin/policy-rc.d made=
-  if [ ! -e $policy ]; then printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy && made=1; fi
+  local policy=/usr/sbin/policy-rc.d
+  if [ ! -e $policy ]; then
+    trap "rm -f $policy" EXIT
+    printf '#!/bin/sh\nexit 101\n' > $policy; chmod 755 $policy
+  fi
   apt-get update -qq >&2
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 || { [ -z "$made" ] || rm -f $policy; return 1; }
-  [ -z "$made" ] || rm -f $policy
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
 build() {
