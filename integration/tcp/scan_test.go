@@ -49,9 +49,9 @@ func TestTestSSL(t *testing.T) {
 	t.Parallel()
 	d := newDoor(t)
 	file := filepath.Join(stage.Folder(t, "testssl"), "findings.json")
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "testssl", "--openssl", "/usr/bin/openssl", "--nodns", "none", "--warnings", "off", "--color", "0", "--quiet",
+	cmd := exec.CommandContext(ctx, "testssl", "--openssl", "/usr/bin/openssl", "--nodns", "none", "--warnings", "off", "--fast", "--color", "0", "--quiet",
 		"--jsonfile", file, "-p", "-s", "-f", "-P", "-S", "-U", d.address)
 	out, err := cmd.CombinedOutput() // it exits with the number of its findings
 	data, readErr := os.ReadFile(file)
