@@ -13,8 +13,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
 // service is what stands behind an inbound listener: it answers each line
@@ -27,7 +25,7 @@ type service struct {
 
 func newService(t *testing.T, name string) *service {
 	t.Helper()
-	l, err := net.Listen("tcp", stage.FreeAddress(t))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

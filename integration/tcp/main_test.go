@@ -20,4 +20,4 @@ import (
 	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
-func TestMain(m *testing.M) { os.Exit(stage.Main(m, 4)) }
+func TestMain(m *testing.M) { os.Exit(stage.Main(m, 6)) }

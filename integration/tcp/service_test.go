@@ -12,8 +12,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
 // service is what stands behind an inbound listener, or before an outbound
@@ -26,7 +24,7 @@ type service struct {
 // serve answers each connection with handle, which need not close it.
 func serve(t *testing.T, handle func(net.Conn)) *service {
 	t.Helper()
-	l, err := net.Listen("tcp", stage.FreeAddress(t))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -265,7 +265,7 @@ func TestUpgradesThatFail(t *testing.T) {
 		stage.WriteFile(t, d.file(name), strings.ReplaceAll(good, was, is), 0o644)
 		return d.file(name)
 	}
-	taken, err := net.Listen("tcp", stage.FreeAddress(t))
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
