@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,24 +23,79 @@ import (
 // yamlBlocks returns the fenced YAML examples of a page, in their order.
 func yamlBlocks(t *testing.T, page string) []string {
 	t.Helper()
+	text := readPage(t, page)
+	var blocks []string
+	for _, m := range regexp.MustCompile("(?ms)^```yaml\n(.*?)^```").FindAllStringSubmatch(text, -1) {
+		blocks = append(blocks, m[1])
+	}
+	if fences := strings.Count(text, "```yaml"); len(blocks) != fences {
+		t.Errorf("%s: %d YAML examples were found, it has %d", page, len(blocks), fences)
+	}
+	return blocks
+}
+
+// pages returns the README and all pages below docs.
+func pages(t *testing.T) []string {
+	t.Helper()
+	root := filepath.Join("..", "..")
+	found := []string{"README.md"}
+	err := filepath.WalkDir(filepath.Join(root, "docs"), func(file string, _ fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(file, ".md") {
+			file, err = filepath.Rel(root, file)
+			found = append(found, file)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// TestLinks follows every link from one page to another, to its heading.
+func TestLinks(t *testing.T) {
+	for _, page := range pages(t) {
+		text := readPage(t, page)
+		for _, m := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(text, -1) {
+			to, heading, _ := strings.Cut(m[1], "#")
+			if strings.Contains(to, "://") {
+				continue
+			}
+			target := page
+			if to != "" {
+				target = filepath.Join(filepath.Dir(page), to)
+			}
+			if _, err := os.Stat(filepath.Join("..", "..", target)); err != nil {
+				t.Errorf("%s: %s leads nowhere: %v", page, m[1], err)
+			} else if heading != "" && !slices.Contains(headings(readPage(t, target)), heading) {
+				t.Errorf("%s: %s: no such heading", page, m[1])
+			}
+		}
+	}
+}
+
+func readPage(t *testing.T, page string) string {
+	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "..", page))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var blocks []string
-	for _, m := range regexp.MustCompile("(?ms)^```yaml\n(.*?)^```").FindAllStringSubmatch(string(text), -1) {
-		blocks = append(blocks, m[1])
+	return string(text)
+}
+
+// headings returns the names by which a page's headings are linked to.
+func headings(page string) (names []string) {
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(page, -1) {
+		name := regexp.MustCompile(`[^\w\- ]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		names = append(names, strings.ReplaceAll(name, " ", "-"))
 	}
-	if len(blocks) == 0 {
-		t.Fatalf("%s has no YAML example", page)
-	}
-	return blocks
+	return names
 }
 
 // TestExamplesAreGood reads every YAML example of the docs as the product
 // does.
 func TestExamplesAreGood(t *testing.T) {
-	for _, page := range []string{"README.md", "docs/proxy.md", "docs/operations.md", "docs/rules.md"} {
+	for _, page := range pages(t) {
 		for _, block := range yamlBlocks(t, page) {
 			var err error
 			switch {
@@ -99,7 +156,7 @@ func TestWalkthrough(t *testing.T) {
 	}
 	waitFor(t, "a refused call", func() bool { return get(ports["15001"]) == "" })
 
-	// "Moving a service over", from these refusing rules on.
+	// docs/moving-over.md, from these refusing rules on.
 	config := filepath.Join(dir, "narthex.yaml")
 	text, err = os.ReadFile(config)
 	if err != nil {
@@ -115,7 +172,7 @@ func TestWalkthrough(t *testing.T) {
 	waitFor(t, "plaintext in an audit", func() bool { return get(ports["18443"]) == "hello" })
 	mode("      mode: permissive\n")
 	waitFor(t, "plaintext without a rule is refused", func() bool { return get(ports["18443"]) == "" })
-	for _, block := range yamlBlocks(t, "docs/proxy.md") {
+	for _, block := range yamlBlocks(t, "docs/moving-over.md") {
 		if strings.Contains(block, "plaintext-for-now") {
 			if err := os.WriteFile(rules, []byte(block), 0o600); err != nil {
 				t.Fatal(err)

@@ -50,7 +50,7 @@ func over(t *testing.T, c net.Conn) {
 	}
 }
 
-// TestMovingOver walks a service from plaintext to mTLS, as docs/proxy.md
+// TestMovingOver walks a service from plaintext to mTLS, as docs/moving-over.md
 // tells: permissive and audited, rules enforced, strict.
 func TestMovingOver(t *testing.T) {
 	t.Parallel()
