@@ -74,6 +74,46 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// TestDocumentedTestsExist looks for every test that a page names, in the room
+// that it names before it.
+func TestDocumentedTestsExist(t *testing.T) {
+	for _, page := range pages(t) {
+		for line := range strings.Lines(readPage(t, page)) {
+			room := ""
+			for _, m := range regexp.MustCompile("`([a-z0-9/]+)`|\\b((?:Test|Fuzz)[A-Z][A-Za-z0-9]*)").FindAllStringSubmatch(line, -1) {
+				switch {
+				case m[1] != "":
+					if tests, _ := filepath.Glob(filepath.Join("..", "..", m[1], "*_test.go")); len(tests) > 0 {
+						room = m[1]
+					}
+				case room != "" && !hasTest(t, room, m[2]):
+					t.Errorf("%s: %s has no %s", page, room, m[2])
+				case room == "" && page == "docs/security.md":
+					t.Errorf("%s: %s is in no room", page, m[2])
+				}
+			}
+		}
+	}
+}
+
+func hasTest(t *testing.T, room, name string) bool {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("..", "..", room, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "\nfunc "+name+"(") {
+			return true
+		}
+	}
+	return false
+}
+
 func readPage(t *testing.T, page string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "..", page))
