@@ -317,18 +317,25 @@ func TestUpgradesThatFail(t *testing.T) {
 		d.Says(stage.Soon, name)
 	}
 
-	// Another user, even where the socket's mode lets him in.
-	if err := os.Chmod(d.file("handover.sock"), 0o666); err != nil {
+	// Another user, who is told so, even where the socket's mode lets him in.
+	// Without the log he would not come as far as that.
+	if err := os.Chmod(d.file("access.log"), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	stranger := d.beside(stage.As(2, 2), func(cmd *exec.Cmd) { cmd.Dir = "/" })
-	select {
-	case <-stranger.Done:
-	case <-time.After(stage.Soon):
-		t.Fatal("another user's process has not ended")
-	}
-	if stranger.Cmd.ProcessState.ExitCode() == 0 {
-		t.Error("another user took over")
+	for mode, word := range map[os.FileMode]string{0o600: "start this one as the user of that one", 0o666: "refused"} {
+		if err := os.Chmod(d.file("handover.sock"), mode); err != nil {
+			t.Fatal(err)
+		}
+		stranger := d.beside(stage.As(2, 2), func(cmd *exec.Cmd) { cmd.Dir = "/" })
+		select {
+		case <-stranger.Done:
+		case <-time.After(stage.Soon):
+			t.Fatal("another user's process has not ended")
+		}
+		stranger.Says(stage.Soon, word)
+		if stranger.Cmd.ProcessState.ExitCode() == 0 {
+			t.Error("another user took over")
+		}
 	}
 
 	if err := d.Alive(); err != nil {

@@ -55,6 +55,9 @@ func ask(ctx context.Context, path, version string) (_ *Takeover, err error) {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, ErrNobody
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("ask the running process for its sockets at %s: not allowed; start this one as the user of that one, or as root: %w", path, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask the running process for its sockets at %s: %w", path, err)
 	}
