@@ -263,6 +263,10 @@ func (h *hostCheck) identity(f *config.Files) {
 		h.findings = append(h.findings, fromConfig("error", &at))
 		return
 	}
+	if info, err := os.Stat(string(f.Key)); err == nil && info.Mode().Perm()&0o004 != 0 {
+		at := h.config.Finding("proxy.files.key", "every user of this host can read %s, and so be %s; take that from them: chmod o-r", f.Key, id)
+		h.findings = append(h.findings, fromConfig("warning", &at))
+	}
 	for i := range h.config.Proxy.Listeners {
 		if want := h.config.Proxy.Listeners[i].Identity; want != nil && !want.SPIFFEID.IsZero() && want.SPIFFEID != id {
 			h.report(fmt.Sprintf("proxy.listeners[%d].identity.spiffe_id", i), fmt.Errorf("%s is not whom the certificate is of, %s (%s): the listener would wait for ever", want.SPIFFEID, id, f.Cert))

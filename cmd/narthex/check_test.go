@@ -89,5 +89,17 @@ proxy:
 		if c.want == "" && len(got) != 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0].String(), c.want)) {
 			t.Errorf("got %v\nwant %q", got, c.want)
 		}
+		if c.want != "" {
+			continue
+		}
+		if err := os.Chmod(filepath.Join(dir, "svid.key"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := checkHost(path); len(got) != 1 || !strings.Contains(got[0].String(), "n.yaml:4:27: warning: proxy.files.key: every user of this host can read ") {
+			t.Errorf("a key for everybody: %v", got)
+		}
+		if err := os.Chmod(filepath.Join(dir, "svid.key"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

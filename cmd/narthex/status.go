@@ -275,7 +275,7 @@ func printWays(w io.Writer, l *telemetry.ListenerStatus) {
 			if e.Healthy {
 				state = "in use"
 			} else if healthy == 0 {
-				state = "unhealthy, like all: tried"
+				state = "tried, as all are unhealthy"
 			}
 			fmt.Fprintf(w, "  endpoint\t%s\t%s: %s\n", e.Where(), state, cmp.Or(e.Problem, "-"))
 		}

@@ -75,7 +75,7 @@ func TestStatusSaysWhereConnectionsGo(t *testing.T) {
 		" route the rest -> unix:/b\n":                                                                  1,
 		" endpoints 1 of 2 healthy\n":                                                                   1,
 		" endpoint 127.0.0.1:2 left out: health check: connection refused\n":                            1,
-		" endpoint gone.example:1 (no address) unhealthy, like all: tried: no such host\n":              1,
+		" endpoint gone.example:1 (no address) tried, as all are unhealthy: no such host\n":             1,
 		" endpoints ":                     2,
 		" endpoint ":                      2,
 		"-> 127.0.0.1:3 as (no identity)": 1,
