@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -198,6 +199,38 @@ func TestNextSilentMakesRoom(t *testing.T) {
 		t.Error("one place was wanted, and two were given up")
 	}
 	l.heard(other)
+}
+
+// TestSilentWhileRoomIsMade: who begins to be waited for at the very moment
+// at which all listeners are asked for a place gives up its own.
+func TestSilentWhileRoomIsMade(t *testing.T) {
+	ca := testca.New(t, "example.org")
+	in := inbound("orders", serve(t, echo))
+	c := Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)}
+	for i := range 20 {
+		in.Name = fmt.Sprint("other-", i)
+		c.Listeners = append(c.Listeners, in)
+	}
+	p := run(t, c)
+	l := p.world.Load().named("orders")
+	for round := range 5000 {
+		c := &conn{l: l, down: &net.TCPConn{}} // one that is closed already
+		c.request.Direction = policy.Inbound
+		var g sync.WaitGroup
+		var begun atomic.Bool
+		g.Go(func() { begun.Store(true); p.makeRoom() })
+		for !begun.Load() {
+			runtime.Gosched()
+		}
+		for begin := time.Now(); time.Since(begin) < time.Duration(round%100)*100*time.Nanosecond; {
+		}
+		l.waits(c)
+		g.Wait()
+		if c.ended() == nil {
+			t.Fatalf("round %d: it keeps its place, and nobody asks for it again", round)
+		}
+		p.want(false)
+	}
 }
 
 // TestRaisedLimitLetsThoseWhoWaitIn: also those who waited under the old one.

@@ -163,9 +163,21 @@ func (p *Proxy) want(place bool) {
 }
 
 // makeRoom ends, of the connections of all listeners whose clients are waited
-// for, the one that has been there for longest.
+// for, the one that has been there for longest. Where none is, it will be the
+// next one.
 func (p *Proxy) makeRoom() {
-	var oldest *listener
+	oldest := p.longestSilent()
+	if oldest == nil {
+		p.want(true)
+		oldest = p.longestSilent() // one may have come before it could learn that
+	}
+	if oldest != nil {
+		oldest.makeRoom()
+	}
+}
+
+// longestSilent returns the listener of that connection.
+func (p *Proxy) longestSilent() (oldest *listener) {
 	var since time.Time
 	for l := range p.world.Load().listeners {
 		l.mu.Lock()
@@ -176,11 +188,7 @@ func (p *Proxy) makeRoom() {
 		}
 		l.mu.Unlock()
 	}
-	if oldest == nil {
-		p.want(true)
-		return
-	}
-	oldest.makeRoom()
+	return oldest
 }
 
 // makeRoom ends the connection whose client was waited for longest. Where none
