@@ -49,7 +49,9 @@ func newNetwork(t *testing.T) *network {
 	w.far = &machine{t, fmt.Sprintf("nx-%d-%d-far", pid, n), fmt.Sprintf("nxb%d-%d", pid%100000, n), "10.77.0.2"}
 	for _, m := range []*machine{w.near, w.far} {
 		stage.Must(t, "ip", "netns", "add", m.name)
-		t.Cleanup(func() { _, _ = exec.Command("ip", "netns", "del", m.name).Output() })
+		remove := func() { _, _ = exec.Command("ip", "netns", "del", m.name).Output() }
+		stage.WhenInterrupted(remove)
+		t.Cleanup(remove)
 	}
 	stage.Must(t, "ip", "link", "add", w.near.device, "netns", w.near.name, "type", "veth", "peer", "name", w.far.device, "netns", w.far.name)
 	for _, m := range []*machine{w.near, w.far} {

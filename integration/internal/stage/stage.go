@@ -14,9 +14,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -59,7 +62,34 @@ func Main(m *testing.M, parallel int, prepare ...func() error) int {
 	}
 	stop := startStarter()
 	defer stop()
+	go cleanWhenInterrupted()
 	return m.Run()
+}
+
+// interrupted is what cleans up, besides Scratch, when the tests are
+// interrupted and their own cleanups do not run. Processes end with us.
+var interrupted struct {
+	mu    sync.Mutex
+	clean []func()
+}
+
+// WhenInterrupted has clean run then.
+func WhenInterrupted(clean func()) {
+	interrupted.mu.Lock()
+	defer interrupted.mu.Unlock()
+	interrupted.clean = append(interrupted.clean, clean)
+}
+
+func cleanWhenInterrupted() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	<-signals
+	interrupted.mu.Lock() // for good: nothing new begins
+	for _, clean := range interrupted.clean {
+		clean()
+	}
+	_ = os.RemoveAll(Scratch)
+	os.Exit(1)
 }
 
 // buildNarthex builds the binary, unless NARTHEX names one.
