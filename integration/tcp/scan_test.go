@@ -42,8 +42,8 @@ var webOnly = []string{"cert_trust", "cert_chain_of_trust", "cert_expirationStat
 
 // notAsked are those that testssl.sh cannot look for where it has to show a
 // certificate (TestRenegotiation does look) or with an OpenSSL that has no RC4
-// (TestSSLScan knows every cipher suite by name), and what it has of its own: on a
-// busy machine it may not find out that it has to show one.
+// (TestSSLScan knows every cipher suite by name), and what it has of its own:
+// on a busy machine it may not find out that it has to show one.
 var notAsked = []string{"engine_problem", "service", "secure_client_renego", "RC4", "BREACH"}
 
 func TestTestSSL(t *testing.T) {
