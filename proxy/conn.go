@@ -43,19 +43,19 @@ type conn struct {
 	streams [2]*stream       // set before phase becomes copying
 	live    atomic.Int32     // streams that have not ended
 
-	shares bool          // it is counted in listener.shares
-	silent *list.Element // in listener.silent; guarded by listener.mu
+	counted bool          // in listener.shares
+	silent  *list.Element // in listener.silent; guarded by listener.mu
 
 	due   time.Time // guarded by table.mu
 	index int       // guarded by table.mu
 
-	mu       sync.Mutex // guards the following
-	phase    phase
-	settings *settings          // the last in force that it knew of
-	up       net.Conn           // as dialled, without TLS
-	target   string             // of began.Targets, the one it came to; empty before that
-	cancel   context.CancelFunc // ends the dial in progress
-	closing  *closing           // why it was ended by us or broke off; set once
+	mu      sync.Mutex // guards the following
+	phase   phase
+	latest  *settings          // the last in force that it knew of
+	up      net.Conn           // as dialled, without TLS
+	target  string             // of began.Targets, the one it came to; empty before that
+	cancel  context.CancelFunc // ends the dial in progress
+	closing *closing           // why it was ended by us or broke off; set once
 
 	request  policy.Request
 	protocol string // the ALPN protocol that was negotiated
@@ -65,7 +65,7 @@ type conn struct {
 	own      *identity.Identity // what we present on it
 	standing *identity.Standing // the peer's; nil in plaintext
 
-	ends      [causes]deadline // when it is ended at the latest
+	deadlines [causes]deadline // when it is ended at the latest
 	moved     time.Time        // when bytes were last seen to have moved
 	movedSum  uint64
 	firstDone side // the one that was the first to be done
@@ -320,7 +320,7 @@ func (c *conn) killedBefore() error {
 func (c *conn) relay(down, up end) error {
 	forth := c.stream(client, down, up, flow{&c.in, c.l.meters.bytesIn})
 	back := c.stream(target, up, down, flow{&c.out, c.l.meters.bytesOut})
-	if !c.begin(forth, back) {
+	if !c.startCopying(forth, back) {
 		return c.killedBefore()
 	}
 	go back.run()
@@ -410,7 +410,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	if err != nil || ended.reason == "policy" || ended.reason == "revoked" || ended.reason == "error" {
 		record.Outcome = "failure"
 	}
-	c.l.ended(record, result, target, hr != nil && hr.left)
+	c.l.recordEnd(record, result, target, hr != nil && hr.left)
 	c.l.giveSlot()
 	c.l.conns.Done()
 }

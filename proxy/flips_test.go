@@ -193,7 +193,7 @@ func TestDrainIsTakenBack(t *testing.T) {
 		conn := p.table.of(nil)[0]
 		conn.mu.Lock()
 		defer conn.mu.Unlock()
-		return !conn.ends[endPolicy].at.IsZero()
+		return !conn.deadlines[endPolicy].at.IsZero()
 	}
 	p.apply(denyAll)
 	if !draining() {

@@ -38,7 +38,7 @@ func (c *conn) hear() (plaintext bool, err error) {
 	c.l.heard(c)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ends[endHello] = deadline{}
+	c.deadlines[endHello] = deadline{}
 	c.request.From.Unauthenticated = plaintext
 	c.began = c.under(c.l.proxy.world.Load())
 	if c.closing != nil {
@@ -70,5 +70,5 @@ func helloIsThere(fd int, whole bool) bool {
 			return true
 		}
 	}
-	return finished(fd) // in the midst of it
+	return saysNoMore(fd) // in the midst of it
 }

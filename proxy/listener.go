@@ -276,7 +276,7 @@ func (l *listener) admit(raw net.Conn) {
 		return
 	}
 	s := l.settings()
-	c := &conn{l: l, down: down, start: time.Now(), began: s, settings: s}
+	c := &conn{l: l, down: down, start: time.Now(), began: s, latest: s}
 	c.source, c.request.Source = sourceOf(raw)
 	c.request.Listener, c.request.Direction = l.name, s.Direction
 	l.accepted.Add(1)
@@ -295,9 +295,9 @@ func (l *listener) handshaked(result string) {
 	l.proxy.instruments.handshakes.With(l.name, result).Inc()
 }
 
-// ended counts and records a connection that is over. What is quiet leaves no
+// recordEnd counts and records a connection that is over. What is quiet leaves no
 // line in the log.
-func (l *listener) ended(record *telemetry.Access, result, target string, quiet bool) {
+func (l *listener) recordEnd(record *telemetry.Access, result, target string, quiet bool) {
 	l.meters.active.Set(float64(l.active.Add(-1)))
 	if result == resultAllowed {
 		l.meters.closed[record.Closed].Inc()

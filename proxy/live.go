@@ -54,7 +54,7 @@ func (c *conn) identify(s *session, t *secured, serverName string) error {
 	}
 	c.setEnds(s.identity, peer)
 	c.request.SNI, c.protocol = normalSNI(serverName), cs.NegotiatedProtocol
-	c.ends[endHandshake] = deadline{}
+	c.deadlines[endHandshake] = deadline{}
 	return nil
 }
 
@@ -180,19 +180,19 @@ func (c *conn) askNow(now time.Time) (asked, closed, audit bool) {
 	if c.phase == opening || c.closing != nil {
 		return false, false, false
 	}
-	w, was := c.l.proxy.world.Load(), c.settings
+	w, was := c.l.proxy.world.Load(), c.latest
 	v := c.judge(w, now)
 	audit = c.note(v) && c.outcome == audited
 	if !v.ok {
-		c.violate(v, now, c.settings)
+		c.violate(v, now, c.latest)
 	} else {
-		c.ends[endPolicy] = deadline{} // a drain that an earlier policy had begun
+		c.deadlines[endPolicy] = deadline{} // a drain that an earlier policy had begun
 	}
 	c.followTarget(now)
-	if c.closing == nil && c.settings != was { // other times may count, and one of them may be over
+	if c.closing == nil && c.latest != was { // other times may count, and one of them may be over
 		c.check(now)
 	}
-	if c.closing == nil && c.settings != was {
+	if c.closing == nil && c.latest != was {
 		c.l.proxy.table.schedule(c, c.nextDue())
 	}
 	return true, c.closing != nil, audit
@@ -210,9 +210,9 @@ func (c *conn) bound() bound {
 // listener's, with c.mu held. It stays with the one it has, for as long as
 // those of a removed listener may; what has not come there yet does not come.
 func (c *conn) followTarget(now time.Time) {
-	s := c.settings
+	s := c.latest
 	if s.keeps(c.began, c.bound()) {
-		c.ends[endMoved] = deadline{}
+		c.deadlines[endMoved] = deadline{}
 		return
 	}
 	why := closing{"drain", "its listener has no target for it any more"}
@@ -232,9 +232,9 @@ func (c *conn) followTarget(now time.Time) {
 // the last ones, with c.mu held.
 func (c *conn) under(w *world) *settings {
 	if s := w.listeners[c.l]; s != nil {
-		c.settings = s
+		c.latest = s
 	}
-	return c.settings
+	return c.latest
 }
 
 // judge decides as of now in w, with c.mu held: is the peer's chain still
@@ -374,7 +374,7 @@ func (c *conn) awake() {
 
 // check ends the connection if one of its times has come, with c.mu held.
 func (c *conn) check(now time.Time) {
-	for _, end := range c.ends {
+	for _, end := range c.deadlines {
 		if !end.at.IsZero() && !now.Before(end.at) {
 			c.kill(end.why)
 			return
@@ -444,7 +444,7 @@ func (c *conn) nextDue() time.Time {
 			next = t
 		}
 	}
-	for _, end := range c.ends {
+	for _, end := range c.deadlines {
 		if !end.at.IsZero() {
 			sooner(end.at)
 		}
@@ -481,10 +481,10 @@ func (c *conn) endBy(cause cause, at time.Time, why closing) {
 }
 
 func (c *conn) endLocked(cause cause, at time.Time, why closing) {
-	if set := c.ends[cause].at; c.closing != nil || (!set.IsZero() && !at.Before(set)) {
+	if set := c.deadlines[cause].at; c.closing != nil || (!set.IsZero() && !at.Before(set)) {
 		return
 	}
-	c.ends[cause] = deadline{at, why}
+	c.deadlines[cause] = deadline{at, why}
 	c.l.proxy.table.schedule(c, c.nextDue())
 }
 
@@ -562,8 +562,8 @@ func (c *conn) attach(up net.Conn, target string) bool {
 	return true
 }
 
-// begin starts copying, unless the connection was ended before.
-func (c *conn) begin(forth, back *stream) bool {
+// startCopying has both streams run, unless the connection was ended before.
+func (c *conn) startCopying(forth, back *stream) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closing != nil {

@@ -149,7 +149,7 @@ func TestNoWindowBeforeDecision(t *testing.T) {
 	}
 	ours, theirs := net.Pipe()
 	defer func() { _ = theirs.Close() }()
-	c := &conn{l: held, down: halfPipe{ours}, start: time.Now(), began: held.settings(), settings: held.settings()}
+	c := &conn{l: held, down: halfPipe{ours}, start: time.Now(), began: held.settings(), latest: held.settings()}
 	c.request.Listener = "orders"
 	p.table.add(c, time.Time{})
 	defer p.table.remove(c)
@@ -392,7 +392,7 @@ func TestRulesWhileDraining(t *testing.T) {
 	c := p.table.of(nil)[0]
 	for tick := time.Tick(time.Millisecond); ; <-tick { // until it drains
 		c.mu.Lock()
-		drains := !c.ends[endDrain].at.IsZero()
+		drains := !c.deadlines[endDrain].at.IsZero()
 		c.mu.Unlock()
 		if drains {
 			break

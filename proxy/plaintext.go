@@ -72,14 +72,14 @@ func peekSpeech(fd int) speech {
 		return hasLeft
 	}
 	said := speechOf(head[:n])
-	if said == maybeTLS && finished(fd) {
+	if said == maybeTLS && saysNoMore(fd) {
 		return saysTLS // and will not end its hello, which the handshake says
 	}
 	return said
 }
 
-// finished reports whether the far end will send no more.
-func finished(fd int) bool {
+// saysNoMore reports whether the far end will send no more.
+func saysNoMore(fd int) bool {
 	events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 	_, err := unix.Poll(events, 0)
 	return err != nil || events[0].Revents != 0

@@ -78,7 +78,7 @@ func (c *conn) readHeader() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ends[endHello] = deadline{}
+	c.deadlines[endHello] = deadline{}
 	c.began = c.under(c.l.proxy.world.Load())
 	switch {
 	case c.closing != nil:

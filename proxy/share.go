@@ -90,13 +90,13 @@ func (c *conn) takeShare() error {
 	if !c.l.shares.take(w, most) {
 		return refuse("limited", "%s has as many live connections here as max_connections_per_identity allows, %d", w, most)
 	}
-	c.shares = true
+	c.counted = true
 	return nil
 }
 
 // giveShare gives it back, where there is one.
 func (c *conn) giveShare() {
-	if !c.shares {
+	if !c.counted {
 		return
 	}
 	c.mu.Lock()

@@ -102,7 +102,7 @@ func hasGone(c end) (gone bool) {
 	if raw == nil {
 		return false
 	}
-	err := raw.Control(func(fd uintptr) { gone = finished(int(fd)) })
+	err := raw.Control(func(fd uintptr) { gone = saysNoMore(int(fd)) })
 	return gone || err != nil
 }
 

@@ -299,7 +299,7 @@ func TestTargetChanges(t *testing.T) {
 	point(second, time.Hour)
 	say(t, c, "to the old target")
 	point(first, 10*time.Millisecond)
-	if conn := p.table.of(nil)[0]; !conn.ends[endMoved].at.IsZero() {
+	if conn := p.table.of(nil)[0]; !conn.deadlines[endMoved].at.IsZero() {
 		t.Error("the target is the old one again, and the connection still drains")
 	}
 	point(second, 10*time.Millisecond)
