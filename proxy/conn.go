@@ -72,25 +72,6 @@ type conn struct {
 	unread    bool // the target took no more of what the client sends
 }
 
-// deadline is when and why a connection will be ended. A zero at is never.
-type deadline struct {
-	at  time.Time
-	why closing
-}
-
-// cause is what set a deadline: each can be taken back without the others.
-type cause int
-
-const (
-	endHello cause = iota
-	endHandshake
-	endPolicy
-	endExpiry
-	endDrain
-	endMoved
-	causes
-)
-
 // phase is how far a connection has come.
 type phase int
 
@@ -494,23 +475,4 @@ func sourceOf(c net.Conn) (string, netip.AddrPort) {
 		return unixPrefix + u.Name, netip.AddrPort{}
 	}
 	return "", netip.AddrPort{}
-}
-
-func versionName(v uint16) string {
-	switch v {
-	case 0:
-		return ""
-	case tls.VersionTLS12:
-		return "1.2"
-	case tls.VersionTLS13:
-		return "1.3"
-	}
-	return tls.VersionName(v)
-}
-
-func cipherName(c uint16) string {
-	if c == 0 {
-		return ""
-	}
-	return tls.CipherSuiteName(c)
 }

@@ -3,35 +3,21 @@ package proxy
 import (
 	"cmp"
 	"container/list"
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/identity"
 
-	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
-
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
 )
-
-const unixPrefix = "unix:"
-
-// maxUnixPath is the longest path a unix socket can have: sockaddr_un holds
-// 108 bytes, the last of them zero (unix(7)).
-const maxUnixPath = 107
 
 // listener accepts connections on one socket.
 type listener struct {
@@ -70,94 +56,6 @@ type listener struct {
 	wanted          bool       // a place: the next one of those is to give up its own
 	acceptProblem   string
 	identityProblem string
-}
-
-// settings is a listener's configuration with its defaults filled in, as it
-// stands in a world. It is immutable.
-type settings struct {
-	Listener
-	lease identity.Lease // on Identity
-	ways  []way          // of Routes, then of Targets
-}
-
-// Defaults of Listener and Timeouts.
-const (
-	defaultHandshake      = 10 * time.Second
-	defaultConnect        = 5 * time.Second
-	defaultIdle           = 5 * time.Minute
-	defaultDrain          = 30 * time.Second
-	defaultMaxConnections = 10_000
-	defaultUnixMode       = 0o660
-)
-
-// newSettings fills in the defaults, and the lease and ways that were had.
-func newSettings(l Listener, was *settings) *settings {
-	t := &l.Timeouts
-	t.Handshake = cmp.Or(t.Handshake, defaultHandshake)
-	t.Connect = cmp.Or(t.Connect, defaultConnect)
-	t.Idle = cmp.Or(t.Idle, defaultIdle)
-	t.Drain = max(0, cmp.Or(t.Drain, defaultDrain))
-	l.OnPolicyChange = cmp.Or(l.OnPolicyChange, ActionClose)
-	l.OnPeerExpiry = cmp.Or(l.OnPeerExpiry, ActionKeep)
-	l.MaxConnections = cmp.Or(l.MaxConnections, defaultMaxConnections)
-	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes())
-	l.UnixMode = cmp.Or(l.UnixMode, defaultUnixMode)
-	l.Expect, l.Targets = slices.Clone(l.Expect), slices.Clone(l.Targets)
-	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
-	l.Routes, l.ALPN, l.ServerName = normalRoutes(l.Routes), slices.Clone(l.ALPN), normalName(l.ServerName)
-	s := &settings{Listener: l}
-	if was != nil {
-		s.lease, s.ways = was.lease, was.ways
-	}
-	return s
-}
-
-// give gives back what the settings hold.
-func (s *settings) give() {
-	s.lease.Close()
-	s.giveWays()
-}
-
-// bound is where a connection is bound for: what it asked for, and the target
-// it came to, which is empty before that.
-type bound struct{ serverName, protocol, target string }
-
-// replaced says what makes next another way in than s to a connection that
-// began under s; it is empty when nothing does. A nil next is a listener that
-// is no more.
-func (s *settings) replaced(next *settings, b bound) string {
-	switch {
-	case next == nil:
-		return "listener was removed"
-	case !next.keeps(s, b):
-		return "listener's target changed"
-	case s.Identity != next.Identity:
-		return "listener's identity changed"
-	case !reflect.DeepEqual(s.Expect, next.Expect):
-		return "listener's expect changed"
-	}
-	return ""
-}
-
-// keeps reports whether a connection that began under was can go on with the
-// target it came to, or, where it came to none yet, with any that it may come
-// to. Routes count as they are now: where they lead it elsewhere, its target
-// is that of others. Outbound, the server name that was asked for is part of
-// the target.
-func (s *settings) keeps(was *settings, b bound) bool {
-	if s.ServerName != was.ServerName {
-		return false
-	}
-	now := s.targetsFor(b.serverName, b.protocol)
-	if b.target != "" {
-		return slices.Contains(now, b.target)
-	}
-	for _, t := range was.targetsFor(b.serverName, b.protocol) {
-		if !slices.Contains(now, t) {
-			return false
-		}
-	}
-	return true
 }
 
 func newListener(p *Proxy, s *settings) *listener {
@@ -315,24 +213,6 @@ func (l *listener) recordEnd(record *telemetry.Access, result, target string, qu
 	}
 }
 
-// logRefusal logs what strangers can cause at will: a few lines, then one a
-// second with the number of those left out. The access log has them all.
-func (l *listener) logRefusal(what string, pairs ...any) {
-	l.logSome(&l.refusals, hclog.Warn, what, pairs...)
-}
-
-func (l *listener) logSome(limit *logLimit, level hclog.Level, what string, pairs ...any) {
-	ok, missed := limit.allow(time.Now())
-	if !ok {
-		return
-	}
-	pairs = append([]any{"listener", l.name}, pairs...)
-	if missed > 0 {
-		pairs = append(pairs, "lines_left_out", missed)
-	}
-	l.proxy.log.Log(level, what, pairs...)
-}
-
 // changed does what is to be done once other settings are in force.
 func (l *listener) changed(was, s *settings) {
 	l.slots.resize(s.MaxConnections)
@@ -436,29 +316,9 @@ func (l *listener) pauseAccepting() {
 	l.accepting.Wait()
 }
 
-// resumeSocket makes a socket that was paused accept again.
-func (l *listener) resumeSocket() {
-	if d, ok := l.socket.(interface{ SetDeadline(time.Time) error }); ok {
-		_ = d.SetDeadline(time.Time{})
-	}
-}
-
 func (l *listener) stopAccepting() {
 	l.pauseAccepting()
 	l.closeSocket()
-}
-
-// closeSocket closes the socket and removes its file, if the file is still
-// ours.
-func (l *listener) closeSocket() {
-	_ = l.socket.Close()
-	if l.unlink == nil {
-		return
-	}
-	path := strings.TrimPrefix(l.bind, unixPrefix)
-	if now, err := os.Lstat(path); err == nil && os.SameFile(now, l.unlink) {
-		_ = os.Remove(path)
-	}
 }
 
 // retire lets the connections of a listener that accepts no more end, ends
@@ -477,148 +337,6 @@ func (l *listener) retire(s *settings, why string) {
 	if l.proxy.world.Load().named(l.name) == nil {
 		l.proxy.instruments.forget(l.name)
 	}
-}
-
-// open opens the listening socket.
-func (l *listener) open(s *settings) error {
-	if s.Socket != nil {
-		l.socket = s.Socket
-	}
-	if l.socket != nil {
-		return nil
-	}
-	network, address := splitAddress(s.Bind)
-	if network == "unix" {
-		return l.bindUnix(s, address)
-	}
-	lc := net.ListenConfig{KeepAlive: -1, Control: keepAlive} // -1: package net is not to set it, by four calls, on each connection
-	lc.SetMultipathTCP(false)                                 // nobody asks for it, and it costs on every segment
-	socket, err := lc.Listen(context.Background(), network, address)
-	if err != nil {
-		return explainBind(s.Bind, err)
-	}
-	l.socket = socket
-	return nil
-}
-
-// Hosts that are gone are noticed after (1+keepAliveProbes) × keepAliveEvery of
-// silence, as package net would have it.
-const (
-	keepAliveEvery  = 15 // seconds
-	keepAliveProbes = 9
-)
-
-// keepAlive sets TCP keep-alive on a listening socket: what it accepts
-// inherits it (tcp(7)).
-func keepAlive(_, _ string, c syscall.RawConn) error {
-	var errs error
-	err := c.Control(func(fd uintptr) {
-		errs = errors.Join(
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAliveEvery),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepAliveEvery),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveProbes),
-		)
-	})
-	return errors.Join(err, errs)
-}
-
-// bindUnix makes a unix socket. A stale one is replaced, one that somebody
-// serves is not.
-func (l *listener) bindUnix(s *settings, path string) error {
-	mode := s.UnixMode
-	if err := removeStale(path); err != nil {
-		return err
-	}
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		// bind(2) gives the file the socket's own mode less the umask, so
-		// there is no moment at which it is open to more than it should be.
-		var chmodErr error
-		if err := c.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), uint32(mode.Perm())) }); err != nil {
-			return err
-		}
-		return chmodErr
-	}}
-	socket, err := lc.Listen(context.Background(), "unix", path)
-	if err != nil {
-		return explainBind(s.Bind, err)
-	}
-	socket.(*net.UnixListener).SetUnlinkOnClose(false) // another process may have taken the path by then
-	l.socket = socket
-	if err := os.Chmod(path, mode.Perm()); err != nil {
-		_ = socket.Close()
-		return fmt.Errorf("bind unix:%s: set mode %o: %w", path, mode.Perm(), err)
-	}
-	if l.unlink, err = os.Lstat(path); err != nil {
-		_ = socket.Close()
-		return fmt.Errorf("bind unix:%s: %w", path, err)
-	}
-	return nil
-}
-
-// explainBind says of a socket that cannot be opened what to do next.
-func explainBind(bind string, err error) error {
-	path, isUnix := strings.CutPrefix(bind, unixPrefix)
-	var next string
-	switch {
-	case isUnix && errors.Is(err, fs.ErrNotExist):
-		next = fmt.Sprintf("there is no directory %s; make it, or name another path", filepath.Dir(path))
-	case isUnix && errors.Is(err, fs.ErrPermission):
-		next = fmt.Sprintf("not allowed; let the user this process runs as write to %s, or name another path", filepath.Dir(path))
-	case errors.Is(err, syscall.EADDRINUSE):
-		next = "another program listens there; stop it, or give the listener another bind"
-	case errors.Is(err, fs.ErrPermission):
-		next = "not allowed; give the listener a port above 1023, or this process the capability CAP_NET_BIND_SERVICE"
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		next = "this host has no such address; give the listener one it has, or :port for all of them"
-	default:
-		return fmt.Errorf("bind %s: %w", bind, err)
-	}
-	return fmt.Errorf("bind %s: %s: %w", bind, next, err)
-}
-
-func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return explainBind(unixPrefix+path, err)
-	case info.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("bind unix:%s: the file is there and is no socket: remove it or name another path", path)
-	}
-	probe, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		_ = probe.Close()
-		return fmt.Errorf("bind unix:%s: another process serves it: stop it or name another path", path)
-	}
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("bind unix:%s: a socket is there that we may not connect to, so we cannot tell whether it is served: remove it, or name another path: %w", path, err)
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("bind unix:%s: cannot tell whether the socket that is there is served: %w", path, err)
-	}
-	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("bind unix:%s: replace a stale socket: %w", path, err)
-	}
-	return nil
-}
-
-func checkUnixPath(path string) error {
-	switch {
-	case !filepath.IsAbs(path):
-		return fmt.Errorf("unix:%s: the path must be absolute", path)
-	case len(path) > maxUnixPath:
-		return fmt.Errorf("unix:%s: the path has %d bytes, a unix socket's can have %d: use a shorter one", path, len(path), maxUnixPath)
-	}
-	return nil
-}
-
-func splitAddress(address string) (network, rest string) {
-	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
-		return "unix", path
-	}
-	return "tcp", address
 }
 
 // status describes the listener and its oldest connections.
@@ -658,30 +376,4 @@ func (l *listener) status(s *settings) telemetry.ListenerStatus {
 		}
 	}
 	return out
-}
-
-// logLimit lets a burst of lines through, then one a second.
-type logLimit struct {
-	mu     sync.Mutex // guards the following
-	spent  int
-	last   time.Time
-	missed int
-}
-
-const logBurst = 10
-
-func (m *logLimit) allow(now time.Time) (ok bool, missed int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if back := int(now.Sub(m.last) / time.Second); back > 0 {
-		m.spent = max(0, m.spent-back)
-		m.last = now
-	}
-	if m.spent >= logBurst {
-		m.missed++
-		return false, 0
-	}
-	m.spent++
-	missed, m.missed = m.missed, 0
-	return true, missed
 }

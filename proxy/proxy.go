@@ -13,17 +13,18 @@
 //	…
 //	applied, err := p.Apply(newer) // at any time: listeners, policy, identities
 //
-// Follow one connection: listener.go accepts it and registers it, conn.go walks
-// it from there to the access record. On the way proxyproto.go reads who was
-// there before it, hello.go waits for its first words and plaintext.go tells
-// them from TLS, turn.go has its handshake compute in turn, tls.go says with
-// what, live.go decides and decides again while it lives, share.go counts it
-// among its peer's, and route.go says where it goes. wire.go and copy.go move its
-// bytes; park.go holds it while there are none. table.go looks after its
-// deadlines.
+// Follow one connection: listener.go accepts it on a socket (socket.go) and
+// registers it under the settings of that moment (settings.go), conn.go walks it
+// from there to the access record. On the way proxyproto.go reads who was there
+// before it, hello.go waits for its first words and plaintext.go tells them from
+// TLS, turn.go has its handshake compute in turn, tls.go says with what, share.go
+// counts it among its peer's, live.go decides, and decides again while it lives,
+// and route.go says where it goes. wire.go and copy.go move its bytes; park.go
+// holds it while there are none. due.go is what time does to it and how it is
+// ended, when table.go says so.
 //
-// Follow a change: apply.go puts listeners and rules in force as one, handover.go
-// passes the sockets to the process that takes this one's place.
+// Follow a change: apply.go puts listeners and rules in force as one,
+// handover.go passes the sockets to the process that takes this one's place.
 //
 // Who a peer is and whom we speak as is the business of proxy/identity, what
 // is decided that of proxy/policy, and which address is dialled that of
@@ -291,6 +292,16 @@ func longestDrain(w *world) time.Duration {
 // and Run returns when those that live are gone. Status says the same of every
 // listener, so that who asks for readiness sends nobody here any more.
 func (p *Proxy) Draining() bool { return p.draining.Load() }
+
+// EndNow ends every live connection at once, each with its access record, and
+// so the draining of Run: somebody asked twice.
+func (p *Proxy) EndNow() {
+	for _, c := range p.table.of(nil) {
+		c.mu.Lock()
+		c.kill(closing{"drain", "the proxy was told to end at once"})
+		c.mu.Unlock()
+	}
+}
 
 // Close gives back the sockets of a proxy that does not run.
 func (p *Proxy) Close() {

@@ -186,3 +186,22 @@ func someOf(patterns []policy.Pattern) string {
 	}
 	return strings.Join(words, " or ")
 }
+
+func versionName(v uint16) string {
+	switch v {
+	case 0:
+		return ""
+	case tls.VersionTLS12:
+		return "1.2"
+	case tls.VersionTLS13:
+		return "1.3"
+	}
+	return tls.VersionName(v)
+}
+
+func cipherName(c uint16) string {
+	if c == 0 {
+		return ""
+	}
+	return tls.CipherSuiteName(c)
+}

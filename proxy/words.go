@@ -2,8 +2,12 @@ package proxy
 
 import (
 	"strings"
+	"sync"
+	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // This file bounds what strangers can make us write: a client that proved
@@ -50,4 +54,48 @@ func tidy(reason string) string {
 		}
 		return r
 	}, reason)
+}
+
+// logRefusal logs what strangers can cause at will: a few lines, then one a
+// second with the number of those left out. The access log has them all.
+func (l *listener) logRefusal(what string, pairs ...any) {
+	l.logSome(&l.refusals, hclog.Warn, what, pairs...)
+}
+
+func (l *listener) logSome(limit *logLimit, level hclog.Level, what string, pairs ...any) {
+	ok, missed := limit.allow(time.Now())
+	if !ok {
+		return
+	}
+	pairs = append([]any{"listener", l.name}, pairs...)
+	if missed > 0 {
+		pairs = append(pairs, "lines_left_out", missed)
+	}
+	l.proxy.log.Log(level, what, pairs...)
+}
+
+// logLimit lets a burst of lines through, then one a second.
+type logLimit struct {
+	mu     sync.Mutex // guards the following
+	spent  int
+	last   time.Time
+	missed int
+}
+
+const logBurst = 10
+
+func (m *logLimit) allow(now time.Time) (ok bool, missed int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if back := int(now.Sub(m.last) / time.Second); back > 0 {
+		m.spent = max(0, m.spent-back)
+		m.last = now
+	}
+	if m.spent >= logBurst {
+		m.missed++
+		return false, 0
+	}
+	m.spent++
+	missed, m.missed = m.missed, 0
+	return true, missed
 }

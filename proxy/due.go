@@ -1,0 +1,248 @@
+package proxy
+
+import (
+	"fmt"
+	"time"
+)
+
+// This file is what becomes due while a connection lives, and how it is ended.
+
+// idleChecks is how many times within an idle timeout a connection is looked
+// at, so one is ended at most a quarter late.
+const idleChecks = 4
+
+// tick looks after the connection because it is due.
+func (c *conn) tick(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing != nil {
+		return
+	}
+	c.check(now)
+	if c.closing == nil {
+		c.settle()
+		c.l.proxy.table.schedule(c, c.nextDue())
+	}
+}
+
+// settle asks streams on which nothing moved since it last looked to park,
+// with c.mu held.
+func (c *conn) settle() {
+	for _, s := range c.streams {
+		if s == nil {
+			return
+		}
+		if sum := s.flow.conn.Load(); sum != s.seen {
+			s.seen = sum
+		} else if s.state.CompareAndSwap(moving, kicked) {
+			s.src.interrupt()
+		}
+	}
+}
+
+// lively reports whether a stream has a goroutine that may be to be parked,
+// with c.mu held.
+func (c *conn) lively() bool {
+	for _, s := range c.streams {
+		if s != nil && s.state.Load() == moving {
+			return true
+		}
+	}
+	return false
+}
+
+// awake sees to it that a stream which has a goroutine again is looked after.
+func (c *conn) awake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing == nil {
+		c.l.proxy.table.schedule(c, c.nextDue())
+	}
+}
+
+// check ends the connection if one of its times has come, with c.mu held.
+func (c *conn) check(now time.Time) {
+	for _, end := range c.deadlines {
+		if !end.at.IsZero() && !now.Before(end.at) {
+			c.kill(end.why)
+			return
+		}
+	}
+	if c.phase == opening {
+		return
+	}
+	s := c.under(c.l.proxy.world.Load())
+	if s.MaxAge > 0 && now.Sub(c.start) >= s.MaxAge {
+		c.kill(closing{"expiry", fmt.Sprintf("older than max_age %s", s.MaxAge)})
+		return
+	}
+	if end, ok := c.peerEnd(); ok && now.After(end) && s.OnPeerExpiry != ActionKeep {
+		why := closing{"expiry", fmt.Sprintf("the peer's SVID expired at %s", end.UTC().Format(time.RFC3339))}
+		if s.OnPeerExpiry == ActionClose {
+			c.kill(why)
+			return
+		}
+		c.endLocked(endExpiry, end.Add(s.Timeouts.Drain), why)
+	}
+	if !now.Before(c.own.NotAfter()) {
+		if v := c.reverify(s.lease, now); !v.ok {
+			c.violate(v, now, s)
+			return
+		}
+	}
+	c.checkIdle(now, s)
+}
+
+// peerEnd returns when the peer's SVID ends, if it showed one, with c.mu held.
+func (c *conn) peerEnd() (time.Time, bool) {
+	if c.inPlaintext() {
+		return time.Time{}, false
+	}
+	return c.standing.NotAfter(), true
+}
+
+// violate applies on_policy_change to a verdict, with c.mu held. What is not
+// copying yet is not there to be kept: it is refused.
+func (c *conn) violate(v verdict, now time.Time, s *settings) {
+	switch {
+	case v.always || c.phase != copying || s.OnPolicyChange == ActionClose:
+		c.kill(v.closing)
+	case s.OnPolicyChange == ActionDrain:
+		c.endLocked(endPolicy, now.Add(s.Timeouts.Drain), v.closing)
+	}
+}
+
+func (c *conn) checkIdle(now time.Time, s *settings) {
+	if c.phase != copying || s.Timeouts.Idle < 0 {
+		return
+	}
+	if sum := c.in.Load() + c.out.Load(); sum != c.movedSum {
+		c.movedSum, c.moved = sum, now
+	} else if now.Sub(c.moved) >= s.Timeouts.Idle {
+		c.kill(closing{"peer", fmt.Sprintf("idle for %s", s.Timeouts.Idle)})
+	}
+}
+
+// nextDue returns when the connection next needs attention, with c.mu held.
+// Zero is never.
+func (c *conn) nextDue() time.Time {
+	var next time.Time
+	sooner := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	for _, end := range c.deadlines {
+		if !end.at.IsZero() {
+			sooner(end.at)
+		}
+	}
+	if c.phase == opening {
+		return next
+	}
+	now := time.Now()
+	s := c.under(c.l.proxy.world.Load())
+	if c.lively() {
+		sooner(now.Add(parkAfter))
+	}
+	if s.MaxAge > 0 {
+		sooner(c.start.Add(s.MaxAge))
+	}
+	if end, ok := c.peerEnd(); ok && s.OnPeerExpiry != ActionKeep && !now.After(end) {
+		sooner(end.Add(time.Millisecond))
+	}
+	if end := c.own.NotAfter(); now.Before(end) {
+		sooner(end)
+	}
+	if c.phase == copying && s.Timeouts.Idle > 0 {
+		sooner(now.Add(s.Timeouts.Idle / idleChecks))
+	}
+	return next
+}
+
+// endBy ends the connection at the given time unless it has ended before. Of
+// two ends for the same cause the earlier one counts.
+func (c *conn) endBy(cause cause, at time.Time, why closing) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endLocked(cause, at, why)
+}
+
+func (c *conn) endLocked(cause cause, at time.Time, why closing) {
+	if set := c.deadlines[cause].at; c.closing != nil || (!set.IsZero() && !at.Before(set)) {
+		return
+	}
+	c.deadlines[cause] = deadline{at, why}
+	c.l.proxy.table.schedule(c, c.nextDue())
+}
+
+// kill ends the connection now, with c.mu held. Both ends are broken off, so
+// that neither takes what it has for the whole.
+func (c *conn) kill(why closing) {
+	if c.closing != nil {
+		return
+	}
+	c.closing = &why
+	if c.cancel != nil {
+		c.cancel()
+	}
+	if c.up != nil {
+		abort(c.up)
+	}
+	abort(c.down)
+	c.wakeStreams()
+}
+
+// wakeStreams has parked streams find out that their sockets were closed, with
+// c.mu held.
+func (c *conn) wakeStreams() {
+	for _, s := range c.streams {
+		if s != nil {
+			s.wake()
+		}
+	}
+}
+
+// breakOff ends the connection because one side broke off, with c.mu held.
+// The other side is told so; what was already sent to the one that left may
+// still reach it.
+func (c *conn) breakOff(from side, why closing) {
+	if c.closing != nil {
+		return
+	}
+	c.closing = &why
+	if from == client {
+		abort(c.up)
+		_ = c.down.Close()
+	} else {
+		abort(c.down)
+		_ = c.up.Close()
+	}
+	c.wakeStreams()
+}
+
+// ended returns why the connection was ended, or nil while it was not.
+func (c *conn) ended() *closing {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closing
+}
+
+// deadline is when and why a connection will be ended. A zero at is never.
+type deadline struct {
+	at  time.Time
+	why closing
+}
+
+// cause is what set a deadline: each can be taken back without the others.
+type cause int
+
+const (
+	endHello cause = iota
+	endHandshake
+	endPolicy
+	endExpiry
+	endDrain
+	endMoved
+	causes
+)

@@ -1,0 +1,98 @@
+package proxy
+
+import (
+	"cmp"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/narthex-id/narthex/proxy/identity"
+)
+
+// settings is a listener's configuration with its defaults filled in, as it
+// stands in a world. It is immutable.
+type settings struct {
+	Listener
+	lease identity.Lease // on Identity
+	ways  []way          // of Routes, then of Targets
+}
+
+// Defaults of Listener and Timeouts.
+const (
+	defaultHandshake      = 10 * time.Second
+	defaultConnect        = 5 * time.Second
+	defaultIdle           = 5 * time.Minute
+	defaultDrain          = 30 * time.Second
+	defaultMaxConnections = 10_000
+	defaultUnixMode       = 0o660
+)
+
+// newSettings fills in the defaults, and the lease and ways that were had.
+func newSettings(l Listener, was *settings) *settings {
+	t := &l.Timeouts
+	t.Handshake = cmp.Or(t.Handshake, defaultHandshake)
+	t.Connect = cmp.Or(t.Connect, defaultConnect)
+	t.Idle = cmp.Or(t.Idle, defaultIdle)
+	t.Drain = max(0, cmp.Or(t.Drain, defaultDrain))
+	l.OnPolicyChange = cmp.Or(l.OnPolicyChange, ActionClose)
+	l.OnPeerExpiry = cmp.Or(l.OnPeerExpiry, ActionKeep)
+	l.MaxConnections = cmp.Or(l.MaxConnections, defaultMaxConnections)
+	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes())
+	l.UnixMode = cmp.Or(l.UnixMode, defaultUnixMode)
+	l.Expect, l.Targets = slices.Clone(l.Expect), slices.Clone(l.Targets)
+	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
+	l.Routes, l.ALPN, l.ServerName = normalRoutes(l.Routes), slices.Clone(l.ALPN), normalName(l.ServerName)
+	s := &settings{Listener: l}
+	if was != nil {
+		s.lease, s.ways = was.lease, was.ways
+	}
+	return s
+}
+
+// give gives back what the settings hold.
+func (s *settings) give() {
+	s.lease.Close()
+	s.giveWays()
+}
+
+// bound is where a connection is bound for: what it asked for, and the target
+// it came to, which is empty before that.
+type bound struct{ serverName, protocol, target string }
+
+// replaced says what makes next another way in than s to a connection that
+// began under s; it is empty when nothing does. A nil next is a listener that
+// is no more.
+func (s *settings) replaced(next *settings, b bound) string {
+	switch {
+	case next == nil:
+		return "listener was removed"
+	case !next.keeps(s, b):
+		return "listener's target changed"
+	case s.Identity != next.Identity:
+		return "listener's identity changed"
+	case !reflect.DeepEqual(s.Expect, next.Expect):
+		return "listener's expect changed"
+	}
+	return ""
+}
+
+// keeps reports whether a connection that began under was can go on with the
+// target it came to, or, where it came to none yet, with any that it may come
+// to. Routes count as they are now: where they lead it elsewhere, its target
+// is that of others. Outbound, the server name that was asked for is part of
+// the target.
+func (s *settings) keeps(was *settings, b bound) bool {
+	if s.ServerName != was.ServerName {
+		return false
+	}
+	now := s.targetsFor(b.serverName, b.protocol)
+	if b.target != "" {
+		return slices.Contains(now, b.target)
+	}
+	for _, t := range was.targetsFor(b.serverName, b.protocol) {
+		if !slices.Contains(now, t) {
+			return false
+		}
+	}
+	return true
+}
