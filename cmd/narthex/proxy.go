@@ -39,8 +39,12 @@ func newProxy() *cobra.Command {
 spire-agent's included) or from files, carries connections of the services
 behind it over mutual TLS, and decides each one by rules on SPIFFE IDs, for as
 long as it lives. SIGHUP and changed files reload listeners and rules without
-touching what still passes; SIGTERM drains.`,
-		Example: `  narthex proxy -c /etc/narthex/narthex.yaml`,
+touching what still passes; SIGTERM drains, a second one ends at once. Once its
+sockets and identities are there it gives up every right it does not need
+(proxy.sandbox). With --beside, one with another program or configuration takes
+the place of the one that runs without losing a connection.`,
+		Example: `  narthex proxy -c /etc/narthex/narthex.yaml
+  narthex proxy -c /etc/narthex/narthex.yaml --beside`,
 	}
 	path := configFlag(cmd)
 	beside := cmd.Flags().Bool("beside", false, "start in the background, and return once that process serves (in the place of the one that runs, with proxy.handover) or has failed")

@@ -26,6 +26,10 @@ func newStatus() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show identities, listeners, connections and decisions of a running Narthex",
+		Long: `Asks a running Narthex what it presents and until when, which listeners,
+endpoints and routes it has and what is wrong with them, which rules, CRLs and
+sandbox are in force, who is connected, who speaks plaintext, and whom the rules
+would refuse where a listener only audits. JSON has all of it.`,
 		Example: `  narthex status                          on the address of telemetry.listen, 127.0.0.1:9901
   narthex status -c narthex.yaml --watch
   narthex status --format json`,
