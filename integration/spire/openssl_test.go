@@ -3,15 +3,9 @@
 package spire_test
 
 import (
-	"bytes"
-	"context"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -43,61 +37,7 @@ func (s *shop) testerReads() rule {
 // ended.
 func (d *door) sClient(t *testing.T, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), stage.Soon)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "openssl", append([]string{"s_client", "-connect", d.address, "-ign_eof"}, args...)...)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := &watched{texts: []string{answer, "olleh"}, seen: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start openssl: %v", err)
-	}
-	_, _ = io.WriteString(in, "hello\n") // refused clients may be gone already
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	select {
-	case <-out.seen:
-		_ = cmd.Process.Signal(os.Interrupt)
-		<-ended
-	case <-ended:
-	}
-	if ctx.Err() != nil {
-		t.Errorf("openssl s_client did not end within %s:\n%s", stage.Soon, out.all())
-	}
-	return out.all()
-}
-
-// watched is output that is waited for.
-type watched struct {
-	texts []string
-	seen  chan struct{} // closed once one of texts has come
-
-	mu  sync.Mutex // guards the following
-	buf bytes.Buffer
-}
-
-func (w *watched) Write(b []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	before := w.has()
-	w.buf.Write(b)
-	if !before && w.has() {
-		close(w.seen)
-	}
-	return len(b), nil
-}
-
-func (w *watched) has() bool {
-	return slices.ContainsFunc(w.texts, func(text string) bool { return strings.Contains(w.buf.String(), text) })
-}
-
-func (w *watched) all() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.buf.String()
+	return stage.Talk(t, "openssl", append([]string{"s_client", "-connect", d.address, "-ign_eof"}, args...), answer, "olleh")
 }
 
 const answer = "inventory: hello"

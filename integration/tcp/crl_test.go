@@ -80,7 +80,7 @@ func liveSClient(t *testing.T, address string, s *svid) <-chan struct{} {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := &watched{texts: []string{answer}, seen: make(chan struct{})}
+	out := stage.Watch(answer)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -90,9 +90,9 @@ func liveSClient(t *testing.T, address string, s *svid) <-chan struct{} {
 	t.Cleanup(func() { cancel(); <-ended })
 	_, _ = io.WriteString(in, "hello\n")
 	select {
-	case <-out.seen:
+	case <-out.Seen:
 	case <-time.After(stage.Soon):
-		t.Fatalf("no answer:\n%s", out.all())
+		t.Fatalf("no answer:\n%s", out.All())
 	}
 	return ended
 }

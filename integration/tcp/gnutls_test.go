@@ -28,7 +28,7 @@ func gnutlsClient(t *testing.T, address, priority string, own *svid, args ...str
 	if own != nil {
 		args = append(args, "--x509certfile", own.certFile, "--x509keyfile", own.keyFile)
 	}
-	return talk(t, "gnutls-cli", args, answer)
+	return stage.Talk(t, "gnutls-cli", args, answer)
 }
 
 // only is a priority of one version and what else is said.

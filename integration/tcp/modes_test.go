@@ -68,7 +68,7 @@ func TestMovingOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out := talk(t, "nc", []string{host, port}, answer); !strings.Contains(out, answer+"hello") {
+	if out := stage.Talk(t, "nc", []string{host, port}, answer); !strings.Contains(out, answer+"hello") {
 		t.Errorf("nc: %s", out)
 	}
 	// TLS without an SVID of ours is nothing that an audit or plaintext helps.

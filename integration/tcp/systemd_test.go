@@ -211,12 +211,12 @@ func TestBeside(t *testing.T) {
 type notified struct {
 	t    *testing.T
 	path string
-	out  *watched
+	out  *stage.Watched
 }
 
 func newNotified(t *testing.T) *notified {
 	t.Helper()
-	n := &notified{t: t, path: filepath.Join(stage.Folder(t, "notify"), "n"), out: &watched{}}
+	n := &notified{t: t, path: filepath.Join(stage.Folder(t, "notify"), "n"), out: stage.Watch()}
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: n.path})
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +241,7 @@ func (n *notified) attach(cmd *exec.Cmd) {
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+n.path, "WATCHDOG_USEC=1000000")
 }
 
-func (n *notified) all() string { return n.out.all() }
+func (n *notified) all() string { return n.out.All() }
 
 func (n *notified) says(text string) {
 	n.t.Helper()
