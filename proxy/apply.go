@@ -22,6 +22,7 @@ import (
 type Applied struct {
 	Added, Changed, Removed []string // listeners, by name
 	Asked, Closed           int      // live connections asked again, and ended for it at once
+	Kept                    int      // those that go on for now though the rules refuse them
 	Generation              uint64   // of the policy in force
 }
 
@@ -70,7 +71,7 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 	swapped := first || was.policy != c.Policy
 	applied := p.commit(c, plan, was, swapped)
 	if swapped || len(applied.Changed) > 0 { // a listener's new `expect` asks too
-		applied.Asked, applied.Closed = p.ask(p.table.of(nil))
+		applied.count(p.ask(p.table.of(nil)))
 	}
 	applied.Generation = p.world.Load().generation
 	p.logApplied(&applied, c.Policy, first, swapped)
@@ -90,12 +91,14 @@ func (p *Proxy) applyRules(rules *policy.Policy) (applied Applied) {
 		p.world.Store(&next)
 		p.mu.Unlock()
 		p.instruments.generation.Set(float64(next.generation))
-		applied.Asked, applied.Closed = p.ask(p.table.of(nil))
+		applied.count(p.ask(p.table.of(nil)))
 	}
 	applied.Generation = p.world.Load().generation
 	p.logApplied(&applied, rules, false, was.policy != rules)
 	return applied
 }
+
+func (a *Applied) count(n asked) { a.Asked, a.Closed, a.Kept = n.all, n.closed, n.kept }
 
 // logApplied says what is other than before. The generation is that of the
 // rules: a change of listeners alone does not move it, and does not name it.
@@ -126,6 +129,9 @@ func (p *Proxy) logApplied(a *Applied, rules *policy.Policy, first, swapped bool
 	}
 	if !first {
 		pairs = append(pairs, "connections_asked", a.Asked, "connections_closed", a.Closed)
+		if a.Kept > 0 {
+			pairs = append(pairs, "connections_kept", a.Kept)
+		}
 	}
 	p.log.Info(what, pairs...)
 	if swapped && rules.Allowing() == 0 {

@@ -88,8 +88,8 @@ func BenchmarkAskAgain(b *testing.B) {
 	}
 	wg.Wait()
 	for b.Loop() {
-		if asked, closed := p.ask(p.table.of(nil)); asked != live || closed != 0 {
-			b.Fatalf("asked %d, closed %d", asked, closed)
+		if n := p.ask(p.table.of(nil)); n.all != live || n.closed != 0 {
+			b.Fatalf("asked %d, closed %d", n.all, n.closed)
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/live, "ns/connection")

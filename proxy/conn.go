@@ -62,6 +62,7 @@ type conn struct {
 	decision policy.Decision
 	outcome  outcome            // of the decision, as it was counted
 	would    string             // why it would be refused, if its listener did more than audit
+	against  string             // why the rules refuse it, though it is kept or drains
 	own      *identity.Identity // what we present on it
 	standing *identity.Standing // the peer's; nil in plaintext
 
@@ -342,7 +343,11 @@ func (c *conn) copied(from side, dst end, how copied, err error) {
 		c.firstDone = from
 	}
 	if how == copyBroken {
-		c.breakOff(from, closing{"peer", string(from) + ": " + explainBroken(err)})
+		why := closing{"peer", string(from) + ": " + explainBroken(err)}
+		if from == target && c.out.Load() == 0 && refusesUs(err) {
+			why = closing{"error", "the target ended the handshake: " + explainAlert(err)}
+		}
+		c.breakOff(from, why)
 	}
 	c.mu.Unlock()
 	if how == copyEnded {

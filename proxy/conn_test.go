@@ -156,6 +156,27 @@ func tlsPeer(t *testing.T, cert tls.Certificate, version uint16) (addr string, g
 	return addr, got, shown
 }
 
+// In TLS 1.3 a target refuses our certificate when our handshake is over: that
+// is a failure all the same.
+func TestTargetRefusesUs(t *testing.T) {
+	ca := testca.New(t, "example.org")
+	config := &tls.Config{Certificates: []tls.Certificate{ca.SVID("/orders")}, ClientAuth: tls.RequireAnyClientCert}
+	config.VerifyConnection = func(tls.ConnectionState) error { return errors.New("not you") }
+	refusing := serve(t, func(c net.Conn) { _ = tls.Server(c, config).Handshake() })
+	p := run(t, Config{
+		Listeners: []Listener{outbound(t, "to-orders", refusing, "spiffe://example.org/orders")}, Policy: rulesOf(t, allowAll),
+		Identities: source(t, ca.SVID("/web"), ca),
+	})
+	c, err := net.Dial("tcp", p.addr("to-orders"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if a := p.next(); a.Outcome != "failure" || a.Closed != "error" || a.Reason != "the target ended the handshake: bad certificate" {
+		t.Errorf("access record %+v", a)
+	}
+}
+
 func TestOutboundPeerMustBeExpected(t *testing.T) {
 	t.Parallel()
 	ca, stranger := testca.New(t, "example.org"), testca.New(t, "evil.example")

@@ -206,8 +206,11 @@ func (l *listener) recordEnd(record *telemetry.Access, result, target string, qu
 	l.proxy.access.Write(record)
 	if record.Outcome == "failure" && !quiet {
 		what := "connection refused"
-		if result == resultAllowed {
+		switch result {
+		case resultAllowed:
 			what = "connection closed"
+		case "failed": // by us or by the target, not by who called
+			what = "connection failed"
 		}
 		l.logRefusal(what, "source", record.Source, "from", record.From, "to", record.To, "target", target, "reason", record.Reason)
 	}
@@ -254,8 +257,8 @@ func (l *listener) watch(lease identity.Lease) {
 		was, trust = id, bundles
 		l.noteIdentity(id, err, last)
 		if news {
-			asked, closed := l.proxy.ask(l.proxy.table.of(l))
-			l.proxy.log.Debug("identity, bundles or CRLs changed", "listener", l.name, "trust_generation", bundles.Generation(), "connections_asked", asked, "connections_closed", closed)
+			n := l.proxy.ask(l.proxy.table.of(l))
+			l.proxy.log.Debug("identity, bundles or CRLs changed", "listener", l.name, "trust_generation", bundles.Generation(), "connections_asked", n.all, "connections_closed", n.closed)
 		}
 		wait := time.Hour
 		if id != nil {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -165,24 +166,37 @@ func (c *conn) logOutcome() {
 
 // ask asks the connection again and reports whether it was asked (it was
 // decided before and is not ending) and whether it was ended for it.
-func (c *conn) ask(now time.Time) (asked, closed bool) {
-	asked, closed, audit := c.askNow(now)
+func (c *conn) ask(now time.Time) answer {
+	a, audit := c.askNow(now)
 	if audit {
 		c.logOutcome()
 	}
-	return asked, closed
+	return a
 }
 
-func (c *conn) askNow(now time.Time) (asked, closed, audit bool) {
+// answer is what became of a connection that was asked again.
+type answer int
+
+const (
+	notAsked answer = iota
+	passes
+	kept // against the rules: on_policy_change keeps it, or drains it
+	killed
+	answers
+)
+
+func (c *conn) askNow(now time.Time) (a answer, audit bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.phase == opening || c.closing != nil {
-		return false, false, false
+		return notAsked, false
 	}
 	w, was := c.l.proxy.world.Load(), c.latest
 	v := c.judge(w, now)
 	audit = c.note(v) && c.outcome == audited
+	c.against = ""
 	if !v.ok {
+		c.against = v.closing.why
 		c.violate(v, now, c.latest)
 	} else {
 		c.deadlines[endPolicy] = deadline{} // a drain that an earlier policy had begun
@@ -194,7 +208,13 @@ func (c *conn) askNow(now time.Time) (asked, closed, audit bool) {
 	if c.closing == nil && c.latest != was {
 		c.l.proxy.table.schedule(c, c.nextDue())
 	}
-	return true, c.closing != nil, audit
+	switch {
+	case c.closing != nil:
+		return killed, audit
+	case c.against != "":
+		return kept, audit
+	}
+	return passes, audit
 }
 
 // bound returns where the connection is bound for, with c.mu held.
@@ -364,6 +384,6 @@ func (c *conn) status() (telemetry.ConnectionStatus, bool) {
 		return telemetry.ConnectionStatus{}, false
 	}
 	return telemetry.ConnectionStatus{
-		From: peerName(&c.request.From), To: peerName(&c.request.To), WouldDeny: c.would, Source: c.source, Rule: c.decision.Rule, Since: c.start,
+		From: peerName(&c.request.From), To: peerName(&c.request.To), WouldDeny: cmp.Or(c.would, c.against), Source: c.source, Rule: c.decision.Rule, Since: c.start,
 	}, true
 }

@@ -332,12 +332,17 @@ func (p *Proxy) Addr(name string) net.Addr {
 // next ones.
 const askAtOnce = 64
 
-// ask asks every given connection again and counts those that were asked and
-// those that were ended. All CPUs take part: what is refused by now must not
-// go on while others are closed one after the other.
-func (p *Proxy) ask(conns []*conn) (asked, closed int) {
+// asked counts what became of connections that were asked again.
+type asked struct {
+	all, closed, kept int
+}
+
+// ask asks every given connection again. All CPUs take part: what is refused by
+// now must not go on while others are closed one after the other.
+func (p *Proxy) ask(conns []*conn) asked {
 	now := time.Now()
-	var all, ended, next atomic.Int64
+	var next atomic.Int64
+	var counts [answers]atomic.Int64
 	take := func() {
 		for {
 			end := int(next.Add(askAtOnce))
@@ -345,13 +350,7 @@ func (p *Proxy) ask(conns []*conn) (asked, closed int) {
 				return
 			}
 			for _, c := range conns[end-askAtOnce : min(end, len(conns))] {
-				a, k := c.ask(now)
-				if a {
-					all.Add(1)
-				}
-				if k {
-					ended.Add(1)
-				}
+				counts[c.ask(now)].Add(1)
 			}
 		}
 	}
@@ -361,7 +360,9 @@ func (p *Proxy) ask(conns []*conn) (asked, closed int) {
 	}
 	take()
 	asking.Wait()
-	return int(all.Load()), int(ended.Load())
+	n := asked{closed: int(counts[killed].Load()), kept: int(counts[kept].Load())}
+	n.all = int(counts[passes].Load()) + n.closed + n.kept
+	return n
 }
 
 // maxStatusConnections bounds how many connections of a listener the status

@@ -125,7 +125,6 @@ func peerOf(cs *tls.ConnectionState) (policy.Peer, error) {
 // outbound it is the target.
 func explainHandshake(err error, direction policy.Direction) (result, reason string) {
 	var peer *identity.PeerError
-	var alert *net.OpError
 	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &peer):
@@ -134,8 +133,8 @@ func explainHandshake(err error, direction policy.Direction) (result, reason str
 		return "not_tls", "the target is no TLS server: it answered with " + firstAnswer(record.RecordHeader) + "; an outbound listener's target must be one that speaks mTLS"
 	case errors.As(err, &record):
 		return "not_tls", "not a TLS client: " + firstBytes(record.RecordHeader)
-	case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls keeps the alert's type to itself
-		return "peer_alert", "the peer ended the handshake: " + strings.TrimPrefix(alert.Err.Error(), "tls: ")
+	case refusesUs(err):
+		return "peer_alert", "the peer ended the handshake: " + explainAlert(err)
 	case strings.Contains(err.Error(), "didn't provide a certificate"): // crypto/tls has no type for it
 		return "no_certificate", "the client sent no certificate"
 	case strings.Contains(err.Error(), "unsupported application protocols"):
@@ -149,6 +148,23 @@ func explainHandshake(err error, direction policy.Direction) (result, reason str
 		return "timeout", "the handshake took too long"
 	}
 	return "error", "TLS handshake: " + strings.TrimPrefix(err.Error(), "tls: ")
+}
+
+// refusesUs reports whether err is a TLS alert from the far end. In TLS 1.3 a
+// client's handshake is over before the server has looked at its certificate
+// (RFC 8446 §4.4.4), so that an alert can come where data is awaited.
+func refusesUs(err error) bool {
+	var alert *net.OpError
+	return errors.As(err, &alert) && alert.Op == "remote error" // crypto/tls keeps the alert's type to itself
+}
+
+// explainAlert says what an alert that refusesUs says.
+func explainAlert(err error) string {
+	var alert *net.OpError
+	if !errors.As(err, &alert) {
+		return err.Error()
+	}
+	return strings.TrimPrefix(alert.Err.Error(), "tls: ")
 }
 
 // firstBytes guesses what a client that does not speak TLS speaks.

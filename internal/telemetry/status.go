@@ -189,5 +189,5 @@ type ConnectionStatus struct {
 	Source    string    `json:"source"`
 	Rule      string    `json:"rule"`
 	Since     time.Time `json:"since"`
-	WouldDeny string    `json:"would_deny,omitempty"` // why the policy refuses it, where its listener only audits
+	WouldDeny string    `json:"would_deny,omitempty"` // why the policy refuses it, where its listener only audits, keeps it or lets it drain
 }
