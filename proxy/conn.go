@@ -257,7 +257,7 @@ func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
 		record.Destination = way.targets[0]
 	}
 	var err error
-	if c.chosen, err = way.group.Dial(ctx, s.Timeouts.Connect); err != nil {
+	if c.chosen, err = way.group.DialFrom(ctx, s.Timeouts.Connect, c.l.socket.Addr()); err != nil {
 		if c.ended() != nil {
 			return nil, c.killedBefore()
 		}

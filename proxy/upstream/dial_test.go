@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -162,4 +163,34 @@ func ownAddress(t *testing.T) string {
 		}
 	}
 	return "127.0.0.1" // a host without a network has nothing else to show
+}
+
+// TestLeadsTo: which endpoints are the listener itself.
+func TestLeadsTo(t *testing.T) {
+	here := ownAddress(t)
+	tcp := func(address string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(address)) }
+	for _, c := range []struct {
+		endpoint string
+		own      net.Addr
+		is       bool
+	}{
+		{"127.0.0.1:80", nil, false},
+		{"127.0.0.1:80", tcp("127.0.0.1:80"), true},
+		{"[::ffff:127.0.0.1]:80", tcp("127.0.0.1:80"), true},
+		{"127.0.0.1:81", tcp("127.0.0.1:80"), false},
+		{"127.0.0.2:80", tcp("127.0.0.1:80"), false},
+		{"127.0.0.2:80", tcp("[::]:80"), true},
+		{"0.0.0.0:80", tcp("127.0.0.1:80"), true},
+		{"[::1]:80", tcp("[::]:80"), true},
+		{net.JoinHostPort(here, "80"), tcp("[::]:80"), true},
+		{net.JoinHostPort(here, "80"), tcp("127.0.0.3:80"), false},
+		{"192.0.2.1:80", tcp("[::]:80"), false},
+		{"unix:/run/a.sock", &net.UnixAddr{Name: "/run/a.sock", Net: "unix"}, true},
+		{"unix:/run/a.sock", &net.UnixAddr{Name: "/run/b.sock", Net: "unix"}, false},
+		{"unix:/run/a.sock", tcp("127.0.0.1:80"), false},
+	} {
+		if p, _, _ := parsePlace(c.endpoint); p.leadsTo(c.own) != c.is {
+			t.Errorf("%s from %v: %t", c.endpoint, c.own, !c.is)
+		}
+	}
 }

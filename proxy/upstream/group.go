@@ -44,6 +44,10 @@ const (
 	// attempt while others can follow, so that an endpoint which does not
 	// answer leaves time for another one.
 	shares = 3
+	// fairTime is what an endpoint must have been given, or nearly the part of
+	// the time that the first one gets, for its silence to count as a failure:
+	// the handshake of a good one takes a second more when a packet is lost.
+	fairTime = 1500 * time.Millisecond
 	// maxTold bounds the failures that an error tells of.
 	maxTold = 3
 )
@@ -55,6 +59,12 @@ const (
 // resolved included, and ends at once when ctx is cancelled. Other than by
 // ctx, an error tells of each of the first few endpoints.
 func (g *Group) Dial(ctx context.Context, timeout time.Duration) (Chosen, error) {
+	return g.DialFrom(ctx, timeout, nil)
+}
+
+// DialFrom is Dial for a connection that a listener at own has accepted: an
+// endpoint that is the listener itself fails.
+func (g *Group) DialFrom(ctx context.Context, timeout time.Duration, own net.Addr) (Chosen, error) {
 	deadline := time.Now().Add(timeout)
 	turn := g.turn.Add(1) - 1
 	var few [4]*endpoint
@@ -72,7 +82,7 @@ func (g *Group) Dial(ctx context.Context, timeout time.Duration) (Chosen, error)
 			break
 		}
 		tried = append(tried, e)
-		chosen, err := e.connect(ctx, trial, deadline, min(left, shares))
+		chosen, err := e.connect(ctx, own, trial, deadline, min(left, shares), min(fairTime, timeout/(shares+1)))
 		if err == nil {
 			return chosen, nil
 		}
@@ -194,26 +204,35 @@ func tell(failures []error) error {
 	return fmt.Errorf("none of %d endpoints took the connection: %s%s", len(failures), strings.Join(words, "; "), more)
 }
 
-// connect dials the endpoint in its share of the time that is left.
-func (e *endpoint) connect(ctx context.Context, trial bool, deadline time.Time, share int) (Chosen, error) {
+// connect dials the endpoint in its share of the time that is left. That it did
+// not answer counts as a failure where the share was fair: those of before may
+// have left it next to nothing.
+func (e *endpoint) connect(ctx context.Context, own net.Addr, trial bool, deadline time.Time, share int, fair time.Duration) (Chosen, error) {
 	e.active.Add(1)
 	c := Chosen{Target: e.target.key.address, endpoint: e, trial: trial}
 	limit := time.Until(deadline) / time.Duration(share)
 	if share > 1 {
 		deadline = time.Now().Add(limit)
 	}
-	raw, err := e.dial(ctx, deadline)
+	var raw net.Conn
+	var err error
+	if e.place.leadsTo(own) {
+		err = &loopError{e.name}
+	} else {
+		raw, err = e.dial(ctx, deadline)
+	}
 	if err == nil {
 		c.Conn, c.Address = raw, e.name
 		return c, nil
 	}
+	hurried := timedOut(err) && limit < fair
 	if timedOut(err) {
 		err = fmt.Errorf("dial %s: no answer within %s", e.name, limit.Round(time.Millisecond))
 	}
 	if e.target.host != "" {
 		err = fmt.Errorf("%s: %w", e.target.host, err)
 	}
-	if ctx.Err() == nil && !ours(err) {
+	if ctx.Err() == nil && !ours(err) && !hurried {
 		c.Failed(err)
 	}
 	c.Close()
