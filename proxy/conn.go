@@ -207,7 +207,7 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) error {
 	c.endBy(endHandshake, time.Now().Add(s.Timeouts.Handshake), closing{"error", fmt.Sprintf("the handshake took longer than %s", s.Timeouts.Handshake)})
 	begin := time.Now()
-	err := c.inTurn(t, s.Timeouts.Handshake)
+	late, err := c.inTurn(t, s.Timeouts.Handshake)
 	cs := t.ConnectionState()
 	record.TLSVersion, record.Cipher = versionName(cs.Version), cipherName(cs.CipherSuite)
 	record.ServerName, record.Protocol = hostName(cs.ServerName), cs.NegotiatedProtocol
@@ -219,13 +219,14 @@ func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) erro
 		if ended := c.ended(); ended != nil {
 			c.l.handshaked("timeout")
 			if ended.reason == "error" { // it was slow
-				return &handshakeError{refusal{"refused", ended.why}, err, false}
+				return &handshakeError{refusal: refusal{"refused", ended.why}, err: err, late: late}
 			}
 			return refuse("refused", "%s", ended.why)
 		}
 		result, why := explainHandshake(err, s.Direction)
 		c.l.handshaked(result)
-		return &handshakeError{refusal{"refused", why}, err, result == "closed" && s.Direction == policy.Inbound}
+		closed := result == "closed"
+		return &handshakeError{refusal{"refused", why}, err, closed && s.Direction == policy.Inbound, closed && late}
 	}
 	c.l.meters.handshake.Since(begin)
 	c.l.handshaked("ok")
@@ -238,6 +239,7 @@ type handshakeError struct {
 	refusal
 	err  error
 	left bool // the peer just went away, as health probes of a TCP port do
+	late bool // the peer went away, or was not done in time, when it had waited for us
 }
 
 func (r *handshakeError) Unwrap() error { return r.err }
@@ -280,12 +282,13 @@ func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
 }
 
 // blame tells the group that the endpoint failed the handshake. What we ended
-// ourselves for another cause than its slowness, or had no turn for, is none
-// of its doing.
+// ourselves for another cause than its slowness, had no turn for, or came late
+// to because there was none, is not its doing. The error may quote what the
+// endpoint sent.
 func (c *conn) blame(err error) {
 	var failed *handshakeError
-	if errors.As(err, &failed) {
-		c.chosen.Failed(err)
+	if errors.As(err, &failed) && !failed.late {
+		c.chosen.Failed(errors.New(tidy(err.Error())))
 	}
 }
 

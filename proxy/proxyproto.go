@@ -84,7 +84,7 @@ func (c *conn) readHeader() error {
 	case c.closing != nil:
 		return refuse("refused", "%s", c.closing.why)
 	case errors.Is(err, io.EOF):
-		return &handshakeError{refusal{"refused", "accept_from names the client, but it left without a PROXY header"}, err, true}
+		return &handshakeError{refusal: refusal{"refused", "accept_from names the client, but it left without a PROXY header"}, err: err, left: true}
 	case err != nil:
 		return refuse("refused", "accept_from names the client, so it must send a PROXY header: %v", err)
 	}

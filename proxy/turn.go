@@ -36,6 +36,10 @@ type turns struct {
 	has     bool
 	had     bool // one before
 	written int
+
+	queued time.Duration // waited for turns
+	waited time.Duration // waited for the peer
+	since  time.Time     // when it began to wait for the peer; zero while it does not
 }
 
 // take waits for a turn, unless it has one. Handshakes that have begun come
@@ -46,12 +50,15 @@ func (t *turns) take() error {
 		return nil
 	}
 	t.c.l.heard(t.c)
+	t.answered()
 	if t.c.l.handshakes.try() {
 		t.has, t.had = true, true
 		return nil
 	}
 	timer := time.NewTimer(time.Until(t.until))
 	defer timer.Stop()
+	begin := time.Now()
+	defer func() { t.queued += time.Since(begin) }()
 	if !t.c.l.handshakes.take(nil, timer.C, t.had) {
 		return errNoTurn
 	}
@@ -68,12 +75,28 @@ func (t *turns) give() {
 	if t == nil || !t.has {
 		return
 	}
-	t.has = false
+	t.has, t.since = false, time.Now()
 	t.c.l.handshakes.give()
 	if t.c.request.Direction == policy.Inbound {
 		t.c.l.waits(t.c)
 	}
 }
+
+// answered notes that the peer is waited for no more.
+func (t *turns) answered() {
+	if !t.since.IsZero() {
+		t.waited += time.Since(t.since)
+		t.since = time.Time{}
+	}
+}
+
+// muchLate is how long a peer that is in good order waits for us at least.
+const muchLate = time.Second
+
+// late reports whether the peer had to wait for us, and longer than we waited
+// for it: that it lost patience, or did not do its part in what time was left,
+// says nothing of it.
+func (t *turns) late() bool { return t.queued >= muchLate && t.queued > t.waited }
 
 // roomForSure is what a fresh socket takes without waiting for its peer
 // (tcp(7): tcp_wmem is 16 KiB, of which a part is the kernel's own).
@@ -106,22 +129,24 @@ func hasGone(c end) (gone bool) {
 	return gone || err != nil
 }
 
-// inTurn runs the TLS handshake of s, computing in turn.
-func (c *conn) inTurn(s *secured, within time.Duration) error {
+// inTurn runs the TLS handshake of s, computing in turn. It reports whether the
+// peer had to wait for that for long.
+func (c *conn) inTurn(s *secured, within time.Duration) (late bool, err error) {
 	t := &turns{c: c, end: s.wire.end, until: time.Now().Add(within)}
 	if c.request.Direction == policy.Outbound { // a server has nothing to do before it has read
 		if err := t.take(); err != nil {
-			return err
+			return t.late(), err
 		}
 	}
 	s.wire.turns = t
-	err := s.Handshake()
+	err = s.Handshake()
 	s.wire.turns = nil
 	if t.has {
 		c.l.handshakes.give()
 	}
 	c.l.heard(c)
-	return err
+	t.answered()
+	return t.late(), err
 }
 
 // waits notes that a connection waits for its client to say or prove who it
@@ -194,19 +219,31 @@ func (p *Proxy) longestSilent() (oldest *listener) {
 // makeRoom ends the connection whose client was waited for longest. Where none
 // is, it will be the next one.
 func (l *listener) makeRoom() {
-	l.mu.Lock()
-	first := l.silent.Front()
-	l.wanted = first == nil
-	var c *conn
-	if first != nil {
-		c = l.silent.Remove(first).(*conn)
+	for {
+		l.mu.Lock()
+		first := l.silent.Front()
+		l.wanted = first == nil
+		if first == nil {
+			l.mu.Unlock()
+			return
+		}
+		c := l.silent.Remove(first).(*conn)
 		c.silent = nil
+		l.mu.Unlock()
+		if c.giveUp() {
+			return
+		}
 	}
-	l.mu.Unlock()
-	if c == nil {
-		return
-	}
+}
+
+// giveUp ends a connection whose client is waited for, unless that has proved
+// itself a moment ago.
+func (c *conn) giveUp() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closing == nil && c.phase != opening {
+		return false
+	}
 	c.kill(closing{"error", "we waited for its TLS handshake, and others wanted its place: the connection limit is reached"})
+	return true
 }

@@ -1,0 +1,109 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/proxy/upstream"
+)
+
+// TestLateTurn: a peer that went away, or was slow, when it had waited for our
+// turn is told from one that did so by itself.
+func TestLateTurn(t *testing.T) {
+	for name, c := range map[string]struct {
+		queue, peer time.Duration
+		late        bool
+	}{
+		"no queue":              {0, 0, false},
+		"a moment":              {10 * time.Millisecond, 0, false},
+		"long":                  {4 * time.Second, 2 * time.Second, true},
+		"its own slowness":      {2 * time.Second, 4 * time.Second, false},
+		"silent from the start": {0, 8 * time.Second, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &listener{}
+				l.handshakes.resize(1)
+				near, far := net.Pipe()
+				defer far.Close()
+				defer near.Close()
+				turn := &turns{c: &conn{l: l, request: policy.Request{Direction: policy.Outbound}}, end: pipe{near}, until: time.Now().Add(10 * time.Second)}
+				l.handshakes.force() // somebody else's
+				go func() {
+					time.Sleep(c.queue)
+					l.handshakes.give()
+				}()
+				synctest.Wait()
+				if err := turn.take(); err != nil {
+					t.Fatal(err)
+				}
+				turn.give()
+				time.Sleep(c.peer)
+				turn.answered()
+				if got := turn.late(); got != c.late {
+					t.Errorf("late is %t: queued %s, waited %s", got, turn.queued, turn.waited)
+				}
+			})
+		})
+	}
+}
+
+// pipe is an end that is no socket.
+type pipe struct{ net.Conn }
+
+func (pipe) CloseWrite() error { return nil }
+
+// TestBlame: an endpoint is not blamed for our lateness, and what it is blamed
+// for is fit for the log, whatever it sent.
+func TestBlame(t *testing.T) {
+	set := upstream.NewSet(upstream.Options{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, nil }})
+	t.Cleanup(set.Close)
+	g, err := set.Take("out", []string{"127.0.0.1:1"}, upstream.Settings{Ejection: upstream.Ejection{After: 1, For: time.Hour}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	blame := func(err error) (failed uint64, why string) {
+		chosen, dialErr := g.Dial(context.Background(), time.Second)
+		if dialErr != nil {
+			t.Fatal(dialErr)
+		}
+		c := conn{chosen: chosen}
+		c.blame(err)
+		c.chosen.Close()
+		list, _ := g.Status(1)
+		return list[0].Failed, list[0].Problem
+	}
+	if failed, _ := blame(&handshakeError{refusal: refusal{"refused", "closed"}, err: io.EOF, late: true}); failed != 0 {
+		t.Errorf("a peer that we kept waiting failed %d times", failed)
+	}
+	evil := "subject CN=x\n2026-01-01 [INFO] all is well\x1b[2J" + strings.Repeat("x", 1<<16)
+	failed, why := blame(&handshakeError{refusal: refusal{"refused", evil}, err: errors.New(evil)})
+	if failed != 1 || strings.ContainsAny(why, "\n\x1b") || len(why) > 2*maxReason {
+		t.Errorf("failed %d times, for %.200q", failed, why)
+	}
+}
+
+// TestProvenClientKeepsItsPlace: a client that proves itself in the moment in
+// which its place was to be another's is not ended for that.
+func TestProvenClientKeepsItsPlace(t *testing.T) {
+	l := &listener{proxy: &Proxy{table: newTable()}}
+	var clients [2]*conn
+	for i := range clients {
+		near, far := net.Pipe()
+		t.Cleanup(func() { _ = far.Close(); _ = near.Close() })
+		clients[i] = &conn{l: l, down: pipe{near}, began: &settings{}, index: -1}
+		l.waits(clients[i])
+	}
+	clients[0].phase = copying
+	l.makeRoom()
+	if clients[0].closing != nil || clients[1].closing == nil {
+		t.Errorf("ended %v and %v, want the second alone", clients[0].closing, clients[1].closing)
+	}
+}
