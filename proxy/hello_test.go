@@ -190,12 +190,12 @@ func TestNextSilentMakesRoom(t *testing.T) {
 	l, c := p.world.Load().named("orders"), &conn{}
 	c.l, c.down, c.request.Direction = l, &net.TCPConn{}, policy.Inbound // one that is closed already
 	l.makeRoom()
-	if l.waits(c); c.ended() == nil {
+	if l.waits(c, false); c.ended() == nil {
 		t.Error("it keeps its place")
 	}
 	other := &conn{l: l, down: c.down}
 	other.request.Direction = policy.Inbound
-	if l.waits(other); other.ended() != nil {
+	if l.waits(other, false); other.ended() != nil {
 		t.Error("one place was wanted, and two were given up")
 	}
 	l.heard(other)
@@ -224,7 +224,7 @@ func TestSilentWhileRoomIsMade(t *testing.T) {
 		}
 		for begin := time.Now(); time.Since(begin) < time.Duration(round%100)*100*time.Nanosecond; {
 		}
-		l.waits(c)
+		l.waits(c, false)
 		g.Wait()
 		if c.ended() == nil {
 			t.Fatalf("round %d: it keeps its place, and nobody asks for it again", round)

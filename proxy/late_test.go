@@ -99,11 +99,36 @@ func TestProvenClientKeepsItsPlace(t *testing.T) {
 		near, far := net.Pipe()
 		t.Cleanup(func() { _ = far.Close(); _ = near.Close() })
 		clients[i] = &conn{l: l, down: pipe{near}, began: &settings{}, index: -1}
-		l.waits(clients[i])
+		l.waits(clients[i], false)
 	}
 	clients[0].phase = copying
 	l.makeRoom()
 	if clients[0].closing != nil || clients[1].closing == nil {
 		t.Errorf("ended %v and %v, want the second alone", clients[0].closing, clients[1].closing)
+	}
+}
+
+// TestDripGoesFirst: a client that drips its handshake, so that it was never
+// waited for longest, goes before one that is silent for a round trip.
+func TestDripGoesFirst(t *testing.T) {
+	l := &listener{proxy: &Proxy{table: newTable()}}
+	l.handshakes.resize(1)
+	var clients [2]*conn
+	for i := range clients {
+		near, far := net.Pipe()
+		t.Cleanup(func() { _ = far.Close(); _ = near.Close() })
+		clients[i] = &conn{l: l, down: pipe{near}, began: &settings{}, index: -1}
+		l.waits(clients[i], false)
+	}
+	drip := &turns{c: clients[1], end: clients[1].down, until: time.Now().Add(patience)}
+	for range manyWaits + 1 {
+		if err := drip.take(); err != nil {
+			t.Fatal(err)
+		}
+		drip.give()
+	}
+	l.makeRoom()
+	if clients[0].closing != nil || clients[1].closing == nil {
+		t.Errorf("ended %v and %v, want the one that drips", clients[0].closing, clients[1].closing)
 	}
 }

@@ -179,7 +179,7 @@ func (l *listener) admit(raw net.Conn) {
 	c.request.Listener, c.request.Direction = l.name, s.Direction
 	l.accepted.Add(1)
 	l.meters.active.Set(float64(l.active.Add(1)))
-	l.waits(c)
+	l.waits(c, false)
 	l.proxy.table.add(c, time.Time{})
 	l.conns.Add(1)
 	go c.serve() // finish gives back the slot and says Done

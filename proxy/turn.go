@@ -36,6 +36,7 @@ type turns struct {
 	has     bool
 	had     bool // one before
 	written int
+	gave    int // how many times it had to wait for its peer
 
 	queued time.Duration // waited for turns
 	waited time.Duration // waited for the peer
@@ -77,10 +78,16 @@ func (t *turns) give() {
 	}
 	t.has, t.since = false, time.Now()
 	t.c.l.handshakes.give()
+	t.gave++
 	if t.c.request.Direction == policy.Inbound {
-		t.c.l.waits(t.c)
+		t.c.l.waits(t.c, t.gave > manyWaits)
 	}
 }
+
+// manyWaits is after how many waits for it a client goes first when others want
+// its place, however short each of them was: who drips its handshake would
+// never be the one that was waited for longest. Most are waited for twice.
+const manyWaits = 16
 
 // answered notes that the peer is waited for no more.
 func (t *turns) answered() {
@@ -150,13 +157,17 @@ func (c *conn) inTurn(s *secured, within time.Duration) (late bool, err error) {
 }
 
 // waits notes that a connection waits for its client to say or prove who it
-// is.
-func (l *listener) waits(c *conn) {
+// is, and whether it is the first to go.
+func (l *listener) waits(c *conn, first bool) {
 	if c.request.Direction != policy.Inbound && !c.began.ProxyProtocol.trusts(c.down) {
 		return // a caller may wait for the other side to speak first
 	}
 	l.mu.Lock()
-	c.silent = l.silent.PushBack(c)
+	if first {
+		c.silent = l.silent.PushFront(c)
+	} else {
+		c.silent = l.silent.PushBack(c)
+	}
 	wanted := l.wanted
 	l.mu.Unlock()
 	if wanted {
