@@ -248,6 +248,9 @@ func (r *report) writeTable(b *strings.Builder, title string, sides []string, ro
 	b.WriteString("\nWhat was done:\n\n")
 	for _, row := range rows {
 		fmt.Fprintf(b, "- `%s`: %s\n", row.id, row.did)
+		if row.goes != "" {
+			fmt.Fprintf(b, "  Where ours goes: %s\n", row.goes)
+		}
 	}
 	b.WriteString("\n")
 }
