@@ -113,8 +113,26 @@ type Request struct {
 	Direction Direction
 	From, To  Peer
 	Source    netip.AddrPort // of the client; the zero value for a unix socket
-	SNI       string         // server name of the TLS handshake
+	Port      uint16         // of the mTLS side: accepted on, or outbound dialled; 0 for a unix socket
+	SNI       string         // server name of the TLS handshake, in lower case
 	Time      time.Time
+	HTTP      *HTTP // nil: not visible, as on a tcp listener
+}
+
+// HTTP is one request on a connection, in the canonical form that is also
+// forwarded: what is decided on is what the service sees.
+type HTTP struct {
+	Method  string // as it was sent; methods are case-sensitive (RFC 9110, section 9.1)
+	Host    string // in lower case, with the port where one was given
+	Path    string // without the query; "*" for OPTIONS *
+	Headers []Header
+}
+
+// Header is one field line. A name that was sent several times is here as
+// often.
+type Header struct {
+	Name  string // in lower case
+	Value string // without white space around it
 }
 
 // Decision is the answer to a Request.
