@@ -27,6 +27,7 @@ var rooms = []struct {
 	{"agent/endpoint", "agent/registry attestor internal/telemetry", "what the sockets need of the agent is an interface of their own"},
 	{"agent", "agent/endpoint agent/keys agent/registry agent/spire attestor internal/telemetry", "the loop that ties the rooms of the agent together"},
 	{"proxy/policy", "", "a decision depends on the request and the rules, on nothing else"},
+	{"proxy/canonical", "", "the one spelling of what a request asks for: whoever decides and whoever forwards share it, so it knows neither"},
 	{"proxy/proxyproto", "", "bytes to addresses and back: parses what comes before any proof of who sends it"},
 	{"proxy/upstream", "internal/telemetry", "chooses and dials addresses: it knows nothing of what goes over them, so that every kind of listener can stand on it"},
 	{"proxy/identity", "internal/telemetry internal/watch", "whom to believe is decided by bundles and CRLs alone: it knows nothing of connections and rules"},
