@@ -37,6 +37,7 @@ var rooms = []struct {
 	{"internal/handover", "", "passes sockets from one process to the next, and knows nothing of what they are for"},
 	{"internal/testca", "", "certificates for tests: only they import it"},
 	{"internal/watch", "", "tells that files may have changed, and knows nothing of what is in them"},
+	{"internal/report", "", "writes findings in the formats of others, and knows nothing of what finds them"},
 	{"internal/sandbox", "", "gives up what the process does not need, whatever the process is"},
 	{"internal/devserver", "attestor", "stands where the real server stands: it knows nothing of the agent"},
 	{"internal/telemetry", "", "anyone may import it, so it imports nobody"},

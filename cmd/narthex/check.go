@@ -1,18 +1,19 @@
 package main
 
 import (
-	"encoding/json"
+	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/report"
 	"github.com/narthex-id/narthex/proxy/identity"
 	"github.com/narthex-id/narthex/proxy/policy"
 )
@@ -26,35 +27,34 @@ its file, line and column. Errors keep Narthex from starting; warnings do not.
 With --host, identity files and CRLs are read as the proxy would read them.
 Exit status: 0 when nothing was found, 1 with findings, 2 for a call that
 cannot be made sense of. --level error lets warnings pass, as one rule file for
-many nodes has them by its nature.`,
+many nodes has them by its nature. --format sarif is for code scanning, junit
+for the test report of a pipeline, where each file is a test.`,
 		Example: `  narthex check -c /etc/narthex/narthex.yaml --host
   narthex check -c narthex.yaml --level error && narthex run -c narthex.yaml
-  narthex check -c narthex.yaml --format json`,
+  narthex check -c narthex.yaml --format sarif > narthex.sarif    in CI`,
 	}
 	path := configFlag(cmd)
-	format := cmd.Flags().String("format", "text", "text or json")
+	format := cmd.Flags().String("format", "text", "text, json, sarif or junit")
 	level := cmd.Flags().String("level", "warning", "the least finding that counts and is shown: warning or error")
 	host := cmd.Flags().Bool("host", false, "look at this host too: are the files there and good, is there such a user?")
-	completeWords(cmd, "format", "text", "json")
+	completeWords(cmd, "format", report.FindingFormats...)
 	completeWords(cmd, "level", "warning", "error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if *format != "text" && *format != "json" {
-			return usageError{fmt.Errorf("--format %q: want text or json", *format)}
+		if !slices.Contains(report.FindingFormats, *format) {
+			return usageError{fmt.Errorf("--format %q: want one of %s", *format, strings.Join(report.FindingFormats, ", "))}
 		}
 		if *level != "warning" && *level != "error" {
 			return usageError{fmt.Errorf("--level %q: want warning or error", *level)}
 		}
-		findings, summary := checkFiles(*path)
+		found := checkFiles(*path)
 		if *host {
-			findings = append(findings, checkHost(*path)...)
+			found.List = append(found.List, checkHost(*path)...)
 		}
-		if *level == "error" {
-			findings = slices.DeleteFunc(findings, func(f checkFinding) bool { return f.Level != "error" })
-		}
-		if err := printFindings(cmd.OutOrStdout(), findings, summary, *format); err != nil {
+		found.Keep(report.Level(*level))
+		if err := found.Write(cmd.OutOrStdout(), *format); err != nil {
 			return err
 		}
-		if len(findings) > 0 {
+		if len(found.List) > 0 {
 			return exitError{exitFailure}
 		}
 		return nil
@@ -62,70 +62,67 @@ many nodes has them by its nature.`,
 	return cmd
 }
 
-// checkFinding is one line of `narthex check`.
-type checkFinding struct {
-	Level  string `json:"level"` // error | warning
-	File   string `json:"file"`
-	Line   int    `json:"line,omitempty"`
-	Column int    `json:"column,omitempty"`
-	Text   string `json:"text"`
-}
-
-func (f checkFinding) String() string {
-	where := f.File
-	if f.Line > 0 {
-		where = fmt.Sprintf("%s:%d:%d", f.File, f.Line, f.Column)
+// checkFiles reads all there is.
+func checkFiles(path string) *report.Findings {
+	found := &report.Findings{Version: version, Files: []string{path}, Rules: checkRules}
+	if dir, err := os.Getwd(); err == nil {
+		found.Dir = dir // else names are shown as they were given
 	}
-	return fmt.Sprintf("%s: %s: %s", where, f.Level, f.Text)
-}
-
-// checkFiles reads all there is. The summary tells what was found good.
-func checkFiles(path string) (findings []checkFinding, summary string) {
 	c, err := config.Load(path)
 	if err != nil {
-		return configFindings(path, err), ""
+		found.List = configFindings(path, ruleConfigSyntax, err)
+		return found
 	}
 	for i := range c.Warnings {
-		findings = append(findings, fromConfig("warning", &c.Warnings[i]))
+		found.List = append(found.List, fromConfig(report.Warning, ruleConfigDoubtful, &c.Warnings[i]))
 	}
-	summary = "agent"
-	if !c.HasProxy() {
-		return findings, summary
+	found.Summary = "agent"
+	if c.HasProxy() {
+		checkRuleFiles(found, path, c)
 	}
+	return found
+}
+
+// checkRuleFiles reads the rule files that a configuration names.
+func checkRuleFiles(found *report.Findings, path string, c *config.Config) {
 	files, err := c.PolicyFiles()
+	found.Files = append(found.Files, files...)
 	if err != nil {
-		return append(findings, configFindings(path, err)...), ""
+		found.List = append(found.List, configFindings(path, ruleNoPolicyFile, err)...)
+		return
 	}
 	rules, err := policy.Load(files...)
 	if err != nil {
-		return append(findings, policyFindings(path, err)...), ""
+		found.List = append(found.List, policyFindings(path, err)...)
+		return
 	}
 	if rules.Allowing() == 0 {
 		what := "every connection will be refused"
 		if slices.ContainsFunc(c.Proxy.Listeners, func(l config.Listener) bool { return l.Enforcement == "audit" }) {
 			what += ", but on listeners that only audit"
 		}
-		findings = append(findings, checkFinding{Level: "warning", File: files[0], Text: "no rule allows anything: " + what})
+		found.List = append(found.List, report.Finding{
+			Level: report.Warning, Rule: ruleNothingAllowed, File: files[0], Text: "no rule allows anything: " + what,
+		})
 	}
 	for _, m := range rules.Listeners() {
 		if !hasListener(c, m.Listener) {
-			findings = append(findings, checkFinding{
-				Level: "warning", File: m.File, Line: m.Line, Column: m.Column,
-				Text: fmt.Sprintf("on: this node has no listener %q", m.Listener),
+			found.List = append(found.List, report.Finding{
+				Level: report.Warning, Rule: ruleUnknownListener, File: m.File, Line: m.Line, Column: m.Column,
+				Path: "on", Text: fmt.Sprintf("this node has no listener %q", m.Listener),
 			})
 		}
 	}
-	findings = append(findings, checkPlaintext(c, rules)...)
-	summary = fmt.Sprintf("%s, %s in %s", count(len(c.Proxy.Listeners), "listener"), count(rules.Rules(), "rule"), count(len(files), "file"))
+	found.List = append(found.List, checkPlaintext(c, rules)...)
+	found.Summary = fmt.Sprintf("%s, %s in %s", count(len(c.Proxy.Listeners), "listener"), count(rules.Rules(), "rule"), count(len(files), "file"))
 	if c.HasAgent() {
-		summary = "agent, " + summary
+		found.Summary = "agent, " + found.Summary
 	}
-	return findings, summary
 }
 
 // checkPlaintext finds permissive listeners that no rule lets plaintext
 // through, and rules that allow plaintext where none comes.
-func checkPlaintext(c *config.Config, rules *policy.Policy) (findings []checkFinding) {
+func checkPlaintext(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
 	listeners := map[string]*config.Listener{}
 	for i := range c.Proxy.Listeners {
 		l := &c.Proxy.Listeners[i]
@@ -136,7 +133,7 @@ func checkPlaintext(c *config.Config, rules *policy.Policy) (findings []checkFin
 		}
 		if l.Mode == "permissive" && l.Enforcement == "enforce" && !rules.AllowsUnauthenticated(l.Name, own) {
 			f := c.Finding(fmt.Sprintf("proxy.listeners[%d].mode", i), "permissive, but no rule can allow plaintext here: it needs an allow with from: [unauthenticated]")
-			findings = append(findings, fromConfig("warning", &f))
+			findings = append(findings, fromConfig(report.Warning, rulePlaintextRefused, &f))
 		}
 	}
 	for _, m := range rules.Unauthenticated() {
@@ -149,8 +146,8 @@ func checkPlaintext(c *config.Config, rules *policy.Policy) (findings []checkFin
 			what = "is strict and takes none"
 		}
 		if what != "" {
-			findings = append(findings, checkFinding{
-				Level: "warning", File: m.File, Line: m.Line, Column: m.Column,
+			findings = append(findings, report.Finding{
+				Level: report.Warning, Rule: rulePlaintextAbsent, File: m.File, Line: m.Line, Column: m.Column,
 				Text: fmt.Sprintf("rule %s: allows plaintext on listener %q, which %s", m.Rule, m.Listener, what),
 			})
 		}
@@ -169,10 +166,10 @@ func count(n int, what string) string {
 // does not find there.
 type hostCheck struct {
 	config   *config.Config
-	findings []checkFinding
+	findings []report.Finding
 }
 
-func checkHost(path string) []checkFinding {
+func checkHost(path string) []report.Finding {
 	c, err := config.Load(path)
 	if err != nil {
 		return nil // said by checkFiles
@@ -183,9 +180,9 @@ func checkHost(path string) []checkFinding {
 	return h.findings
 }
 
-func (h *hostCheck) report(key string, err error) {
+func (h *hostCheck) report(rule, key string, err error) {
 	f := h.config.Finding(key, "%v", err)
-	h.findings = append(h.findings, fromConfig("error", &f))
+	h.findings = append(h.findings, fromConfig(report.Error, rule, &f))
 }
 
 // readable reports whether a file is one that can be read.
@@ -195,12 +192,12 @@ func (h *hostCheck) readable(key string, file config.File) bool {
 	}
 	f, err := os.Open(string(file))
 	if err != nil {
-		h.report(key, err)
+		h.report(ruleHostFile, key, err)
 		return false
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
-		h.report(key, fmt.Errorf("%s is not a plain file", file))
+		h.report(ruleHostFile, key, fmt.Errorf("%s is not a plain file", file))
 		return false
 	}
 	return true
@@ -231,13 +228,13 @@ func (h *hostCheck) proxy() {
 	}
 	if p.User != "" {
 		if _, err := lookupAccount(p.User); err != nil {
-			h.report("proxy.user", err)
+			h.report(ruleHostUser, "proxy.user", err)
 		}
 	}
 	files := crlFiles(h.config)
 	for _, td := range slices.SortedFunc(maps.Keys(files), spiffeid.TrustDomain.Compare) {
 		if err := identity.CheckCRLs(files[td]); err != nil {
-			h.report("proxy.crls."+td.Name(), err)
+			h.report(ruleHostCRL, "proxy.crls."+td.Name(), err)
 		}
 	}
 	if p.Files != nil {
@@ -261,16 +258,16 @@ func (h *hostCheck) identity(f *config.Files) {
 	if err != nil {
 		at := h.config.Finding("proxy.files", "%v", err)
 		at.Key = "" // the error names the key and the file
-		h.findings = append(h.findings, fromConfig("error", &at))
+		h.findings = append(h.findings, fromConfig(report.Error, ruleHostIdentity, &at))
 		return
 	}
 	if info, err := os.Stat(string(f.Key)); err == nil && info.Mode().Perm()&0o004 != 0 {
 		at := h.config.Finding("proxy.files.key", "every user of this host can read %s, and so be %s; take that from them: chmod o-r", f.Key, id)
-		h.findings = append(h.findings, fromConfig("warning", &at))
+		h.findings = append(h.findings, fromConfig(report.Warning, ruleHostKeyMode, &at))
 	}
 	for i := range h.config.Proxy.Listeners {
 		if want := h.config.Proxy.Listeners[i].Identity; want != nil && !want.SPIFFEID.IsZero() && want.SPIFFEID != id {
-			h.report(fmt.Sprintf("proxy.listeners[%d].identity.spiffe_id", i), fmt.Errorf("%s is not whom the certificate is of, %s (%s): the listener would wait for ever", want.SPIFFEID, id, f.Cert))
+			h.report(ruleHostIdentity, fmt.Sprintf("proxy.listeners[%d].identity.spiffe_id", i), fmt.Errorf("%s is not whom the certificate is of, %s (%s): the listener would wait for ever", want.SPIFFEID, id, f.Cert))
 		}
 	}
 }
@@ -284,54 +281,34 @@ func hasListener(c *config.Config, name string) bool {
 	return false
 }
 
-func fromConfig(level string, f *config.Finding) checkFinding {
-	text := f.Problem
-	if f.Key != "" {
-		text = f.Key + ": " + text
-	}
-	return checkFinding{Level: level, File: f.File, Line: f.Line, Column: f.Column, Text: text}
+func fromConfig(level report.Level, rule string, f *config.Finding) report.Finding {
+	return report.Finding{Level: level, Rule: rule, File: f.File, Line: f.Line, Column: f.Column, Path: f.Key, Text: f.Problem}
 }
 
-func configFindings(path string, err error) (findings []checkFinding) {
+func configFindings(path, rule string, err error) (findings []report.Finding) {
 	var all *config.Error
 	if !errors.As(err, &all) {
-		return []checkFinding{{Level: "error", File: path, Text: err.Error()}}
+		return []report.Finding{{Level: report.Error, Rule: ruleConfigUnreadable, File: path, Text: err.Error()}}
 	}
 	for i := range all.Findings {
-		findings = append(findings, fromConfig("error", &all.Findings[i]))
+		findings = append(findings, fromConfig(report.Error, rule, &all.Findings[i]))
 	}
 	return findings
 }
 
-func policyFindings(path string, err error) (findings []checkFinding) {
+func policyFindings(path string, err error) (findings []report.Finding) {
 	var all policy.Errors
 	if !errors.As(err, &all) {
-		return []checkFinding{{Level: "error", File: path, Text: err.Error()}}
+		return []report.Finding{{Level: report.Error, Rule: rulePolicyUnreadable, File: path, Text: err.Error()}}
 	}
 	for _, e := range all {
-		text := e.Msg
-		if e.Path != "" {
-			text = e.Path + ": " + text
+		rule := rulePolicySyntax
+		if e.Unwrap() != nil {
+			rule = rulePolicyUnreadable
 		}
-		findings = append(findings, checkFinding{Level: "error", File: e.File, Line: e.Line, Column: e.Column, Text: text})
+		findings = append(findings, report.Finding{
+			Level: report.Error, Rule: rule, File: cmp.Or(e.File, path), Line: e.Line, Column: e.Column, Path: e.Path, Text: e.Msg,
+		})
 	}
 	return findings
-}
-
-func printFindings(w io.Writer, findings []checkFinding, summary, format string) error {
-	if format == "json" {
-		if findings == nil {
-			findings = []checkFinding{}
-		}
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(findings)
-	}
-	for _, f := range findings {
-		fmt.Fprintln(w, f)
-	}
-	if len(findings) == 0 {
-		fmt.Fprintf(w, "good: %s\n", summary)
-	}
-	return nil
 }

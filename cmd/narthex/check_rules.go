@@ -1,0 +1,42 @@
+package main
+
+import "github.com/narthex-id/narthex/internal/report"
+
+// The kinds of findings of `narthex check`. People silence findings by these
+// names, so none ever changes its meaning.
+const (
+	ruleConfigUnreadable = "config-unreadable"
+	ruleConfigSyntax     = "config-syntax"
+	ruleConfigDoubtful   = "config-doubtful"
+	ruleNoPolicyFile     = "no-policy-file"
+	rulePolicyUnreadable = "policy-unreadable"
+	rulePolicySyntax     = "policy-syntax"
+	ruleNothingAllowed   = "nothing-allowed"
+	ruleUnknownListener  = "unknown-listener"
+	rulePlaintextRefused = "plaintext-refused"
+	rulePlaintextAbsent  = "plaintext-absent"
+	ruleHostFile         = "host-file"
+	ruleHostUser         = "host-user"
+	ruleHostCRL          = "host-crl"
+	ruleHostIdentity     = "host-identity"
+	ruleHostKeyMode      = "host-key-mode"
+)
+
+// checkRules describes them, as docs/ci.md does.
+var checkRules = []report.Rule{
+	{ID: ruleConfigUnreadable, Text: "The configuration file cannot be read."},
+	{ID: ruleConfigSyntax, Text: "The configuration has an unknown key, a wrong value or a combination that cannot be."},
+	{ID: ruleConfigDoubtful, Text: "The configuration starts, and likely does something else than was meant."},
+	{ID: ruleNoPolicyFile, Text: "A pattern of proxy.policies names no rule file."},
+	{ID: rulePolicyUnreadable, Text: "A rule file cannot be read."},
+	{ID: rulePolicySyntax, Text: "A rule file has an unknown key, a wrong value or a combination that cannot be."},
+	{ID: ruleNothingAllowed, Text: "No rule allows anything."},
+	{ID: ruleUnknownListener, Text: "A rule names a listener that this configuration does not have."},
+	{ID: rulePlaintextRefused, Text: "A listener is permissive, and no rule can allow plaintext there."},
+	{ID: rulePlaintextAbsent, Text: "A rule allows plaintext on a listener where none comes."},
+	{ID: ruleHostFile, Text: "A file that the configuration names cannot be read on this host."},
+	{ID: ruleHostUser, Text: "The user that the proxy becomes is not on this host."},
+	{ID: ruleHostCRL, Text: "The CRLs of a trust domain cannot be used."},
+	{ID: ruleHostIdentity, Text: "The identity files do not fit together, or are not whom a listener is to be."},
+	{ID: ruleHostKeyMode, Text: "Every user of this host can read the private key."},
+}
