@@ -141,6 +141,8 @@ func TestExamplesAreGood(t *testing.T) {
 			switch {
 			case strings.Contains(block, "\nentries:"):
 				continue // read by TestWalkthrough
+			case page == "docs/ci.md":
+				continue // read by TestPipelines
 			case strings.HasPrefix(block, "version:") || strings.Contains(block, "\nversion:"):
 				_, err = policy.Parse(page, []byte(block))
 			default:

@@ -145,5 +145,6 @@ func writeJUnit(w io.Writer, suites ...junitSuite) error {
 	return err
 }
 
-// seconds writes a time as JUnit has it, in seconds.
-func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 6, 64) }
+// seconds writes a time as JUnit has it. Jenkins' xUnit plug-in takes no more
+// than three decimals.
+func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 3, 64) }

@@ -81,43 +81,54 @@ func checkCounts(t *testing.T, all junitSuites) (failures int) {
 			if c.Failure != nil {
 				failed++
 			}
-			if _, err := strconv.ParseFloat(c.Time, 64); err != nil {
-				t.Error(err)
-			}
+			checkTime(t, c.Time)
 		}
 		if s.Tests != len(s.Cases) || s.Failures != failed || s.Errors != 0 || s.Skipped != 0 {
 			t.Errorf("suite %s: its counts are wrong: %+v", s.Name, s)
 		}
+		checkTime(t, s.Time)
 		tests += len(s.Cases)
 		failures += failed
 	}
+	checkTime(t, all.Time)
 	if all.Tests != tests || all.Failures != failures || all.Errors != 0 {
 		t.Errorf("the counts of all suites are wrong: %+v", all)
 	}
 	return failures
 }
 
+// checkTime holds a time against the pattern that Jenkins' xUnit plug-in has.
+func checkTime(t *testing.T, text string) {
+	t.Helper()
+	if _, decimals, ok := strings.Cut(text, "."); !ok || len(decimals) != 3 {
+		t.Errorf("time %q: want three decimals", text)
+	}
+	if _, err := strconv.ParseFloat(text, 64); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFindingsJUnit(t *testing.T) {
 	t.Parallel()
-	want := xml.Header + `<testsuites tests="5" failures="3" errors="0" time="0.000000">
-  <testsuite name="narthex check" tests="5" failures="3" errors="0" skipped="0" time="0.000000">
-    <testcase classname="narthex check" name="narthex.yaml" time="0.000000">
+	want := xml.Header + `<testsuites tests="5" failures="3" errors="0" time="0.000">
+  <testsuite name="narthex check" tests="5" failures="3" errors="0" skipped="0" time="0.000">
+    <testcase classname="narthex check" name="narthex.yaml" time="0.000">
       <system-out><![CDATA[narthex.yaml:1:1: note: worth knowing
 ]]></system-out>
     </testcase>
-    <testcase classname="narthex check" name="policies/shop.yaml" time="0.000000">
+    <testcase classname="narthex check" name="policies/shop.yaml" time="0.000">
       <failure message="rules[1].from[0]: &#34;spffe&#34;: want spiffe (and 1 more)" type="policy-syntax"><![CDATA[policies/shop.yaml:7:12: error: rules[1].from[0]: "spffe": want spiffe
 policies/shop.yaml:9: warning: rule b: never matches\nbefore <a>
     policies/shop.yaml:3:5: rule a takes it
     policies/shop.yaml:3:5: rule a takes it
 ]]></failure>
     </testcase>
-    <testcase classname="narthex check" name="policies/good.yaml" time="0.000000"></testcase>
-    <testcase classname="narthex check" name="/etc/narthex/a b#%.yaml" time="0.000000">
+    <testcase classname="narthex check" name="policies/good.yaml" time="0.000"></testcase>
+    <testcase classname="narthex check" name="/etc/narthex/a b#%.yaml" time="0.000">
       <failure message="permission denied \x1b[31m\u202e\xff" type="policy-unreadable"><![CDATA[/etc/narthex/a b#%.yaml: error: permission denied \x1b[31m\u202e\xff
 ]]></failure>
     </testcase>
-    <testcase classname="narthex check" name="narthex check" time="0.000000">
+    <testcase classname="narthex check" name="narthex check" time="0.000">
       <failure message="and 3 more [see](0)" type="policy-syntax"><![CDATA[warning: and 3 more [see](0)
 ]]></failure>
     </testcase>

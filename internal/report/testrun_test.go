@@ -72,22 +72,22 @@ func TestRunJSON(t *testing.T) {
 
 func TestRunJUnit(t *testing.T) {
 	t.Parallel()
-	want := xml.Header + `<testsuites tests="4" failures="2" errors="0" time="0.003500">
-  <testsuite name="narthex policy test shop.yaml" tests="3" failures="2" errors="0" skipped="0" time="0.003500">
-    <testcase classname="shop.yaml" name="web reads orders (12:5)" time="0.001500"></testcase>
-    <testcase classname="shop.yaml" name="web writes # SKIP" time="0.002000">
+	want := xml.Header + `<testsuites tests="4" failures="2" errors="0" time="0.004">
+  <testsuite name="narthex policy test shop.yaml" tests="3" failures="2" errors="0" skipped="0" time="0.004">
+    <testcase classname="shop.yaml" name="web reads orders (12:5)" time="0.002"></testcase>
+    <testcase classname="shop.yaml" name="web writes # SKIP" time="0.002">
       <failure message="want deny, got allow by rule &#34;a\b&#34; (and 1 more)" type="policy-test"><![CDATA[shop.yaml:14:5: web writes # SKIP
     want deny, got allow by rule "a\b"
     shadow: want [x]\x1b, got []
 ]]></failure>
     </testcase>
-    <testcase classname="shop.yaml" name="web reads orders (16:5)" time="0.000000">
+    <testcase classname="shop.yaml" name="web reads orders (16:5)" time="0.000">
       <failure message="failed" type="policy-test"><![CDATA[shop.yaml:16:5: web reads orders
 ]]></failure>
     </testcase>
   </testsuite>
-  <testsuite name="narthex policy test bank.yaml" tests="1" failures="0" errors="0" skipped="0" time="0.000000">
-    <testcase classname="bank.yaml" name="web reads orders" time="0.000000"></testcase>
+  <testsuite name="narthex policy test bank.yaml" tests="1" failures="0" errors="0" skipped="0" time="0.000">
+    <testcase classname="bank.yaml" name="web reads orders" time="0.000"></testcase>
   </testsuite>
 </testsuites>
 `

@@ -18,7 +18,7 @@ const preamble = `# Configuration
 Narthex reads one YAML file, ` + "`narthex.yaml`" + `, named with ` + "`-c`" + `. It may hold an ` + "`agent`" + `, a ` + "`proxy`" + ` or both;
 ` + "`narthex agent`" + `, ` + "`narthex proxy`" + ` and ` + "`narthex run`" + ` (both) say what they miss.
 
-- Unknown keys, wrong types and combinations that cannot be are errors with file, line, column and the nearest known key. ` + "`narthex check -c narthex.yaml`" + ` shows them without starting anything.
+- Unknown keys, wrong types and combinations that cannot be are errors with file, line, column and the nearest known key. ` + "`narthex check -c narthex.yaml`" + ` shows them without starting anything, and [gates a change](ci.md) on them.
 - Keys that a later version brings are refused too: nothing is ignored.
 - Relative paths are relative to the directory of the file. ` + "`${ENV}`" + ` is not expanded; secrets stand in files of their own.
 - Durations are written as in Go: ` + "`300ms`, `10s`, `1h30m`" + `. Addresses are ` + "`host:port`, `:port`, `[ipv6]:port` or `unix:/path`" + `.
