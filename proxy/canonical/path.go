@@ -18,7 +18,10 @@ func Path(raw string, o Options) (string, error) {
 	case raw[0] != '/':
 		return "", refuse(PartPath, NotAbsolute, raw, 0)
 	}
-	plain := plainLength(raw)
+	plain, settled := scan(raw)
+	if settled {
+		return raw, nil
+	}
 	s := raw
 	if plain < len(raw) {
 		var reason Reason
@@ -27,7 +30,6 @@ func Path(raw string, o Options) (string, error) {
 			return "", refuse(PartPath, reason, raw, at)
 		}
 	}
-	// A path without an escape has been seen whole: only its segments remain.
 	if reason, at := checkSegments(s, plain < len(raw), o); reason != none {
 		return "", refuse(PartPath, reason, s, at)
 	}
@@ -104,14 +106,22 @@ func isAlphanumeric(b byte) bool {
 	return '0' <= b && b <= '9' || 'a' <= b|0x20 && b|0x20 <= 'z'
 }
 
-// plainLength returns how many bytes at the start of s stand for themselves.
-func plainLength(s string) int {
+// scan returns how many bytes at the start of a path stand for themselves, and
+// whether that settles it: they are all, and no segment is empty or begins
+// with a dot. That is so of nearly every path, which needs no second look.
+func scan(s string) (plain int, settled bool) {
+	slashes, odd := 0, false
 	for i := range len(s) {
-		if rawPath[s[i]] != none {
-			return i
+		c := s[i]
+		if rawPath[c] != none {
+			return i, false
+		}
+		if c == '/' {
+			slashes++
+			odd = odd || i+1 < len(s) && (s[i+1] == '/' || s[i+1] == '.')
 		}
 	}
-	return len(s)
+	return len(s), !odd && slashes <= MaxSegments
 }
 
 // spell returns s with every escape in its one spelling. The first plain bytes

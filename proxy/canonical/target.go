@@ -22,7 +22,9 @@ func (t Target) String() string {
 
 // ParseTarget reads a target in origin-form, absolute-form (of http and
 // https), or, for OPTIONS, asterisk-form. CONNECT and authority-form are
-// refused: there is no path to decide on. The error is an [*Error].
+// refused: there is no path to decide on. The extended CONNECT of HTTP/2 has
+// one, in place of a GET (RFC 8441, section 4): parse it as that. The error is
+// an [*Error].
 func ParseTarget(method, target string, o Options) (Target, error) {
 	switch {
 	case len(target) > MaxTarget:
