@@ -44,8 +44,8 @@ func Host(raw string) (string, error) {
 		return "", refuse(PartHost, Address, raw, 0)
 	}
 	name, port := raw[:end], raw[end:]
-	if reason, at := checkPort(port); reason != none {
-		return "", refuse(PartHost, reason, raw, end+at)
+	if reason := checkPort(port); reason != none {
+		return "", refuse(PartHost, reason, raw, end)
 	}
 	short := strings.TrimSuffix(name, ".")
 	upper, reason, at := checkName(short)
@@ -129,8 +129,8 @@ func hostLiteral(raw string) (string, error) {
 	if at := strings.IndexByte(text, '%'); at >= 0 {
 		return "", refuse(PartHost, Zone, raw, 1+at)
 	}
-	if reason, at := checkPort(port); reason != none {
-		return "", refuse(PartHost, reason, raw, end+1+at)
+	if reason := checkPort(port); reason != none {
+		return "", refuse(PartHost, reason, raw, end+1)
 	}
 	ip, err := netip.ParseAddr(text)
 	if err != nil || !ip.Is6() || ip.Is4In6() {
@@ -146,26 +146,26 @@ func hostLiteral(raw string) (string, error) {
 }
 
 // checkPort checks what follows a host: nothing, or a colon and a port.
-func checkPort(s string) (Reason, int) {
+func checkPort(s string) Reason {
 	switch {
 	case s == "":
-		return none, 0
+		return none
 	case s[0] != ':':
-		return Character, 0
+		return Character
 	case len(s) < 2 || len(s) > len(maxPort) || s[1] == '0':
-		return Port, 0
+		return Port
 	}
 	n := 0
 	for i := 1; i < len(s); i++ {
 		if s[i] < '0' || s[i] > '9' {
-			return Port, 0
+			return Port
 		}
 		n = 10*n + int(s[i]-'0')
 	}
 	if n > 65535 {
-		return Port, 0
+		return Port
 	}
-	return none, 0
+	return none
 }
 
 // Authority returns the host a request of HTTP/1.1 is for. There must be one

@@ -108,7 +108,7 @@ func cutScheme(s string) (scheme, rest string, ok bool) {
 // RFC 3986, section 3.4, allows, and rules do not look at it.
 func checkQuery(s string) error {
 	for i := range len(s) {
-		reason := none
+		var reason Reason
 		switch b := s[i]; {
 		case b < ' ' || b == 0x7f:
 			reason = Control
