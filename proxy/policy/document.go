@@ -77,7 +77,8 @@ func readNode(file string, base int, data []byte) (n node, problem *Error) {
 			n, problem = node{}, &Error{File: file, Line: base + 1, Column: 1, Msg: "not valid YAML: the parser gave up on it"}
 		}
 	}()
-	tokens := lexer.Tokenize(string(data))
+	// Behind a comment the library counts \r and \n for a line each.
+	tokens := lexer.Tokenize(strings.ReplaceAll(string(data), "\r\n", "\n"))
 	if problem = r.checkTokens(tokens); problem != nil {
 		return node{}, problem
 	}

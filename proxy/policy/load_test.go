@@ -272,6 +272,10 @@ func TestForeignText(t *testing.T) {
 			t.Errorf("%s: %v, equal %v", name, err, err == nil && p.Equal(o))
 		}
 	}
+	n, problem := readNode("p", 0, []byte("# c\r\na: |\r\n  x\r\n\r\n  y # d\r\nb: c # d\r\ne: f\r\n"))
+	if problem != nil || len(n.pairs) != 3 || n.pairs[0].value.text != "x\n\ny # d\n" || n.pairs[2].at.line != 7 {
+		t.Errorf("%+v, %v: want e in line 7", n, problem)
+	}
 }
 
 func TestHash(t *testing.T) {
