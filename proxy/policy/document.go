@@ -105,22 +105,30 @@ func readNode(file string, base int, data []byte) (n node, problem *Error) {
 // checkText refuses bytes that no text file holds, so that messages can show
 // what a file says.
 func checkText(file string, data []byte) *Error {
-	line, column := 1, 1
+	line, start := 1, 0
 	for i := 0; i < len(data); {
 		c, size := rune(data[i]), 1
+		if c >= ' ' && c < 0x7f {
+			i++
+			continue
+		}
 		if c >= utf8.RuneSelf {
 			c, size = utf8.DecodeRune(data[i:])
 		}
+		msg := ""
 		switch {
 		case c == utf8.RuneError && size == 1:
-			return &Error{File: file, Line: line, Column: column, Msg: "not UTF-8 text"}
+			msg = "not UTF-8 text"
 		case c < ' ' && c != '\n' && c != '\r' && c != '\t', c >= 0x7f && c < 0xa0, c == 0xfeff:
-			return &Error{File: file, Line: line, Column: column, Msg: fmt.Sprintf("control character %U", c)}
-		case c == '\n':
-			line, column = line+1, 0
+			msg = fmt.Sprintf("control character %U", c)
+		}
+		if msg != "" {
+			return &Error{File: file, Line: line, Column: 1 + utf8.RuneCount(data[start:i]), Msg: msg}
 		}
 		i += size
-		column++
+		if c == '\n' {
+			line, start = line+1, i
+		}
 	}
 	return nil
 }
