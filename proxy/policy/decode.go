@@ -72,16 +72,9 @@ func (l *loader) read(file string, data []byte) {
 		l.findings.list = append(l.findings.list, problem)
 		return
 	}
-	for _, p := range pieces {
-		n, problem := readNode(file, p.base, p.text)
-		if problem != nil {
-			l.findings.list = append(l.findings.list, problem)
-			return
-		}
-		if p.key != "" {
-			n = node{kind: block, at: p.at, pairs: []pair{{p.key, p.at, n}}}
-		}
-		l.document(n)
+	if problem := readPieces(file, pieces, l.document); problem != nil {
+		l.findings.list = append(l.findings.list, problem)
+		return
 	}
 	if _, ok := l.seen["version"]; !ok {
 		l.findings.add(place{file, 1, 1}, "version", "missing; a policy file begins with version: 1")

@@ -66,8 +66,8 @@ func (n *node) describe() string {
 // needs five; the YAML library recurses once for each.
 const maxDepth = 32
 
-// readNode parses one document. Lines count from that of base, which is 0
-// for a whole file.
+// readNode parses one document by the YAML library. Lines count from that of
+// base, which is 0 for a whole file.
 func readNode(file string, base int, data []byte) (n node, problem *Error) {
 	r := reader{file: file, base: base}
 	defer func() {
@@ -272,6 +272,28 @@ func nest(columns []int, column int) []int {
 		columns = columns[:len(columns)-1]
 	}
 	return append(columns, column)
+}
+
+// resolve returns what a text without quotes is. The library is asked where it
+// may be anything but text: a word such as null, True or FALSE, or what begins
+// as a number does.
+func resolve(s string) kind {
+	switch c := s[0]; {
+	case c >= '0' && c <= '9', c == '-', c == '+', c == '.', c == '~':
+	case len(s) == len("null") && strings.IndexByte("nNtT", c) >= 0:
+	case len(s) == len("false") && (c == 'f' || c == 'F'):
+	default:
+		return text
+	}
+	switch token.New(s, s, nil).Type {
+	case token.NullType:
+		return nothing
+	case token.BoolType:
+		return truth
+	case token.StringType:
+		return text
+	}
+	return number
 }
 
 // node converts a tree.

@@ -205,14 +205,7 @@ func TestPieces(t *testing.T) {
 				t.Fatal(problem)
 			}
 			got := map[string]*node{}
-			for _, p := range pieces {
-				n, problem := readNode("p", p.base, p.text)
-				if problem != nil {
-					t.Fatal(problem)
-				}
-				if p.key != "" {
-					n = node{kind: block, at: p.at, pairs: []pair{{p.key, p.at, n}}}
-				}
+			if problem := readPieces("p", pieces, func(n node) {
 				for _, pair := range n.pairs {
 					if have := got[pair.key]; have != nil {
 						have.items = append(have.items, pair.value.items...)
@@ -221,6 +214,8 @@ func TestPieces(t *testing.T) {
 						got[pair.key] = &pair.value
 					}
 				}
+			}); problem != nil {
+				t.Fatal(problem)
 			}
 			if len(got) != len(whole.pairs) {
 				t.Fatalf("%d keys, want %d", len(got), len(whole.pairs))

@@ -3,11 +3,13 @@ package policy
 import (
 	"bytes"
 	"fmt"
+	"sync"
 )
 
 // A large file is parsed in pieces, cut between the entries of its top-level
-// lists and blocks: the YAML library needs some ninety bytes of memory for
-// each byte of text, and time that grows faster than the text.
+// lists and blocks: several are read at once, no tree of the whole is ever in
+// memory, and where the YAML library has to read, it needs some ninety bytes
+// for each byte of text, and time that grows faster than the text.
 //
 // A cut can only go wrong inside a quoted text or a bracket whose lines stand
 // further left than YAML allows them to. The piece before it then has no end
@@ -18,6 +20,7 @@ const (
 	wholeSize = 256 << 10 // up to this size a file is parsed whole
 	pieceSize = 128 << 10 // at which a piece is ended
 	pieceMax  = 4 << 20   // what one entry may have
+	aheadSize = 1 << 20   // what is read before its turn
 )
 
 // piece is a part of a file that is a document of its own.
@@ -107,6 +110,46 @@ func (s *splitter) cut(end, line int) {
 		s.pieces = append(s.pieces, p)
 	}
 	s.start, s.base = end, line
+}
+
+// readPieces reads the pieces of a file and gives them to take in their order,
+// up to the first that is wrong. While one is taken, the next are read.
+//
+// The library is asked for one piece at a time: it needs far more memory.
+func readPieces(file string, pieces []piece, take func(node)) *Error {
+	type reading struct {
+		node node
+		ok   bool
+	}
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	readings := make([]chan reading, len(pieces))
+	started, ahead := 0, 0
+	for i, p := range pieces {
+		for started < len(pieces) && (started == i || ahead+len(pieces[started].text) <= aheadSize) {
+			next, done := pieces[started], make(chan reading, 1)
+			readers.Go(func() {
+				n, ok := quickNode(file, next.base, next.text)
+				done <- reading{n, ok}
+			})
+			readings[started] = done
+			ahead += len(next.text)
+			started++
+		}
+		r := <-readings[i]
+		ahead -= len(p.text)
+		if !r.ok {
+			var problem *Error
+			if r.node, problem = readNode(file, p.base, p.text); problem != nil {
+				return problem
+			}
+		}
+		if p.key != "" {
+			r.node = node{kind: block, at: p.at, pairs: []pair{{p.key, p.at, r.node}}}
+		}
+		take(r.node)
+	}
+	return nil
 }
 
 // topKey returns the key of a line such as "rules:", and whether its value
