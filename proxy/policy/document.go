@@ -36,6 +36,13 @@ type node struct {
 	at    place
 	items []node // of a list
 	pairs []pair // of a block
+
+	down, right int32 // from at to the first character of a text
+}
+
+// start is where the first character of a text stands.
+func (n *node) start() place {
+	return place{n.at.file, n.at.line + int(n.down), n.at.column + int(n.right)}
 }
 
 // pair is a key of a block and its value.
@@ -304,10 +311,14 @@ func (r *reader) node(n ast.Node) (node, *Error) {
 		out.kind = nothing
 	case *ast.StringNode:
 		out.kind, out.text = text, n.Value
+		if n.Token.Indicator == token.QuotedScalarIndicator {
+			out.right = 1
+		}
 	case *ast.LiteralNode:
 		out.kind = text
 		if n.Value != nil {
 			out.text = n.Value.Value
+			out.down, out.right = 1, int32(indentation(n.Value.Token.Origin)+1-out.at.column)
 		}
 	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
 		out.kind, out.text = number, n.GetToken().Value
@@ -330,6 +341,12 @@ func (r *reader) node(n ast.Node) (node, *Error) {
 		return node{}, r.problem(n.GetToken(), "not supported in a policy file")
 	}
 	return out, nil
+}
+
+// indentation is how many spaces the first line with text begins with.
+func indentation(lines string) int {
+	lines = strings.TrimLeft(lines, "\r\n")
+	return len(lines) - len(strings.TrimLeft(lines, " "))
 }
 
 func (r *reader) block(out node, values []*ast.MappingValueNode) (node, *Error) {
