@@ -409,7 +409,7 @@ func (c *conn) fill(record *telemetry.Access) {
 	now := time.Now()
 	record.Time, record.Duration, record.Action = now, now.Sub(c.start), "connection"
 	record.Listener, record.Direction = c.l.name, c.request.Direction.String()
-	record.Source, record.Via = c.source, c.via
+	record.Source, record.Via, record.Port = c.source, c.via, c.request.Port
 	record.BytesIn, record.BytesOut = c.in.Load(), c.out.Load()
 	record.From, record.To = peerName(&c.request.From), peerName(&c.request.To)
 	record.Plaintext = c.inPlaintext()

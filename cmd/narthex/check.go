@@ -105,6 +105,8 @@ func checkRuleFiles(found *report.Findings, path string, c *config.Config) {
 			Level: report.Warning, Rule: ruleNothingAllowed, File: files[0], Text: "no rule allows anything: " + what,
 		})
 	}
+	found.List = append(found.List, reviewRules(rules)...)
+	found.List = append(found.List, checkVisible(c, rules)...)
 	for _, m := range rules.Listeners() {
 		if !hasListener(c, m.Listener) {
 			found.List = append(found.List, report.Finding{
@@ -118,6 +120,43 @@ func checkRuleFiles(found *report.Findings, path string, c *config.Config) {
 	if c.HasAgent() {
 		found.Summary = "agent, " + found.Summary
 	}
+}
+
+// reviewRules finds rules that contradict each other, or that nobody needs.
+func reviewRules(rules *policy.Policy) (findings []report.Finding) {
+	for _, r := range rules.Review() {
+		f := report.Finding{Level: report.Warning, Rule: r.Kind, File: r.File, Line: r.Line, Column: r.Column, Text: r.Msg}
+		if r.Kind == ruleIncomplete {
+			f.Level = report.Note
+		}
+		if r.Other.File != "" {
+			f.Related = append(f.Related, report.Place{File: r.Other.File, Line: r.Other.Line, Column: r.Other.Column, Text: r.Other.What})
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+// checkVisible finds rules that ask for HTTP on listeners that do not see it.
+func checkVisible(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
+	for i := range c.Proxy.Listeners {
+		l := &c.Proxy.Listeners[i]
+		d := policy.Inbound
+		if l.Direction == "outbound" {
+			d = policy.Outbound
+		}
+		for _, r := range rules.Blind(l.Name, d) {
+			what := "matches whatever is asked"
+			if r.Allow {
+				what = "never matches"
+			}
+			findings = append(findings, report.Finding{
+				Level: report.Warning, Rule: ruleHTTPInvisible, File: r.File, Line: r.Line, Column: r.Column,
+				Text: fmt.Sprintf("rule %s: asks for HTTP, which listener %q does not see: there it %s", r.ID, l.Name, what),
+			})
+		}
+	}
+	return findings
 }
 
 // checkPlaintext finds permissive listeners that no rule lets plaintext

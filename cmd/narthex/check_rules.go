@@ -13,6 +13,11 @@ const (
 	rulePolicySyntax     = "policy-syntax"
 	ruleNothingAllowed   = "nothing-allowed"
 	ruleUnknownListener  = "unknown-listener"
+	ruleUnreachable      = "unreachable-rule"
+	ruleDuplicate        = "duplicate-rule"
+	ruleUnusedGroup      = "unused-group"
+	ruleIncomplete       = "incomplete"
+	ruleHTTPInvisible    = "http-not-visible"
 	rulePlaintextRefused = "plaintext-refused"
 	rulePlaintextAbsent  = "plaintext-absent"
 	ruleHostFile         = "host-file"
@@ -32,6 +37,11 @@ var checkRules = []report.Rule{
 	{ID: rulePolicySyntax, Text: "A rule file has an unknown key, a wrong value or a combination that cannot be."},
 	{ID: ruleNothingAllowed, Text: "No rule allows anything."},
 	{ID: ruleUnknownListener, Text: "A rule names a listener that this configuration does not have."},
+	{ID: ruleUnreachable, Text: "An allow can never decide: a deny, a revocation or a ceiling covers all of it."},
+	{ID: ruleDuplicate, Text: "Two rules say the same."},
+	{ID: ruleUnusedGroup, Text: "No rule and no limit names a group."},
+	{ID: ruleIncomplete, Text: "The policy is too large to compare all of its rules with each other."},
+	{ID: ruleHTTPInvisible, Text: "A rule asks for HTTP at a listener where it is not visible."},
 	{ID: rulePlaintextRefused, Text: "A listener is permissive, and no rule can allow plaintext there."},
 	{ID: rulePlaintextAbsent, Text: "A rule allows plaintext on a listener where none comes."},
 	{ID: ruleHostFile, Text: "A file that the configuration names cannot be read on this host."},

@@ -37,6 +37,7 @@ type Access struct {
 
 	Source, Destination  string // ip:port, or unix:/path; the upstream dialled
 	Via                  string // the proxy whose PROXY header named Source
+	Port                 uint16 // of the mTLS side: accepted on, or outbound dialled
 	BytesIn, BytesOut    uint64 // from source to destination, and back
 	TLSVersion, Cipher   string
 	ServerName, Protocol string // SNI; ALPN protocol
@@ -88,6 +89,7 @@ func (a *Access) AppendJSON(b []byte) []byte {
 	b = appendAddress(b, "source", a.Source)
 	b = appendUint(b, "source.bytes", a.BytesIn)
 	b = appendString(b, "narthex.via", a.Via)
+	b = appendUint(b, "server.port", uint64(a.Port))
 	b = appendAddress(b, "destination", a.Destination)
 	b = appendUint(b, "destination.bytes", a.BytesOut)
 	b = appendString(b, "tls.version", a.TLSVersion)
@@ -223,6 +225,7 @@ func (a *Access) UnmarshalJSON(data []byte) error {
 		Source      string        `json:"source.address"`
 		BytesIn     uint64        `json:"source.bytes"`
 		Via         string        `json:"narthex.via"`
+		Port        uint16        `json:"server.port"`
 		Destination string        `json:"destination.address"`
 		BytesOut    uint64        `json:"destination.bytes"`
 		TLSVersion  string        `json:"tls.version"`
@@ -243,7 +246,7 @@ func (a *Access) UnmarshalJSON(data []byte) error {
 		Time: r.Time, Action: r.Action, Outcome: r.Outcome, Reason: r.Reason, Duration: r.Duration,
 		Listener: r.Listener, Direction: r.Direction, From: r.From, To: r.To, Serial: r.Serial,
 		Plaintext: r.Plaintext, WouldDeny: r.WouldDeny, Decision: r.Decision, Rule: r.Rule, Shadow: r.Shadow, Generation: r.Generation, Closed: r.Closed,
-		Source: r.Source, Via: r.Via, Destination: r.Destination, BytesIn: r.BytesIn, BytesOut: r.BytesOut,
+		Source: r.Source, Via: r.Via, Port: r.Port, Destination: r.Destination, BytesIn: r.BytesIn, BytesOut: r.BytesOut,
 		TLSVersion: r.TLSVersion, Cipher: r.Cipher, ServerName: r.ServerName, Protocol: r.Protocol,
 	}
 	if r.Method != "" {

@@ -28,6 +28,7 @@ type compiler struct {
 	patterns map[Pattern]uint32 // their atoms
 	groups   map[*group]uint32
 	lists    [2]map[string]uint32 // of rules too large to store by pairs, by their sorted members
+	gathered [][]uint32           // rules that share a bucket, by the number in outcome.bucket; from 1
 	scratch  [2][]ref
 }
 
@@ -51,6 +52,7 @@ func compile(p *Policy) index {
 		patterns: map[Pattern]uint32{},
 		groups:   map[*group]uint32{},
 		lists:    [2]map[string]uint32{{}, {}},
+		gathered: make([][]uint32, 1),
 	}
 	for i := range p.revoked {
 		if r := &p.revoked[i]; r.serial != "" {
@@ -73,6 +75,7 @@ func compile(p *Policy) index {
 		c.x.ids[i] = p.rules[i].id
 		c.rule(uint32(i), &p.rules[i])
 	}
+	c.fill(p)
 	c.finish()
 	return c.x
 }
@@ -125,18 +128,68 @@ func (c *compiler) rule(number uint32, r *rule) {
 func (c *compiler) pair(key pairKey, number uint32, r *rule) {
 	o, ok := c.pairs[key]
 	if !ok {
-		o = outcome{deny: [2]uint32{none, none}, allow: [2]uint32{none, none}}
+		o = emptyOutcome()
 	}
-	smallest := &o.deny
-	if r.allow {
-		smallest = &o.allow
-	}
-	for _, d := range [2]Direction{Inbound, Outbound} {
-		if r.at.has(d) {
-			smallest[d] = min(smallest[d], number)
-		}
+	if r.more == nil && !r.shadow {
+		o.add(number, r)
+	} else {
+		o.bucket = c.gather(o.bucket, number)
 	}
 	c.pairs[key] = o
+}
+
+// gather adds a rule to those that share a bucket, and returns the number that
+// stands for them.
+func (c *compiler) gather(code, number uint32) uint32 {
+	switch {
+	case code == 0:
+		return direct | number
+	case code&direct != 0:
+		first := code &^ direct
+		if first == number {
+			return code
+		}
+		c.gathered = append(c.gathered, []uint32{first, number})
+		return uint32(len(c.gathered) - 1)
+	}
+	if list := c.gathered[code]; list[len(list)-1] != number {
+		c.gathered[code] = append(list, number)
+	}
+	return code
+}
+
+// fill makes the buckets. Pairs with the same rules have the same one.
+func (c *compiler) fill(p *Policy) {
+	codes := make([]uint32, len(c.gathered))
+	known := map[string]uint32{}
+	c.x.buckets = make([]bucket, 1)
+	for i, numbers := range c.gathered {
+		if numbers == nil {
+			continue
+		}
+		key := keyOf(numbers)
+		code, ok := known[key]
+		if !ok {
+			code = uint32(len(c.x.buckets))
+			c.x.buckets = append(c.x.buckets, newBucket(p, numbers))
+			known[key] = code
+		}
+		codes[i] = code
+	}
+	for key, o := range c.pairs {
+		if o.bucket != 0 && o.bucket&direct == 0 {
+			o.bucket = codes[o.bucket]
+			c.pairs[key] = o
+		}
+	}
+}
+
+func keyOf(numbers []uint32) string {
+	key := make([]byte, 0, 4*len(numbers))
+	for _, n := range numbers {
+		key = binary.NativeEndian.AppendUint32(key, n)
+	}
+	return string(key)
 }
 
 // side returns the atoms of one side of a rule, each once.
@@ -186,14 +239,11 @@ func (c *compiler) group(g *group) uint32 {
 
 // list returns the atom of a list of atoms, groups among them.
 func (c *compiler) list(members []uint32, where side) []uint32 {
-	key := make([]byte, 0, 4*len(members))
-	for _, m := range members {
-		key = binary.NativeEndian.AppendUint32(key, m)
-	}
-	a, ok := c.lists[where][string(key)]
+	key := keyOf(members)
+	a, ok := c.lists[where][key]
 	if !ok {
 		a = c.newAtom()
-		c.lists[where][string(key)] = a
+		c.lists[where][key] = a
 		for _, m := range members {
 			c.atoms[m].sets[where] = append(c.atoms[m].sets[where], a)
 		}

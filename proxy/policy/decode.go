@@ -8,17 +8,6 @@ import (
 	"strings"
 )
 
-// The keys of each block, and of those that this version knows of and refuses
-// by name: a condition that is passed over would allow what it should not.
-var (
-	topKeys       = []string{"version", "trust_domains", "groups", "rules", "revoked"}
-	laterTopKeys  = []string{"limits", "tests"}
-	ruleKeys      = []string{"id", "effect", "on", "at", "from", "to"}
-	laterRuleKeys = []string{"http", "source_ip", "not_source_ip", "when", "shadow"}
-	ceilingKeys   = []string{"ids"}
-	revokedKeys   = []string{"issuer", "serial"}
-)
-
 const (
 	groupPrefix = "group:"
 
@@ -32,13 +21,18 @@ type loader struct {
 	files    []string
 
 	rules    []rule
+	limits   []limit
+	tests    []question
 	revoked  []revocation
 	ceilings map[string]*ceiling
 	groups   map[string]*group
-	ids      map[string]place
+	ids      map[string]place // of rules
+	limitIDs map[string]place
 	mentions map[string]Mention
 	patterns map[string]Pattern // by text: each is parsed, and kept, once
 	refs     []groupRef
+	checks   []func() // of what may be in a file not yet read
+	whens    whens
 
 	counts map[string]int   // entries seen of each top-level list, in the file being read
 	seen   map[string]place // top-level keys of the file being read
@@ -47,18 +41,20 @@ type loader struct {
 // groupRef is a group that a rule names; the group may be in a file not yet
 // read.
 type groupRef struct {
-	rule int
-	side side
-	name string
-	at   place
-	path string
+	rule  int // -1: of a limit
+	limit int
+	side  side
+	name  string
+	at    place
+	path  string
 }
 
 // read takes a file in.
 func (l *loader) read(file string, data []byte) {
 	if l.groups == nil {
 		l.groups, l.ceilings = map[string]*group{}, map[string]*ceiling{}
-		l.ids, l.mentions, l.patterns = map[string]place{}, map[string]Mention{}, map[string]Pattern{}
+		l.whens = whens{}
+		l.ids, l.limitIDs, l.mentions, l.patterns = map[string]place{}, map[string]place{}, map[string]Mention{}, map[string]Pattern{}
 	}
 	l.counts, l.seen = map[string]int{}, map[string]place{}
 	l.files = append(l.files, file)
@@ -87,7 +83,7 @@ func (l *loader) document(n node) {
 		return // the version is missed by read
 	}
 	if n.kind != block {
-		l.findings.add(n.at, "", "a policy file is a block of keys (%s), not %s", strings.Join(topKeys, ", "), n.describe())
+		l.findings.add(n.at, "", "a policy file is a block of keys (%s), not %s", strings.Join(keysOf(topKeys), ", "), n.describe())
 		return
 	}
 	for i := range n.pairs {
@@ -106,10 +102,14 @@ func (l *loader) document(n node) {
 			l.eachPair(p, l.group)
 		case "rules":
 			l.eachItem(p, l.rule)
+		case "limits":
+			l.eachItem(p, l.limit)
 		case "revoked":
 			l.eachItem(p, l.revocation)
+		case "tests":
+			l.eachItem(p, l.test)
 		default:
-			l.unknown(p, clip(p.key), topKeys, laterTopKeys)
+			l.unknown(p, clip(p.key), keysOf(topKeys))
 		}
 	}
 }
@@ -121,12 +121,8 @@ func (l *loader) version(n *node) {
 }
 
 // unknown refuses a key.
-func (l *loader) unknown(p *pair, path string, known, later []string) {
-	if slices.Contains(later, p.key) {
-		l.findings.add(p.at, path, "not supported by this version")
-		return
-	}
-	if meant := nearest(p.key, append(slices.Clip(known), later...)); meant != "" {
+func (l *loader) unknown(p *pair, path string, known []string) {
+	if meant := nearest(p.key, known); meant != "" {
 		l.findings.add(p.at, path, "unknown key; did you mean %q?", meant)
 		return
 	}
@@ -148,7 +144,7 @@ func (l *loader) eachPair(p *pair, f func(*pair, string)) {
 // eachItem calls f for each entry of a top-level list. The path is a function
 // because it is needed only for errors.
 func (l *loader) eachItem(p *pair, f func(*node, func() string)) {
-	if !l.isList(&p.value, p.key) {
+	if !l.isList(&p.value, func() string { return p.key }) {
 		return
 	}
 	for i := range p.value.items {
@@ -160,13 +156,13 @@ func (l *loader) eachItem(p *pair, f func(*node, func() string)) {
 
 // isList refuses what is no list, and an empty one: it says nothing, and
 // whoever wrote it meant something.
-func (l *loader) isList(n *node, path string) bool {
+func (l *loader) isList(n *node, path func() string) bool {
 	switch {
 	case n.kind != list:
-		l.findings.add(n.at, path, "must be a list, not %s", n.describe())
+		l.findings.add(n.at, path(), "must be a list, not %s", n.describe())
 		return false
 	case len(n.items) == 0:
-		l.findings.add(n.at, path, "an empty list; leave the key out")
+		l.findings.add(n.at, path(), "an empty list; leave the key out")
 		return false
 	}
 	return true
@@ -227,7 +223,7 @@ func (l *loader) group(p *pair, path string) {
 	}
 	g := &group{name: p.key, place: p.at}
 	l.groups[p.key] = g
-	if !l.isList(&p.value, path) {
+	if !l.isList(&p.value, pathOf) {
 		return
 	}
 	for i := range p.value.items {
@@ -275,7 +271,7 @@ func (l *loader) ceiling(p *pair, path string) {
 		case entry.key == "ids":
 			l.ceilingIDs(c, &entry.value, path+".ids")
 		default:
-			l.unknown(entry, path+"."+clip(entry.key), ceilingKeys, nil)
+			l.unknown(entry, path+"."+clip(entry.key), keysOf(ceilingKeys))
 		}
 		seen[entry.key] = true
 	}
@@ -285,7 +281,7 @@ func (l *loader) ceiling(p *pair, path string) {
 }
 
 func (l *loader) ceilingIDs(c *ceiling, n *node, path string) {
-	if !l.isList(n, path) {
+	if !l.isList(n, func() string { return path }) {
 		return
 	}
 	for i := range n.items {
@@ -332,8 +328,8 @@ func (l *loader) revokedCertificate(n *node, path func() string) {
 		p := &n.pairs[i]
 		field, example := &out.serial, "openssl x509 -noout -serial"
 		switch {
-		case !slices.Contains(revokedKeys, p.key):
-			l.unknown(p, path()+"."+clip(p.key), revokedKeys, nil)
+		case !slices.Contains(keysOf(revokedKeys), p.key):
+			l.unknown(p, path()+"."+clip(p.key), keysOf(revokedKeys))
 			continue
 		case seen[p.key]:
 			l.findings.add(p.at, path()+"."+p.key, "is here twice")
@@ -350,7 +346,7 @@ func (l *loader) revokedCertificate(n *node, path func() string) {
 		}
 		*field = value
 	}
-	for _, key := range revokedKeys {
+	for _, key := range keysOf(revokedKeys) {
 		if !seen[key] {
 			l.findings.add(n.at, path(), "%s is missing: a certificate is named by issuer (authority key identifier) and serial", key)
 		}
@@ -361,12 +357,16 @@ func (l *loader) revokedCertificate(n *node, path func() string) {
 // policy ends the load.
 func (l *loader) policy() (*Policy, error) {
 	l.resolve()
+	for _, check := range l.checks {
+		check()
+	}
 	if err := l.findings.err(); err != nil {
 		return nil, err
 	}
 	slices.Sort(l.files)
 	slices.SortFunc(l.rules, func(a, b rule) int { return strings.Compare(a.id, b.id) })
-	p := &Policy{files: l.files, rules: l.rules, revoked: l.revoked, ceilings: l.ceilings}
+	slices.SortFunc(l.limits, func(a, b limit) int { return strings.Compare(a.ID, b.ID) })
+	p := &Policy{files: l.files, rules: l.rules, limits: l.limits, revoked: l.revoked, ceilings: l.ceilings, groups: l.groups, tests: l.tests}
 	for _, m := range l.mentions {
 		p.listeners = append(p.listeners, m)
 	}
@@ -398,11 +398,22 @@ func (l *loader) resolve() {
 			l.findings.add(ref.at, ref.path, "unknown group %q%s", clip(ref.name), hint)
 			continue
 		}
-		s := &l.rules[ref.rule].from
-		if ref.side == sideTo {
-			s = &l.rules[ref.rule].to
-		}
+		s := l.side(ref)
 		s.groups = append(s.groups, g)
 		g.uses++
 	}
+}
+
+// side returns the side that names a group.
+func (l *loader) side(ref *groupRef) *subjects {
+	from, to := (*subjects)(nil), (*subjects)(nil)
+	if ref.rule >= 0 {
+		from, to = &l.rules[ref.rule].from, &l.rules[ref.rule].to
+	} else {
+		from, to = &l.limits[ref.limit].from, &l.limits[ref.limit].to
+	}
+	if ref.side == sideTo {
+		return to
+	}
+	return from
 }

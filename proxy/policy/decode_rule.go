@@ -13,7 +13,8 @@ func (l *loader) rule(n *node, path func() string) {
 		return
 	}
 	r := rule{at: bothEnds, place: n.at}
-	seen := make([]string, 0, len(ruleKeys))
+	var room [8]string
+	seen := room[:0]
 	var on []node
 	var from place
 	for i := range n.pairs {
@@ -25,22 +26,28 @@ func (l *loader) rule(n *node, path func() string) {
 		}
 		switch p.key {
 		case "id":
-			l.ruleID(&r, &p.value, keyPath)
+			r.id = l.id(&p.value, keyPath, l.ids)
 		case "effect":
 			l.effect(&r, &p.value, keyPath)
 		case "at":
 			l.end(&r, &p.value, keyPath)
 		case "on":
 			on = p.value.items
-			l.listeners(&r, &p.value, keyPath)
+			r.on = l.listeners(&p.value, keyPath)
 		case "from":
 			from = p.value.at
-			l.subjects(&r.from, sideFrom, &p.value, keyPath)
+			l.subjects(&r.from, groupRef{rule: len(l.rules), side: sideFrom}, &p.value, keyPath)
 		case "to":
-			l.subjects(&r.to, sideTo, &p.value, keyPath)
+			l.subjects(&r.to, groupRef{rule: len(l.rules), side: sideTo}, &p.value, keyPath)
+		case "shadow":
+			r.shadow = l.truth(&p.value, keyPath)
+		case "description":
+			l.description(&p.value, keyPath)
 		default:
-			l.unknown(p, keyPath(), ruleKeys, laterRuleKeys)
-			continue // unknown keys are not remembered: seen stays small
+			if !l.condition(&r, p, keyPath) {
+				l.unknown(p, keyPath(), keysOf(ruleKeys))
+				continue // unknown keys are not remembered: seen stays small
+			}
 		}
 		seen = append(seen, p.key)
 	}
@@ -55,27 +62,59 @@ func (l *loader) rule(n *node, path func() string) {
 	if r.allow && r.from.unauthenticated && !r.at.has(Inbound) {
 		l.findings.add(from, path()+".from", "unauthenticated is never who an outbound connection comes from: it comes from our own SVID; use at: inbound")
 	}
-	for _, at := range on {
-		if name := at.text; l.mentions[name].Listener == "" {
-			l.mentions[name] = Mention{name, r.id, at.at.file, at.at.line, at.at.column}
-		}
-	}
+	l.inboundOnly(&r, n, path)
+	l.mention(r.id, on)
 	slices.Sort(r.on)
 	r.on = slices.Compact(r.on)
 	l.rules = append(l.rules, r)
 }
 
-func (l *loader) ruleID(r *rule, n *node, path func() string) {
+// mention keeps where a listener is first named.
+func (l *loader) mention(rule string, on []node) {
+	for _, at := range on {
+		if name := at.text; l.mentions[name].Listener == "" {
+			l.mentions[name] = Mention{name, rule, at.at.file, at.at.line, at.at.column}
+		}
+	}
+}
+
+// inboundOnly is for a rule about where clients come from, which only the end
+// that accepts them knows.
+func (l *loader) inboundOnly(r *rule, n *node, path func() string) {
+	if r.more == nil || r.more.networks == nil && r.more.notNetworks == nil {
+		return
+	}
+	if !r.at.has(Inbound) {
+		l.findings.add(n.at, path(), "source_ip and not_source_ip are known at the inbound end only; use at: inbound, or leave at out")
+	}
+	r.at = 1 << Inbound
+}
+
+func (l *loader) truth(n *node, path func() string) bool {
+	if n.kind != truth {
+		l.findings.add(n.at, path(), "must be true or false, not %s", n.describe())
+	}
+	return n.text == "true" || n.text == "True" || n.text == "TRUE"
+}
+
+func (l *loader) description(n *node, path func() string) {
+	if s, ok := l.text(n, path); ok && len(s) > maxDescription {
+		l.findings.add(n.at, path(), "%d bytes long; at most %d are allowed; a comment may be as long as you like", len(s), maxDescription)
+	}
+}
+
+// id reads a name that must be the only one of its kind, or returns "".
+func (l *loader) id(n *node, path func() string, taken map[string]place) string {
 	id, ok := l.text(n, path)
 	if !ok || !l.name(id, n.at, path) {
-		return
+		return ""
 	}
-	if first, ok := l.ids[id]; ok {
+	if first, ok := taken[id]; ok {
 		l.findings.add(n.at, path(), "duplicate id %q; first at %s", id, first)
-		return
+		return ""
 	}
-	l.ids[id] = n.at
-	r.id = id
+	taken[id] = n.at
+	return id
 }
 
 func (l *loader) effect(r *rule, n *node, path func() string) {
@@ -107,25 +146,25 @@ func didYouMean(s string, words ...string) string {
 	return ""
 }
 
-func (l *loader) listeners(r *rule, n *node, path func() string) {
-	if n.kind != list || len(n.items) == 0 {
-		l.isList(n, path())
-		return
+func (l *loader) listeners(n *node, path func() string) []string {
+	var on []string
+	if !l.isList(n, path) {
+		return nil
 	}
 	for i := range n.items {
 		item := &n.items[i]
 		itemPath := func() string { return fmt.Sprintf("%s[%d]", path(), i) }
 		if name, ok := l.text(item, itemPath); ok && l.name(name, item.at, itemPath) {
-			r.on = append(r.on, name)
+			on = append(on, name)
 		}
 	}
+	return on
 }
 
-// subjects takes in from or to.
-func (l *loader) subjects(s *subjects, side side, n *node, path func() string) {
+// subjects takes in from or to of what ref says.
+func (l *loader) subjects(s *subjects, ref groupRef, n *node, path func() string) {
 	s.given = true
-	if n.kind != list || len(n.items) == 0 {
-		l.isList(n, path())
+	if !l.isList(n, path) {
 		return
 	}
 	s.patterns = make([]Pattern, 0, len(n.items))
@@ -137,11 +176,12 @@ func (l *loader) subjects(s *subjects, side side, n *node, path func() string) {
 			continue
 		}
 		if name, ok := strings.CutPrefix(value, groupPrefix); ok {
-			l.refs = append(l.refs, groupRef{len(l.rules), side, name, item.at, itemPath()})
+			ref.name, ref.at, ref.path = name, item.at, itemPath()
+			l.refs = append(l.refs, ref)
 			continue
 		}
 		if value == Unauthenticated {
-			if side == sideTo {
+			if ref.side == sideTo {
 				l.findings.add(item.at, itemPath(), "unauthenticated belongs into from: who is spoken to always has an identity")
 			}
 			s.unauthenticated = true

@@ -3,7 +3,9 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"hash"
+	"math"
 	"slices"
 )
 
@@ -82,23 +84,76 @@ func (d *digester) subjects(s *subjects) {
 	d.set(words)
 }
 
-func effectByte(allow bool) byte {
-	if allow {
+func boolByte(set bool) byte {
+	if set {
 		return 1
 	}
 	return 0
 }
 
+func newDigester() *digester { return &digester{h: sha256.New(), groups: map[*group]string{}} }
+
+func (d *digester) rule(r *rule) {
+	d.text("rule")
+	d.text(r.id)
+	d.h.Write([]byte{byte(r.at), boolByte(r.allow), boolByte(r.shadow), boolByte(r.more != nil)})
+	d.set(slices.Clone(r.on))
+	d.subjects(&r.from)
+	d.subjects(&r.to)
+	if r.more != nil {
+		d.conditions(r.more)
+	}
+}
+
+func (d *digester) conditions(c *conditions) {
+	d.set(words(c.networks))
+	d.set(words(c.notNetworks))
+	d.set(words(c.ports))
+	d.set(words(c.sni))
+	if c.when != nil {
+		d.text("when")
+		d.text(c.when.text)
+	}
+	if c.http == nil {
+		return
+	}
+	d.text("http")
+	d.h.Write([]byte{boolByte(c.http.grpc)})
+	d.set(slices.Clone(c.http.methods))
+	d.set(words(c.http.hosts))
+	paths := make([]string, len(c.http.paths))
+	for i := range paths {
+		paths[i] = c.http.paths[i].text
+	}
+	d.set(paths)
+	headers := make([]string, len(c.http.headers))
+	for i := range c.http.headers {
+		h := &c.http.headers[i]
+		inner := newDigester()
+		inner.text(h.name)
+		inner.h.Write([]byte{byte(h.want)})
+		inner.set(slices.Clone(h.values))
+		headers[i] = string(inner.h.Sum(nil))
+	}
+	d.set(headers)
+}
+
+func (d *digester) limit(l *limit) {
+	d.text("limit")
+	d.text(l.ID)
+	d.text(fmt.Sprintf("%d %x %d %d", l.Per, math.Float64bits(l.RPS), l.Burst, l.Connections))
+	d.set(slices.Clone(l.on))
+	d.subjects(&l.from)
+	d.subjects(&l.to)
+}
+
 func (p *Policy) digest() [32]byte {
-	d := digester{h: sha256.New(), groups: map[*group]string{}}
+	d := newDigester()
 	for i := range p.rules {
-		r := &p.rules[i]
-		d.text("rule")
-		d.text(r.id)
-		d.h.Write([]byte{byte(r.at), effectByte(r.allow)})
-		d.set(slices.Clone(r.on))
-		d.subjects(&r.from)
-		d.subjects(&r.to)
+		d.rule(&p.rules[i])
+	}
+	for i := range p.limits {
+		d.limit(&p.limits[i])
 	}
 	var revoked []string
 	for i := range p.revoked {

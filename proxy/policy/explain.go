@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -16,11 +18,17 @@ type Explanation struct {
 type RuleNote struct {
 	ID           string
 	Allow        bool // its effect
+	Shadow       bool
 	File         string
 	Line, Column int
 	Matched      bool
-	Condition    string // the first key that did not match: on, at, from or to
-	Why          string // what it wants and what the request has
+	Misses       []Miss // every condition that did not match, in the order of the language
+}
+
+// Miss is a condition that a request does not meet.
+type Miss struct {
+	Condition string // its key, such as from or http.paths
+	Why       string // what it wants and what the request has
 }
 
 // Explain decides the request and says why, rule by rule. It asks each rule in
@@ -56,7 +64,7 @@ func (p *Policy) detail(r *Request, d *Decision) string {
 			}
 		}
 	}
-	return fmt.Sprintf("%s: from %s to %s, %s on %q", d.Reason, r.From.describe(), r.To.describe(), r.Direction, r.Listener)
+	return fmt.Sprintf("%s: %s", d.Reason, r.describe())
 }
 
 func (p *Policy) revokedDetail(key string, peer *Peer) string {
@@ -99,21 +107,113 @@ func (p *Peer) describe() string {
 	return p.ID.String()
 }
 
+// Near returns, of the rules that did not match, those that miss the fewest
+// conditions, at most most of them: what a person may have meant.
+func (e *Explanation) Near(most int) []RuleNote {
+	near := slices.Clone(e.Rules)
+	near = slices.DeleteFunc(near, func(n RuleNote) bool { return n.Matched })
+	slices.SortStableFunc(near, func(a, b RuleNote) int { return cmp.Compare(len(a.Misses), len(b.Misses)) })
+	return near[:min(most, len(near))]
+}
+
 func (r *rule) note(q *Request) RuleNote {
-	n := RuleNote{ID: r.id, Allow: r.allow, File: r.place.file, Line: r.place.line, Column: r.place.column}
-	missed := r.misses(q)
-	n.Matched, n.Condition = missed == met, conditionKeys[missed]
-	switch missed {
-	case condOn:
-		n.Why = fmt.Sprintf("wants listener %s, not %q", some(r.on), q.Listener)
-	case condAt:
-		n.Why = fmt.Sprintf("is for the other end, not %s", q.Direction)
-	case condFrom:
-		n.Why = fmt.Sprintf("wants %s, not %s", r.from.describe(), q.From.describe())
-	case condTo:
-		n.Why = fmt.Sprintf("wants %s, not %s", r.to.describe(), q.To.describe())
+	n := RuleNote{ID: r.id, Allow: r.allow, Shadow: r.shadow, File: r.place.file, Line: r.place.line, Column: r.place.column}
+	miss := func(met bool, key, format string, args ...any) {
+		if !met {
+			n.Misses = append(n.Misses, Miss{key, fmt.Sprintf(format, args...)})
+		}
 	}
+	miss(len(r.on) == 0 || slices.Contains(r.on, q.Listener), "on", "wants listener %s, not %q", some(r.on), q.Listener)
+	miss(r.at.has(q.Direction), "at", "is for the other end, not %s", q.Direction)
+	miss(r.from.match(&q.From), "from", "wants %s, not %s", r.from.describe(), q.From.describe())
+	miss(r.to.match(&q.To), "to", "wants %s, not %s", r.to.describe(), q.To.describe())
+	if r.more != nil {
+		r.more.explain(q, r, miss)
+	}
+	n.Matched = len(n.Misses) == 0
 	return n
+}
+
+// explain tells miss of every condition whether it holds.
+func (c *conditions) explain(q *Request, r *rule, miss func(met bool, key, format string, args ...any)) {
+	source := "unknown"
+	if q.Source.Addr().IsValid() {
+		source = q.Source.Addr().String()
+	}
+	miss(c.networks == nil || c.source(q, r.allow), "source_ip", "wants %s, and the source is %s", some(words(c.networks)), source)
+	miss(c.notNetworks == nil || c.notSource(q, r.allow), "not_source_ip", "wants none of %s, and the source is %s", some(words(c.notNetworks)), source)
+	miss(c.ports == nil || c.port(q, r.allow), "ports", "wants %s, not %d", some(words(c.ports)), q.Port)
+	miss(c.sni == nil || c.serverName(q, r.allow), "sni", "wants %s, not %q", some(words(c.sni)), q.SNI)
+	granted := q.HTTP == nil && r.grants(q.Direction)
+	switch {
+	case c.http == nil || granted:
+	case q.HTTP == nil:
+		miss(false, c.http.key(""), "asks for HTTP, which is not visible here")
+	default:
+		c.http.explain(q.HTTP, r.allow, miss)
+	}
+	switch {
+	case c.when == nil || c.when.usesHTTP && granted:
+	case c.when.usesHTTP && q.HTTP == nil:
+		miss(false, "when", "asks for HTTP, which is not visible here")
+	default:
+		holds, err := c.when.eval(q)
+		miss(err == nil || !r.allow, "when", "%s: %v", c.when.text, err)
+		miss(err != nil || holds, "when", "%s is false", c.when.text)
+	}
+}
+
+// key names a condition as it is written.
+func (c *httpCond) key(name string) string {
+	switch {
+	case c.grpc:
+		return "grpc"
+	case name == "":
+		return "http"
+	}
+	return "http." + name
+}
+
+func (c *httpCond) explain(h *HTTP, allow bool, miss func(met bool, key, format string, args ...any)) {
+	miss(c.methods == nil || slices.Contains(c.methods, h.Method), c.key("methods"), "wants %s, not %s", some(c.methods), h.Method)
+	miss(c.hosts == nil || matchHost(c.hosts, h.Host), c.key("hosts"), "wants %s, not %q", some(words(c.hosts)), h.Host)
+	miss(c.paths == nil || c.matchPath(h.Path, !allow), c.key("paths"), "wants %s, not %s", some(words(c.paths)), h.Path)
+	miss(!c.grpc || !allow || h.grpc(), c.key(""), "wants a gRPC call: POST with content-type application/grpc")
+	for i := range c.headers {
+		w := &c.headers[i]
+		miss(w.match(h, allow), c.key("headers."+w.name), "%s", w.explain(h))
+	}
+}
+
+func (c *headerCond) explain(h *HTTP) string {
+	var have []string
+	for i := range h.Headers {
+		if h.Headers[i].Name == c.name {
+			have = append(have, fmt.Sprintf("%q", clip(h.Headers[i].Value)))
+		}
+	}
+	is := "it is not there"
+	if len(have) > 0 {
+		is = "it is " + some(have)
+	}
+	switch c.want {
+	case wantPresent:
+		return "wants it present, and " + is
+	case wantAbsent:
+		return "wants it absent, and " + is
+	}
+	return fmt.Sprintf("wants %s, and %s", some(c.values), is)
+}
+
+// String returns the pattern as it was written.
+func (p pathPattern) String() string { return p.written }
+
+func words[T fmt.Stringer](list []T) []string {
+	out := make([]string, len(list))
+	for i := range list {
+		out[i] = list[i].String()
+	}
+	return out
 }
 
 func (s *subjects) describe() string {

@@ -71,11 +71,15 @@ type findings struct {
 }
 
 func (f *findings) add(at place, path, format string, args ...any) {
+	f.take(&Error{File: at.file, Line: at.line, Column: at.column, Path: path, Msg: fmt.Sprintf(format, args...)})
+}
+
+func (f *findings) take(e *Error) {
 	if len(f.list) == maxFindings {
 		f.dropped++
 		return
 	}
-	f.list = append(f.list, &Error{File: at.file, Line: at.line, Column: at.column, Path: path, Msg: fmt.Sprintf(format, args...)})
+	f.list = append(f.list, e)
 }
 
 func (f *findings) err() error {

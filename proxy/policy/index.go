@@ -34,6 +34,7 @@ type index struct {
 	anyone    [2][]ref // of an identity that no pattern names, by side
 	plain     [2][]ref // of an unauthenticated peer
 	pairs     pairs
+	buckets   []bucket          // from 1
 	listeners map[string]uint32 // from 1; 0 stands for any
 	serials   serials
 	ids       []string // of the rules
@@ -104,12 +105,24 @@ func bit(atom, listener uint32) uint64 {
 	return 1 << min((atom*0x9e3779b1+listener*0x85ebca6b)>>26, 62)
 }
 
-// search looks the pairs of two identities up.
-func (x *index) search(r *Request, from, to *identity) hit {
-	found := hit{none, none}
-	if r.Direction > Outbound {
-		return found
+// bars says what stands in the way before any rule is asked; NoRule where
+// nothing does. It finds what matches the two peers.
+func (x *index) bars(r *Request, from, to *identity) Reason {
+	x.identify(&r.From, sideFrom, from)
+	x.identify(&r.To, sideTo, to)
+	switch {
+	case from.revoked:
+		return RevokedFrom
+	case to.revoked:
+		return RevokedTo
+	case from.outside || to.outside:
+		return Ceiling
 	}
+	return NoRule
+}
+
+// search looks the pairs of two identities up.
+func (x *index) search(s *search, from, to *identity) {
 	listener := none // looked up when it is needed
 	for i := range from.n + 1 {
 		for _, f := range from.list(i, sideFrom) {
@@ -117,28 +130,31 @@ func (x *index) search(r *Request, from, to *identity) hit {
 			for j := range to.n + 1 {
 				for _, t := range to.list(j, sideTo) {
 					if t.mask&back != 0 && f.mask&bit(t.atom, 0) != 0 {
-						x.take(&found, pairKey{f.atom, t.atom, 0}, r.Direction)
+						x.take(s, pairKey{f.atom, t.atom, 0})
 					}
 					if f.mask&t.mask&named == 0 {
 						continue
 					}
 					if listener == none {
-						listener = x.listeners[r.Listener]
+						listener = x.listeners[s.q.Listener]
 					}
 					if listener != 0 && t.mask&bit(f.atom, listener) != 0 && f.mask&bit(t.atom, listener) != 0 {
-						x.take(&found, pairKey{f.atom, t.atom, listener}, r.Direction)
+						x.take(s, pairKey{f.atom, t.atom, listener})
 					}
 				}
 			}
 		}
 	}
-	return found
 }
 
 // take looks one pair up.
-func (x *index) take(found *hit, key pairKey, d Direction) {
+func (x *index) take(s *search, key pairKey) {
 	if o := x.pairs.find(key); o != nil {
-		found.deny = min(found.deny, o.deny[d])
-		found.allow = min(found.allow, o.allow[d])
+		d := s.q.Direction
+		s.hit.deny = min(s.hit.deny, o.deny[d])
+		s.hit.allow = min(s.hit.allow, o.allow[d])
+		if o.bucket != 0 {
+			s.bucket(o.bucket)
+		}
 	}
 }

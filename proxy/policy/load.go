@@ -15,11 +15,15 @@ import (
 // take about a quarter of it.
 const MaxSize = 64 << 20
 
-// Load reads the files as one policy. It is all or nothing: the error is an
-// Errors that names each finding's file, line and column, or the file that
-// could not be read. Names are taken as they are (see Expand); their order
-// does not matter.
-func Load(files ...string) (*Policy, error) {
+// Load reads the files as one policy whose tests pass. It is all or nothing:
+// the error is an Errors that names each finding's file, line and column, or the
+// file that could not be read. Names are taken as they are (see Expand); their
+// order does not matter.
+func Load(files ...string) (*Policy, error) { return tested(Read(files...)) }
+
+// Read is Load for whoever wants to see the results of the policy's tests: it
+// does not run them.
+func Read(files ...string) (*Policy, error) {
 	if len(files) == 0 {
 		return nil, errors.New("load policy: no file is named")
 	}
@@ -37,14 +41,15 @@ func Load(files ...string) (*Policy, error) {
 	return l.policy()
 }
 
-// Parse reads one policy from data; name stands for the file in errors.
+// Parse reads one policy from data, and runs its tests; name stands for the
+// file in errors.
 func Parse(name string, data []byte) (*Policy, error) {
 	var l loader
 	if len(data) > MaxSize {
 		return nil, Errors{tooLarge(name)}
 	}
 	l.read(name, data)
-	return l.policy()
+	return tested(l.policy())
 }
 
 // Expand returns the files that match the shell patterns, sorted, each once.

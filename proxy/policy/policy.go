@@ -84,23 +84,28 @@ func (p *Peer) Authenticated() bool { return !p.Unauthenticated && !p.ID.IsZero(
 const Unauthenticated = "unauthenticated"
 
 // AllowsUnauthenticated reports whether plaintext to an inbound listener of
-// that name can be allowed at all. A zero to is an SVID not known yet: then it
-// is enough that there is one to which it could.
+// that name can be allowed at all, whatever source it comes from and whatever it
+// asks for. A zero to is an SVID not known yet: then it is enough that there is
+// one to which it could.
 func (p *Policy) AllowsUnauthenticated(listener string, to spiffeid.ID) bool {
 	if p == nil {
 		return false
 	}
 	q := Request{Listener: listener, From: Peer{Unauthenticated: true}, To: Peer{ID: to}}
-	if !to.IsZero() {
-		return p.Admit(&q) != Never
+	var from, known identity
+	if p.index.bars(&q, &from, &known) != NoRule {
+		return false
 	}
 	allowed := false
 	for i := range p.rules {
-		switch r := &p.rules[i]; {
+		r := &p.rules[i]
+		if r.shadow {
+			continue
+		}
+		switch missed := r.missesEnds(&q); {
 		case r.allow:
-			missed := r.misses(&q)
-			allowed = allowed || missed == met || missed == condTo
-		case r.misses(&q) == met: // whoever it goes to: only a deny without `to` matches nobody
+			allowed = allowed || missed == met || missed == condTo && to.IsZero()
+		case missed == met && r.more == nil: // whoever it goes to: only a deny without `to` matches nobody
 			return false
 		}
 	}
@@ -140,7 +145,7 @@ type Decision struct {
 	Allow      bool
 	Rule       string // id of the rule that decided; empty where none did
 	Reason     Reason
-	Shadow     []string // ids of shadow rules that matched; none yet
+	Shadow     []string // ids of shadow rules that would have decided otherwise, at most 8
 	Generation uint64   // of the policy that was asked
 }
 
@@ -209,9 +214,12 @@ func (a Admission) String() string {
 // number of goroutines may ask it at once. A nil Policy denies everything.
 type Policy struct {
 	files      []string
-	rules      []rule // by id
+	rules      []rule  // by id
+	limits     []limit // likewise
 	revoked    []revocation
 	ceilings   map[string]*ceiling // by trust domain
+	groups     map[string]*group
+	tests      []question
 	listeners  []Mention
 	index      index
 	hash       [32]byte
@@ -238,7 +246,7 @@ func (p *Policy) Rules() int {
 	return len(p.rules)
 }
 
-// Allowing returns the number of rules that allow. A policy without any
+// Allowing returns the number of rules that allow, those in shadow apart. A policy without any
 // refuses everything.
 func (p *Policy) Allowing() int {
 	if p == nil {
@@ -246,7 +254,7 @@ func (p *Policy) Allowing() int {
 	}
 	n := 0
 	for i := range p.rules {
-		if p.rules[i].allow {
+		if p.rules[i].allow && !p.rules[i].shadow {
 			n++
 		}
 	}
@@ -287,7 +295,7 @@ func (p *Policy) Unauthenticated() []Mention {
 	var mentions []Mention
 	for i := range p.rules {
 		r := &p.rules[i]
-		if !r.allow || !r.from.unauthenticated {
+		if !r.allow || r.shadow || !r.from.unauthenticated {
 			continue
 		}
 		for _, name := range r.on {
@@ -297,18 +305,30 @@ func (p *Policy) Unauthenticated() []Mention {
 	return mentions
 }
 
-// Admit answers for a connection before its requests are known.
+// Admit answers for a connection before its requests are known; what the
+// request holds of HTTP is not looked at.
 func (p *Policy) Admit(r *Request) Admission {
-	var d Decision
-	p.Decide(r, &d)
-	if d.Allow {
+	if p == nil {
+		return Never
+	}
+	var from, to identity
+	if p.index.bars(r, &from, &to) != NoRule {
+		return Never
+	}
+	s := search{p: p, q: r, survey: true}
+	s.run(&from, &to)
+	switch {
+	case s.hit.deny != none, s.hit.allow == none && !s.mayAllow:
+		return Never
+	case s.hit.allow != none && !s.openDeny:
 		return Always
 	}
-	return Never
+	return PerRequest
 }
 
 // Decide answers the request into d, all of whose fields it sets. It takes no
-// lock and allocates nothing. A nil Policy denies.
+// lock and allocates nothing, but for what CEL conditions do and for Shadow,
+// whose room is used again. A nil Policy denies.
 func (p *Policy) Decide(r *Request, d *Decision) {
 	if p == nil {
 		*d = Decision{Shadow: d.Shadow[:0], Reason: NoPolicy}
@@ -316,31 +336,16 @@ func (p *Policy) Decide(r *Request, d *Decision) {
 	}
 	*d = Decision{Shadow: d.Shadow[:0], Generation: p.generation}
 	var from, to identity
-	p.index.identify(&r.From, sideFrom, &from)
-	p.index.identify(&r.To, sideTo, &to)
+	if d.Reason = p.index.bars(r, &from, &to); d.Reason != NoRule {
+		return
+	}
+	s := search{p: p, q: r}
+	s.run(&from, &to)
 	switch {
-	case from.revoked:
-		d.Reason = RevokedFrom
-		return
-	case to.revoked:
-		d.Reason = RevokedTo
-		return
-	case from.outside || to.outside:
-		d.Reason = Ceiling
-		return
+	case s.hit.deny != none:
+		d.Reason, d.Rule = DenyRule, p.index.ids[s.hit.deny]
+	case s.hit.allow != none:
+		d.Reason, d.Rule, d.Allow = AllowRule, p.index.ids[s.hit.allow], true
 	}
-	var found hit
-	if from.overflow || to.overflow {
-		found = p.scan(r)
-	} else {
-		found = p.index.search(r, &from, &to)
-	}
-	switch {
-	case found.deny != none:
-		d.Reason, d.Rule = DenyRule, p.index.ids[found.deny]
-	case found.allow != none:
-		d.Reason, d.Rule, d.Allow = AllowRule, p.index.ids[found.allow], true
-	default:
-		d.Reason = NoRule
-	}
+	s.name(d)
 }

@@ -457,7 +457,7 @@ var escapes = map[byte]byte{'"': '"', '\\': '\\', '/': '/', 'n': '\n', 't': '\t'
 
 // quoted reads text in quotes, of one line.
 func (q *quick) quoted() (node, bool) {
-	out, quote := node{kind: text, at: q.here()}, q.next()
+	out, quote := node{kind: text, at: q.here(), right: 1}, q.next()
 	q.i++
 	begin, long := q.i, []byte(nil) // long: the text up to begin, where it is not as in the file
 	for {

@@ -6,9 +6,11 @@ import "slices"
 type rule struct {
 	id       string
 	allow    bool
+	shadow   bool
 	at       directions
 	on       []string // sorted; none: every listener
 	from, to subjects
+	more     *conditions // nil: none
 	place    place
 }
 
@@ -72,13 +74,21 @@ const (
 	condAt
 	condFrom
 	condTo
+	condMore
 )
 
-var conditionKeys = [...]string{met: "", condOn: "on", condAt: "at", condFrom: "from", condTo: "to"}
-
 // misses returns the first condition of the rule that the request does not
-// meet; met if there is none. It allocates nothing.
+// meet; met if there is none. It allocates nothing, CEL apart.
 func (r *rule) misses(q *Request) condition {
+	missed := r.missesEnds(q)
+	if missed == met && !r.meets(q, false) {
+		return condMore
+	}
+	return missed
+}
+
+// missesEnds is misses for listener and identities alone.
+func (r *rule) missesEnds(q *Request) condition {
 	switch {
 	case len(r.on) > 0 && !slices.Contains(r.on, q.Listener):
 		return condOn
@@ -91,6 +101,26 @@ func (r *rule) misses(q *Request) condition {
 	}
 	return met
 }
+
+// meets reports whether the conditions beside on, at, from and to hold. Where
+// HTTP is not visible, a deny takes what it asks of it for granted, and so does
+// an allow at the outbound end: the inbound end asks again, and sees it.
+func (r *rule) meets(q *Request, byPath bool) bool {
+	if r.more == nil {
+		return true
+	}
+	switch r.more.ask(q, q.HTTP, r.allow, byPath) {
+	case yes:
+		return true
+	case open:
+		return r.grants(q.Direction)
+	}
+	return false
+}
+
+// grants reports whether the rule takes for granted what it asks of HTTP that
+// is not visible.
+func (r *rule) grants(d Direction) bool { return !r.allow || d == Outbound }
 
 // revocation takes an identity, or one certificate, out of use.
 type revocation struct {
@@ -115,18 +145,12 @@ const none = ^uint32(0)
 
 // scan asks every rule. It is the way out for a request that more patterns
 // match than the index keeps room for.
-func (p *Policy) scan(q *Request) hit {
-	found := hit{none, none}
-	for i := range p.rules {
-		r := &p.rules[i]
-		if r.allow && found.allow != none || r.misses(q) != met {
-			continue
+func (s *search) scan() {
+	for i := range s.p.rules {
+		if r := &s.p.rules[i]; r.shadow || s.wants(r.allow, uint32(i)) {
+			if r.misses(s.q) == met {
+				s.found(uint32(i), r)
+			}
 		}
-		if !r.allow {
-			found.deny = uint32(i)
-			break
-		}
-		found.allow = uint32(i)
 	}
-	return found
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -135,31 +136,74 @@ func TestSemantics(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			p, err := Parse("p.yaml", []byte("version: 1\n"+tt.policy+"\n"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			evaluators := evaluatorsOf(t, tt.policy)
 			for _, a := range tt.asked {
 				q := request(a.from, a.to)
 				q.Direction = a.at
 				if a.on != "" {
 					q.Listener = a.on
 				}
-				var d Decision
-				p.Decide(&q, &d)
-				got := d.Reason.String()
-				switch d.Reason {
-				case AllowRule:
-					got = "allow:" + d.Rule
-				case DenyRule:
-					got = "deny:" + d.Rule
-				}
-				if got != a.want || d.Allow != strings.HasPrefix(a.want, "allow:") {
-					t.Errorf("%+v: %s (allow %v), want %s", a, got, d.Allow, a.want)
+				// These rules ask for nothing of HTTP: seeing it changes nothing.
+				for _, q.HTTP = range []*HTTP{nil, {Method: "GET", Host: "shop.example", Path: "/v1/orders"}} {
+					for _, e := range evaluators {
+						if d := e.decide(&q); inShort(d) != a.want || d.Allow != strings.HasPrefix(a.want, "allow:") {
+							t.Errorf("%s: %s: %+v, want %s", e.name, described(&q), d, a.want)
+						}
+					}
 				}
 			}
 		})
 	}
+}
+
+// evaluator is one of the two that tables are held against.
+type evaluator struct {
+	name   string
+	decide func(*Request) Decision
+	limits func(*Request) []Limit
+}
+
+// evaluatorsOf reads a policy for both.
+func evaluatorsOf(t *testing.T, text string) []evaluator {
+	t.Helper()
+	text = "version: 1\n" + text + "\n"
+	slow := slowRead(t, text)
+	out := []evaluator{{"slow", slow.answer, slow.limitsOf}}
+	p, err := Parse("p.yaml", []byte(text))
+	if err != nil {
+		t.Errorf("%v\n%s", err, text)
+		return out
+	}
+	return append(out, evaluator{"policy", func(q *Request) (d Decision) {
+		p.Decide(q, &d)
+		return d
+	}, func(q *Request) (limits []Limit) {
+		for _, l := range p.Limits(q, nil) {
+			limits = append(limits, *l)
+		}
+		return limits
+	}})
+}
+
+// inShort is "allow:rule", "deny:rule", or the reason.
+func inShort(d Decision) string {
+	switch d.Reason {
+	case AllowRule:
+		return "allow:" + d.Rule
+	case DenyRule:
+		return "deny:" + d.Rule
+	}
+	return d.Reason.String()
+}
+
+// described is a request with what its pointer points to.
+func described(q *Request) string {
+	shown := *q
+	shown.HTTP = nil
+	if q.HTTP == nil {
+		return fmt.Sprintf("%+v", shown)
+	}
+	return fmt.Sprintf("%+v %+v", *q.HTTP, shown)
 }
 
 func TestNilPolicyDenies(t *testing.T) {

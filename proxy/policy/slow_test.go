@@ -2,24 +2,55 @@ package policy
 
 import (
 	"fmt"
-	"math/rand/v2"
+	"math"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // The slow evaluator: the language's semantics written a second time, over
-// plain strings, with nothing in common with the package but the meaning.
+// plain strings, with nothing in common with the package but the meaning. It
+// takes policies as they are written: nothing is compiled, every rule is asked,
+// and each condition is read from its text again.
 
 type slowRule struct {
-	id, effect, at string
-	on, from, to   []string // nil: left out
+	id, effect, at        string
+	shadow                bool
+	on, from, to          []string // nil: left out
+	http                  *slowHTTP
+	grpc                  *slowGRPC
+	sourceIP, notSourceIP []string
+	ports                 []string // "8443" or "9000-9100"
+	sni                   []string
+	when                  string // a text of slowWhens
+}
+
+type slowHTTP struct {
+	methods, hosts, paths []string
+	headers               []slowHeader
+}
+
+// slowHeader is one key of headers.
+type slowHeader struct {
+	name   string
+	word   string   // present or absent
+	values []string // where there is no word
+}
+
+type slowGRPC struct{ services, methods []string }
+
+type slowLimit struct {
+	id, per            string
+	on, from, to       []string
+	rps                string // decimal; "": left out
+	burst, connections int    // 0: left out
 }
 
 type slowPolicy struct {
 	groups   map[string][]string
 	rules    []slowRule
+	limits   []slowLimit
 	revoked  []string    // patterns
 	certs    [][2]string // issuer, serial
 	ceilings map[string][]string
@@ -108,193 +139,344 @@ func (s *slowPolicy) isOutside(p Peer) bool {
 	return true
 }
 
-func (s *slowPolicy) decide(r *Request) (bool, string, Reason) {
-	switch {
-	case s.isRevoked(r.From):
-		return false, "", RevokedFrom
-	case s.isRevoked(r.To):
-		return false, "", RevokedTo
-	case s.isOutside(r.From) || s.isOutside(r.To):
-		return false, "", Ceiling
-	}
-	for _, effect := range []string{"deny", "allow"} {
-		var ids []string
-		for _, rule := range s.rules {
-			if rule.effect == effect &&
-				(rule.on == nil || slices.Contains(rule.on, r.Listener)) &&
-				(rule.at == "" || rule.at == map[Direction]string{Inbound: "inbound", Outbound: "outbound"}[r.Direction]) &&
-				s.sideMatches(rule.from, subject(r.From)) && s.sideMatches(rule.to, subject(r.To)) {
-				ids = append(ids, rule.id)
-			}
-		}
-		if len(ids) > 0 {
-			return effect == "allow", slices.Min(ids), map[string]Reason{"deny": DenyRule, "allow": AllowRule}[effect]
-		}
-	}
-	return false, "", NoRule
+// matches reports whether every condition of the rule holds.
+func (s *slowPolicy) matches(rule *slowRule, q *Request) bool {
+	return (rule.on == nil || slices.Contains(rule.on, q.Listener)) &&
+		(rule.at == "" || rule.at == map[Direction]string{Inbound: "inbound", Outbound: "outbound"}[q.Direction]) &&
+		s.sideMatches(rule.from, subject(q.From)) && s.sideMatches(rule.to, subject(q.To)) &&
+		rule.sourceHolds(q) && rule.portsHold(q) && rule.sniHolds(q) &&
+		rule.httpHolds(q) && rule.grpcHolds(q) && rule.whenHolds(q)
 }
 
-// yaml writes the policy into some files, in random order and style.
-func (s *slowPolicy) yaml(r *rand.Rand, files int) []string {
-	parts := make([]map[string][]string, files)
-	for i := range parts {
-		parts[i] = map[string][]string{}
+func (rule *slowRule) deny() bool { return rule.effect == "deny" }
+
+func (rule *slowRule) sourceHolds(q *Request) bool {
+	if rule.sourceIP == nil && rule.notSourceIP == nil {
+		return true
 	}
-	put := func(key, text string) {
-		part := parts[r.IntN(files)]
-		part[key] = append(part[key], text)
+	if q.Direction != Inbound {
+		return false
 	}
-	list := func(items []string) string {
-		items = slices.Clone(items)
-		r.Shuffle(len(items), func(i, j int) { items[i], items[j] = items[j], items[i] })
-		if r.IntN(2) == 0 {
-			return " [" + strings.Join(items, ", ") + "]"
-		}
-		return "\n      - '" + strings.Join(items, "'\n      - '") + "'"
+	if !q.Source.Addr().IsValid() {
+		return rule.deny() // nobody knows: fail closed
 	}
-	for name, members := range s.groups {
-		put("groups", "  "+name+":"+list(members))
+	ip := slowAddress(q)
+	if rule.sourceIP != nil && !slices.ContainsFunc(rule.sourceIP, func(n string) bool { return slowContains(n, ip) }) {
+		return false
 	}
-	for name, paths := range s.ceilings {
-		put("trust_domains", "  "+name+":\n    ids:"+list(paths))
-	}
-	for _, pattern := range s.revoked {
-		put("revoked", "  - "+pattern)
-	}
-	for _, c := range s.certs {
-		put("revoked", fmt.Sprintf("  - {issuer: %q, serial: %q}", c[0], c[1]))
-	}
-	for _, rule := range s.rules {
-		fields := []string{"id: " + rule.id, "effect: " + rule.effect}
-		if rule.at != "" {
-			fields = append(fields, "at: "+rule.at)
-		}
-		for key, items := range map[string][]string{"on": rule.on, "from": rule.from, "to": rule.to} {
-			if items != nil {
-				fields = append(fields, key+":"+list(items))
-			}
-		}
-		r.Shuffle(len(fields), func(i, j int) { fields[i], fields[j] = fields[j], fields[i] })
-		put("rules", "  - "+strings.Join(fields, "\n    "))
-	}
-	out := make([]string, files)
-	for i, part := range parts {
-		blocks := []string{"version: 1\n"}
-		for key, entries := range part {
-			r.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
-			blocks = append(blocks, key+":\n"+strings.Join(entries, "\n")+"\n")
-		}
-		r.Shuffle(len(blocks), func(i, j int) { blocks[i], blocks[j] = blocks[j], blocks[i] })
-		out[i] = strings.Join(blocks, "")
-	}
-	return out
+	return !slices.ContainsFunc(rule.notSourceIP, func(n string) bool { return slowContains(n, ip) })
 }
 
-// Random policies and requests over a world so small that they meet.
+// slowAddress is the address of the client as text, without a zone, IPv4 as
+// IPv4; "" where there is none.
+func slowAddress(q *Request) string {
+	if !q.Source.Addr().IsValid() {
+		return ""
+	}
+	text, _, _ := strings.Cut(q.Source.Addr().String(), "%")
+	return net.ParseIP(text).String() // writes mapped addresses as IPv4
+}
 
-var (
-	worldDomains  = []string{"a.org", "b.org", "c"}
-	worldSegments = []string{"ns", "sa", "web", "we", "web2", "spire", "x"}
-	worldOn       = []string{"l1", "l2", "l3", "l4"}
-)
+// slowContains reports whether an address is in a network, which may be one
+// address.
+func slowContains(network, ip string) bool {
+	if one := net.ParseIP(network); one != nil {
+		return one.Equal(net.ParseIP(ip))
+	}
+	_, n, err := net.ParseCIDR(network)
+	return err == nil && n.Contains(net.ParseIP(ip))
+}
 
-func worldPath(r *rand.Rand, wild int) string {
+func (rule *slowRule) portsHold(q *Request) bool {
+	if rule.ports == nil {
+		return true
+	}
+	if q.Port == 0 {
+		return rule.deny()
+	}
+	return slices.ContainsFunc(rule.ports, func(text string) bool {
+		low, high, ok := strings.Cut(text, "-")
+		if !ok {
+			high = low
+		}
+		from, _ := strconv.Atoi(low)
+		to, _ := strconv.Atoi(high)
+		return from <= int(q.Port) && int(q.Port) <= to
+	})
+}
+
+func (rule *slowRule) sniHolds(q *Request) bool {
+	if rule.sni == nil {
+		return true
+	}
+	if q.SNI == "" {
+		return rule.deny() // else leaving it out would be the way around
+	}
+	return slices.ContainsFunc(rule.sni, func(p string) bool { return slowName(p, q.SNI) })
+}
+
+// slowName compares a host name with a name or *.suffix.
+func slowName(pattern, name string) bool {
+	pattern, name = strings.ToLower(pattern), strings.ToLower(name)
+	if suffix, ok := strings.CutPrefix(pattern, "*"); ok {
+		return strings.HasSuffix(name, suffix) && name != suffix
+	}
+	return pattern == name
+}
+
+// slowHost compares a host, perhaps with a port, with a pattern that may have
+// one.
+func slowHost(pattern, host string) bool {
+	name, port := slowSplitPort(pattern)
+	haveName, havePort := slowSplitPort(host)
+	return slowName(name, haveName) && (port == "" || port == havePort)
+}
+
+func slowSplitPort(s string) (name, port string) {
+	if i := strings.LastIndex(s, ":"); i > strings.LastIndex(s, "]") {
+		return s[:i], s[i+1:]
+	}
+	return s, ""
+}
+
+// invisible is the answer of a rule with conditions on HTTP where there is no
+// HTTP to see, if its other conditions hold.
+func (rule *slowRule) invisible(q *Request) bool {
+	return rule.deny() || q.Direction == Outbound
+}
+
+func (rule *slowRule) httpHolds(q *Request) bool {
+	h := rule.http
+	if h == nil {
+		return true
+	}
+	if q.HTTP == nil {
+		return rule.invisible(q)
+	}
+	for i := range h.headers {
+		if !h.headers[i].holds(q.HTTP, rule.deny()) {
+			return false
+		}
+	}
+	return (h.methods == nil || slices.Contains(h.methods, q.HTTP.Method)) &&
+		(h.hosts == nil || slices.ContainsFunc(h.hosts, func(p string) bool { return slowHost(p, q.HTTP.Host) })) &&
+		(h.paths == nil || slices.ContainsFunc(h.paths, func(p string) bool { return slowPath(p, q.HTTP.Path, rule.deny()) }))
+}
+
+// slowPath compares a path with a pattern.
+func slowPath(pattern, path string, deny bool) bool {
+	if path == "*" {
+		return false // OPTIONS * asks for no path
+	}
+	pattern = slowCanonical(pattern)
+	if slowSegments(strings.Split(pattern[1:], "/"), strings.Split(path[1:], "/")) {
+		return true
+	}
+	short, slash := strings.CutSuffix(path, "/")
+	return deny && slash && short != "" && slowSegments(strings.Split(pattern[1:], "/"), strings.Split(short[1:], "/"))
+}
+
+func slowSegments(pattern, path []string) bool {
+	for i, want := range pattern {
+		switch {
+		case i >= len(path):
+			return false
+		case want == "**":
+			return true
+		case strings.HasPrefix(want, "{"):
+			if path[i] == "" {
+				return false
+			}
+		case want != path[i]:
+			return false
+		}
+	}
+	return len(pattern) == len(path)
+}
+
+// slowCanonical writes a path as requests have it: percent-encoding only where
+// it is needed, and then in upper case (RFC 3986, section 6.2.2).
+func slowCanonical(path string) string {
 	var b strings.Builder
-	for n := 1 + r.IntN(4); n > 0; n-- {
-		segment := worldSegments[r.IntN(len(worldSegments))]
-		if r.IntN(100) < wild {
-			segment = "*"
-			if n == 1 && r.IntN(2) == 0 {
-				segment = "**"
-			}
+	for i := 0; i < len(path); i++ {
+		c := path[i]
+		encoded := c == '%'
+		if encoded {
+			n, _ := strconv.ParseUint(path[i+1:i+3], 16, 8)
+			c, i = byte(n), i+2
 		}
-		b.WriteString("/" + segment)
+		unreserved := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~", c) >= 0
+		if encoded && !unreserved || c >= 0x80 {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
 	}
 	return b.String()
 }
 
-func worldPattern(r *rand.Rand) string {
-	return "spiffe://" + worldDomains[r.IntN(len(worldDomains))] + worldPath(r, 35)
-}
-
-func worldPeer(r *rand.Rand) Peer {
-	switch r.IntN(20) {
-	case 0:
-		return Peer{Unauthenticated: r.IntN(2) == 0}
-	case 1:
-		return Peer{ID: spiffeid.RequireFromString("spiffe://" + worldDomains[r.IntN(3)])}
-	}
-	return Peer{
-		Unauthenticated: r.IntN(30) == 0,
-		ID:              spiffeid.RequireFromString("spiffe://" + worldDomains[r.IntN(3)] + worldPath(r, 0)),
-		Serial:          fmt.Sprintf("%x", 1+r.IntN(40)), Issuer: fmt.Sprintf("a%d", r.IntN(3)),
-	}
-}
-
-func worldRequest(r *rand.Rand) Request {
-	return Request{
-		Listener: append(worldOn, "l5")[r.IntN(5)], Direction: Direction(r.IntN(2)),
-		From: worldPeer(r), To: worldPeer(r),
-	}
-}
-
-func worldPolicy(r *rand.Rand) *slowPolicy {
-	s := &slowPolicy{groups: map[string][]string{}, ceilings: map[string][]string{}}
-	several := func(n int, f func(*rand.Rand) string) []string {
-		out := make([]string, 1+r.IntN(n))
-		for i := range out {
-			out[i] = f(r)
+// slowValues returns the values of a header, in order.
+func slowValues(h *HTTP, name string) []string {
+	var values []string
+	for _, header := range h.Headers {
+		if strings.EqualFold(header.Name, name) {
+			values = append(values, strings.Trim(header.Value, " \t"))
 		}
-		return out
 	}
-	var names []string
-	for i := range r.IntN(5) {
-		name := fmt.Sprintf("g%d", i)
-		names = append(names, name)
-		s.groups[name] = several(10, worldPattern)
+	return values
+}
+
+func (want *slowHeader) holds(h *HTTP, deny bool) bool {
+	values := slowValues(h, want.name)
+	switch {
+	case want.word == "present":
+		return len(values) > 0
+	case want.word == "absent":
+		return len(values) == 0
+	case !deny:
+		return len(values) > 0 && !slices.ContainsFunc(values, func(v string) bool { return !slices.Contains(want.values, v) })
 	}
-	subjects := func(from bool) []string {
-		most := 3
-		if r.IntN(10) == 0 {
-			most = 30 // large enough to become a list
-		}
-		list := several(most, worldPattern)
-		if len(names) > 0 && r.IntN(3) == 0 {
-			list = append(list, "group:"+names[r.IntN(len(names))])
-			if r.IntN(2) == 0 {
-				list = list[len(list)-1:]
+	for _, value := range values {
+		for _, element := range append(strings.Split(value, ","), value) {
+			if slices.Contains(want.values, strings.Trim(element, " \t")) {
+				return true
 			}
 		}
-		if from && r.IntN(10) == 0 {
-			list = append(list, "unauthenticated")
-		}
-		return list
 	}
-	for i := range r.IntN(40) {
-		rule := slowRule{id: fmt.Sprintf("r%d", i), effect: "allow"}
-		if r.IntN(3) == 0 {
-			rule.effect = "deny"
-		}
-		if r.IntN(3) == 0 {
-			rule.at = []string{"inbound", "outbound"}[r.IntN(2)]
-		}
-		if r.IntN(3) == 0 {
-			rule.on = several(3, func(r *rand.Rand) string { return worldOn[r.IntN(4)] })
-		}
-		if rule.effect == "allow" || r.IntN(2) == 0 {
-			rule.from = subjects(rule.effect == "deny" || rule.at != "outbound")
-		}
-		if r.IntN(2) == 0 {
-			rule.to = subjects(false)
-		}
-		s.rules = append(s.rules, rule)
+	return false
+}
+
+func (rule *slowRule) grpcHolds(q *Request) bool {
+	g := rule.grpc
+	if g == nil {
+		return true
 	}
-	for range r.IntN(3) {
-		s.revoked = append(s.revoked, "spiffe://"+worldDomains[r.IntN(3)]+worldPath(r, 10))
-		s.certs = append(s.certs, [2]string{fmt.Sprintf("a%d", r.IntN(3)), fmt.Sprintf("%x", 1+r.IntN(40))})
+	if q.HTTP == nil {
+		return rule.invisible(q)
 	}
-	for range r.IntN(2) {
-		s.ceilings[worldDomains[r.IntN(3)]] = several(4, func(r *rand.Rand) string { return worldPath(r, 50) })
+	path := q.HTTP.Path
+	if rule.deny() {
+		path = strings.TrimSuffix(path, "/")
 	}
-	return s
+	words := strings.Split(path, "/")
+	if len(words) != 3 || words[0] != "" || words[1] == "" || words[2] == "" {
+		return false
+	}
+	if g.services != nil && !slices.Contains(g.services, words[1]) || g.methods != nil && !slices.Contains(g.methods, words[2]) {
+		return false
+	}
+	return rule.deny() || q.HTTP.Method == "POST" && slowIsGRPC(slowValues(q.HTTP, "content-type"))
+}
+
+func slowIsGRPC(types []string) bool {
+	return len(types) == 1 && (types[0] == "application/grpc" || strings.HasPrefix(types[0], "application/grpc+") || strings.HasPrefix(types[0], "application/grpc;"))
+}
+
+func (rule *slowRule) whenHolds(q *Request) bool {
+	if rule.when == "" {
+		return true
+	}
+	when := slowWhens[rule.when]
+	if when.http && q.HTTP == nil {
+		return rule.invisible(q)
+	}
+	value, failed := when.eval(q)
+	if failed {
+		return rule.deny()
+	}
+	return value
+}
+
+func (rule *slowRule) asksHTTP() bool {
+	return rule.http != nil || rule.grpc != nil || slowWhens[rule.when].http
+}
+
+// withoutHTTP is the rule with the conditions alone that a connection can meet
+// before there is a request on it.
+func (rule *slowRule) withoutHTTP() *slowRule {
+	rest := *rule
+	rest.http, rest.grpc = nil, nil
+	if slowWhens[rest.when].http {
+		rest.when = ""
+	}
+	return &rest
+}
+
+func (s *slowPolicy) decide(q *Request) (bool, string, Reason) {
+	switch {
+	case s.isRevoked(q.From):
+		return false, "", RevokedFrom
+	case s.isRevoked(q.To):
+		return false, "", RevokedTo
+	case s.isOutside(q.From) || s.isOutside(q.To):
+		return false, "", Ceiling
+	}
+	if ids := s.matching(q, "deny", false); len(ids) > 0 {
+		return false, ids[0], DenyRule
+	}
+	if ids := s.matching(q, "allow", false); len(ids) > 0 {
+		return true, ids[0], AllowRule
+	}
+	return false, "", NoRule
+}
+
+// matching returns the ids of the rules that match, sorted.
+func (s *slowPolicy) matching(q *Request, effect string, shadow bool) []string {
+	var ids []string
+	for i := range s.rules {
+		if rule := &s.rules[i]; rule.effect == effect && rule.shadow == shadow && s.matches(rule, q) {
+			ids = append(ids, rule.id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// answer is the whole decision.
+func (s *slowPolicy) answer(q *Request) Decision {
+	var d Decision
+	d.Allow, d.Rule, d.Reason = s.decide(q)
+	switch d.Reason {
+	case AllowRule:
+		d.Shadow = s.matching(q, "deny", true)
+	case NoRule:
+		d.Shadow = s.matching(q, "allow", true)
+	}
+	d.Shadow = d.Shadow[:min(len(d.Shadow), 8)]
+	return d
+}
+
+// dependsOnHTTP reports whether the requests to come can make a difference: an
+// enforced rule asks for HTTP, and the connection meets all else it asks for.
+func (s *slowPolicy) dependsOnHTTP(q *Request) bool {
+	return slices.ContainsFunc(s.rules, func(rule slowRule) bool {
+		return !rule.shadow && rule.asksHTTP() && s.matches(rule.withoutHTTP(), q)
+	})
+}
+
+// limitsOf returns the limits that apply, by id.
+func (s *slowPolicy) limitsOf(q *Request) []Limit {
+	var limits []Limit
+	for _, l := range s.limits {
+		if q.Direction == Inbound && (l.on == nil || slices.Contains(l.on, q.Listener)) &&
+			s.sideMatches(l.from, subject(q.From)) && s.sideMatches(l.to, subject(q.To)) {
+			limits = append(limits, l.limit())
+		}
+	}
+	slices.SortFunc(limits, func(a, b Limit) int { return strings.Compare(a.ID, b.ID) })
+	return limits
+}
+
+func (l *slowLimit) limit() Limit {
+	out := Limit{ID: l.id, Burst: l.burst, Connections: l.connections}
+	if l.per == "all" {
+		out.Per = PerAll
+	}
+	if l.rps != "" {
+		out.RPS, _ = strconv.ParseFloat(l.rps, 64)
+		if l.burst == 0 {
+			out.Burst = max(1, int(math.Ceil(out.RPS)))
+		}
+	}
+	return out
 }

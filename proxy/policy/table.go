@@ -83,8 +83,28 @@ func (k pairKey) hash() uint64 {
 	return h * 0x94d049bb133111eb >> 20
 }
 
-// outcome is the smallest deny and allow of a pair, by Direction.
-type outcome struct{ deny, allow [2]uint32 }
+// outcome is what becomes of a pair: the smallest deny and allow, by Direction,
+// of rules without further conditions, and where the others are.
+type outcome struct {
+	deny, allow [2]uint32
+	bucket      uint32 // 0: there are none
+}
+
+func emptyOutcome() outcome {
+	return outcome{deny: [2]uint32{none, none}, allow: [2]uint32{none, none}}
+}
+
+func (o *outcome) add(number uint32, r *rule) {
+	smallest := &o.deny
+	if r.allow {
+		smallest = &o.allow
+	}
+	for _, d := range [2]Direction{Inbound, Outbound} {
+		if r.at.has(d) {
+			smallest[d] = min(smallest[d], number)
+		}
+	}
+}
 
 // pairs finds the outcome of a pair.
 type pairs struct{ slots []pairSlot }

@@ -50,15 +50,8 @@ func (all whens) compile(text string, at place) (*when, *Error) {
 // stand below each other in the file, each as far in as the first. That is so
 // for text in one line and for a block that begins with |. Escapes and the
 // lines of folded text are not counted, there the place is near.
-func compileWhen(text string, at place) (w *when, problem *Error) {
+func compileWhen(text string, at place) (*when, *Error) {
 	c := whenCompiler{at: at, when: &when{text: text}}
-	defer func() {
-		// As with YAML: what the library gets wrong must cost the load, not the
-		// process.
-		if p := recover(); p != nil {
-			w, problem = nil, c.problem(common.NewLocation(1, 0), "not a valid condition: the parser gave up on it")
-		}
-	}()
 	if strings.TrimSpace(text) == "" {
 		return nil, c.problem(common.NewLocation(1, 0), "an empty condition; leave when out")
 	}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// policyFiles is -f and -c: where a policy command finds its rule files.
+type policyFiles struct {
+	patterns []string
+	config   string
+}
+
+func (f *policyFiles) register(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVarP(&f.patterns, "file", "f", nil, "a rule file, or a pattern of them in quotes; may be given several times")
+	cmd.Flags().StringVarP(&f.config, "config", "c", "", "take the rule files that this narthex.yaml names")
+}
+
+// expand returns the files.
+func (f *policyFiles) expand() ([]string, error) {
+	switch {
+	case f.config == "" && len(f.patterns) == 0:
+		return nil, usageError{errors.New("no rules: give -f FILE, or -c narthex.yaml")}
+	case f.config != "" && len(f.patterns) > 0:
+		return nil, usageError{errors.New("give -f or -c, not both")}
+	case f.config == "":
+		return policy.Expand(f.patterns...)
+	}
+	c, err := config.Load(f.config)
+	if err != nil {
+		return nil, err
+	}
+	if !c.HasProxy() {
+		return nil, fmt.Errorf("%s has no proxy, and so no rules", f.config)
+	}
+	return c.PolicyFiles()
+}
+
+// read reads the policy; its tests are not run.
+func (f *policyFiles) read() (*policy.Policy, error) {
+	files, err := f.expand()
+	if err != nil {
+		return nil, err
+	}
+	return policy.Read(files...)
+}
+
+// nearRules is how many rules that did not match are shown.
+const nearRules = 5
+
+func newPolicyExplain() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "explain -f POLICY --as ID [--to ID] [--do 'GET /path']",
+		Short: "Say what the rules decide of a request, and why",
+		Long: `Asks the rules what a proxy would ask them, and prints the decision, the rule,
+and of the rules that come nearest which of their conditions do not hold. Without
+--do or --grpc it is asked as on a tcp listener, where HTTP is not visible.
+Exit status: 0 when it is allowed, 1 when it is denied, 2 for a call that cannot
+be made sense of.`,
+		Example: `  narthex policy explain -f rules.yaml --on orders --as spiffe://example.org/ns/shop/sa/web --to spiffe://example.org/ns/shop/sa/orders --do "GET /v1/orders/7"
+  narthex policy explain -c /etc/narthex/narthex.yaml --as unauthenticated --source-ip 10.1.2.3
+  narthex policy explain -f 'policies/*.yaml' --as spiffe://example.org/a --grpc shop.v1.Orders/Get --header x-env=prod --time 2026-01-02T03:00:00Z --format json`,
+	}
+	var files policyFiles
+	var q policy.Question
+	files.register(cmd)
+	f := cmd.Flags()
+	f.StringVar(&q.As, "as", "", "who it comes from: a SPIFFE ID, or unauthenticated (required)")
+	f.StringVar(&q.To, "to", "", "the SPIFFE ID it goes to")
+	f.StringVar(&q.On, "on", "", "the listener's name")
+	f.StringVar(&q.At, "at", "inbound", "the end that is asked: inbound or outbound")
+	f.StringVar(&q.SourceIP, "source-ip", "", "the client's address")
+	f.Uint16Var(&q.Port, "port", 0, "the port of the mTLS side")
+	f.StringVar(&q.SNI, "sni", "", "the TLS server name")
+	f.StringVar(&q.Do, "do", "", "an HTTP request, like 'GET /v1/orders/7'")
+	f.StringVar(&q.Host, "host", "", "the host of the request")
+	f.StringVar(&q.GRPC, "grpc", "", "a gRPC call, like shop.v1.Orders/Get, in place of --do")
+	headers := f.StringArray("header", nil, "a header of the request, name=value; may be given several times")
+	at := f.String("time", "", "when it is asked, like 2026-01-02T09:00:00Z (default now)")
+	format := f.String("format", "text", "text or json")
+	all := f.Bool("all", false, "show every rule that did not match, not the nearest alone")
+	completeWords(cmd, "at", "inbound", "outbound")
+	completeWords(cmd, "format", "text", "json")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *format != "text" && *format != "json" {
+			return usageError{fmt.Errorf("--format %q: want text or json", *format)}
+		}
+		request, err := asked(&q, *headers, *at)
+		if err != nil {
+			return err
+		}
+		rules, err := files.read()
+		if err != nil {
+			return err
+		}
+		e := rules.Explain(request)
+		near := nearRules
+		if *all {
+			near = len(e.Rules)
+		}
+		if *format == "json" {
+			err = explainJSON(cmd.OutOrStdout(), &e, near)
+		} else {
+			explainText(cmd.OutOrStdout(), &e, rules.Limits(request, nil), near)
+		}
+		if err == nil && !e.Decision.Allow {
+			err = exitError{exitFailure}
+		}
+		return err
+	}
+	return cmd
+}
+
+// asked makes the request of flags.
+func asked(q *policy.Question, headers []string, at string) (*policy.Request, error) {
+	q.Time = time.Now()
+	if at != "" {
+		var err error
+		if q.Time, err = time.Parse(time.RFC3339, at); err != nil {
+			return nil, usageError{fmt.Errorf("--time %q: want a time like 2026-01-02T09:00:00Z", at)}
+		}
+	}
+	for _, h := range headers {
+		name, value, ok := strings.Cut(h, "=")
+		if !ok {
+			return nil, usageError{fmt.Errorf("--header %q: want name=value", h)}
+		}
+		q.Headers = append(q.Headers, policy.Header{Name: name, Value: value})
+	}
+	request, err := q.Request()
+	if wrong := (*policy.QuestionError)(nil); errors.As(err, &wrong) {
+		flag := strings.ReplaceAll(strings.TrimSuffix(wrong.Field, "s"), "_", "-") // headers: --header
+		if wrong.Field == "as" {
+			flag = wrong.Field
+		}
+		return nil, usageError{fmt.Errorf("--%s %w", flag, wrong.Err)}
+	}
+	return request, err
+}
+
+func verdict(d *policy.Decision) string {
+	if d.Allow {
+		return "allow"
+	}
+	return "deny"
+}
+
+func explainText(w io.Writer, e *policy.Explanation, limits []*policy.Limit, near int) {
+	fmt.Fprintf(w, "%s: %s\n", verdict(&e.Decision), e.Detail)
+	for _, id := range e.Decision.Shadow {
+		fmt.Fprintf(w, "  shadow rule %q would decide otherwise\n", id)
+	}
+	if e.Decision.Allow {
+		for _, l := range limits {
+			fmt.Fprintf(w, "  limit %q applies: %s\n", l.ID, l)
+		}
+	}
+	for _, n := range e.Rules {
+		if n.Matched && n.ID != e.Decision.Rule {
+			fmt.Fprintf(w, "  also matches: %s\n", ruleName(&n))
+		}
+	}
+	for _, n := range e.Near(near) {
+		fmt.Fprintf(w, "  does not match: %s\n", ruleName(&n))
+		for _, m := range n.Misses {
+			fmt.Fprintf(w, "      %s: %s\n", m.Condition, m.Why)
+		}
+	}
+	if left := len(e.Rules) - near; left > 0 {
+		fmt.Fprintf(w, "  (of %d rules the nearest are shown; --all shows the others)\n", len(e.Rules))
+	}
+}
+
+func ruleName(n *policy.RuleNote) string {
+	effect := "deny"
+	if n.Allow {
+		effect = "allow"
+	}
+	if n.Shadow {
+		effect = "shadow " + effect
+	}
+	return fmt.Sprintf("%s %q (%s:%d:%d)", effect, n.ID, n.File, n.Line, n.Column)
+}
+
+// explanation is the JSON of an explanation.
+type explanation struct {
+	Decision string     `json:"decision"` // allow | deny
+	Rule     string     `json:"rule"`
+	Reason   string     `json:"reason"`
+	Detail   string     `json:"detail"`
+	Shadow   []string   `json:"shadow"`
+	Rules    []ruleJSON `json:"rules"` // those that match, then the nearest that do not
+}
+
+type ruleJSON struct {
+	ID      string     `json:"id"`
+	Effect  string     `json:"effect"`
+	Shadow  bool       `json:"shadow,omitempty"`
+	File    string     `json:"file"`
+	Line    int        `json:"line"`
+	Column  int        `json:"column"`
+	Matched bool       `json:"matched"`
+	Misses  []missJSON `json:"misses,omitempty"`
+}
+
+type missJSON struct {
+	Condition string `json:"condition"`
+	Why       string `json:"why"`
+}
+
+func explainJSON(w io.Writer, e *policy.Explanation, near int) error {
+	out := explanation{
+		Decision: verdict(&e.Decision), Rule: e.Decision.Rule, Reason: e.Decision.Reason.String(), Detail: e.Detail,
+		Shadow: append([]string{}, e.Decision.Shadow...), Rules: []ruleJSON{},
+	}
+	add := func(n *policy.RuleNote) {
+		r := ruleJSON{ID: n.ID, Effect: "deny", Shadow: n.Shadow, File: n.File, Line: n.Line, Column: n.Column, Matched: n.Matched}
+		if n.Allow {
+			r.Effect = "allow"
+		}
+		for _, m := range n.Misses {
+			r.Misses = append(r.Misses, missJSON(m))
+		}
+		out.Rules = append(out.Rules, r)
+	}
+	for i := range e.Rules {
+		if e.Rules[i].Matched {
+			add(&e.Rules[i])
+		}
+	}
+	for _, n := range e.Near(near) {
+		add(&n)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(out)
+}

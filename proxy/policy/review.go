@@ -1,0 +1,310 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Remark is something in a policy that loads, and that its author hardly
+// meant.
+type Remark struct {
+	Kind         string // one of RemarkKinds
+	Rule         string // or group
+	File         string
+	Line, Column int
+	Msg          string
+
+	// Other is the rule, revocation or ceiling that it is about too; its File is
+	// empty where there is none.
+	Other struct {
+		What         string
+		File         string
+		Line, Column int
+	}
+}
+
+// RemarkKinds are the kinds of remarks, each with what it means.
+var RemarkKinds = map[string]string{
+	"unreachable-rule": "an allow that can never decide: a deny, a revocation or a ceiling covers all of it",
+	"duplicate-rule":   "two rules that say the same",
+	"unused-group":     "a group that no rule and no limit names",
+	"incomplete":       "a policy too large to compare all of its rules",
+}
+
+// maxComparisons bounds how many pairs of rules are compared: about a second.
+const maxComparisons = 20_000_000
+
+// Review looks for rules that contradict each other or can never decide, for
+// duplicates, and for groups that nobody names. Remarks come by file, line and
+// column.
+func (p *Policy) Review() []Remark {
+	if p == nil {
+		return nil
+	}
+	v := reviewer{p: p, left: maxComparisons}
+	v.groups()
+	v.duplicates()
+	v.unreachable()
+	slices.SortStableFunc(v.remarks, func(a, b Remark) int {
+		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return v.remarks
+}
+
+type reviewer struct {
+	p       *Policy
+	left    int
+	remarks []Remark
+}
+
+func (v *reviewer) add(kind, name string, at place, what string, other place, format string, args ...any) {
+	r := Remark{Kind: kind, Rule: name, File: at.file, Line: at.line, Column: at.column, Msg: fmt.Sprintf(format, args...)}
+	r.Other.What, r.Other.File, r.Other.Line, r.Other.Column = what, other.file, other.line, other.column
+	v.remarks = append(v.remarks, r)
+}
+
+func (v *reviewer) groups() {
+	for _, g := range v.p.groups {
+		if g.uses == 0 {
+			v.add("unused-group", g.name, g.place, "", place{}, "group %q: no rule and no limit names it", g.name)
+		}
+	}
+}
+
+// duplicates finds rules of the same effect and conditions.
+func (v *reviewer) duplicates() {
+	d := newDigester()
+	seen := make(map[[32]byte]*rule, len(v.p.rules))
+	for i := range v.p.rules {
+		r := &v.p.rules[i]
+		sum := d.sum(func(d *digester) {
+			nameless := *r
+			nameless.id = ""
+			d.rule(&nameless)
+		})
+		if first, ok := seen[sum]; ok {
+			v.add("duplicate-rule", r.id, r.place, fmt.Sprintf("rule %q", first.id), first.place, "rule %q says what rule %q says", r.id, first.id)
+			continue
+		}
+		seen[sum] = r
+	}
+}
+
+// unreachable finds allows that something covers wholly.
+func (v *reviewer) unreachable() {
+	denies := v.denies()
+	for i := range v.p.rules {
+		r := &v.p.rules[i]
+		if !r.allow || r.shadow {
+			continue
+		}
+		if what, at, ok := v.barred(r); ok {
+			v.add("unreachable-rule", r.id, r.place, what, at, "rule %q never allows anything: %s covers all that it is about", r.id, what)
+			continue
+		}
+		for _, d := range denies.candidates(r) {
+			if v.left--; v.left < 0 {
+				v.add("incomplete", "", place{file: v.p.files[0], line: 1, column: 1}, "", place{}, "too many rules to compare each with each: some that never decide may not be named")
+				return
+			}
+			if covers(d, r) {
+				v.add("unreachable-rule", r.id, r.place, fmt.Sprintf("rule %q", d.id), d.place, "rule %q never allows anything: deny %q covers all that it is about", r.id, d.id)
+				break
+			}
+		}
+	}
+}
+
+// barred says what keeps all of an allow's callers, or all whom it lets speak
+// to, from anything.
+func (v *reviewer) barred(r *rule) (what string, at place, ok bool) {
+	for _, side := range []*subjects{&r.from, &r.to} {
+		if !side.given || side.unauthenticated {
+			continue
+		}
+		ok = true
+		for p := range side.all() {
+			w, a, barred := v.bars(p)
+			if ok = ok && barred; !ok {
+				break
+			}
+			what, at = w, a
+		}
+		if ok {
+			return what, at, true
+		}
+	}
+	return "", place{}, false
+}
+
+func (v *reviewer) bars(p Pattern) (what string, at place, barred bool) {
+	for i := range v.p.revoked {
+		if r := &v.p.revoked[i]; r.serial == "" && r.pattern.covers(p) {
+			return "the revocation of " + r.pattern.text, r.place, true
+		}
+	}
+	c := v.p.ceilings[p.TrustDomain()]
+	if c == nil || slices.ContainsFunc(c.patterns, func(inside Pattern) bool { return inside.meets(p) }) {
+		return "", place{}, false
+	}
+	return "the ceiling of " + c.domain, c.place, true
+}
+
+// all yields the patterns of one side of a rule.
+func (s *subjects) all() func(func(Pattern) bool) {
+	return func(yield func(Pattern) bool) {
+		for _, p := range s.patterns {
+			if !yield(p) {
+				return
+			}
+		}
+		for _, g := range s.groups {
+			for _, p := range g.patterns {
+				if !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// denySet finds the denies that may cover an allow.
+type denySet struct {
+	exact map[Pattern][]*rule // by each whole ID that they name as from
+	broad map[string][]*rule  // by trust domain: those with wildcards there
+	all   []*rule             // those without from
+}
+
+// denies gathers the enforced denies without further conditions.
+func (v *reviewer) denies() denySet {
+	s := denySet{exact: map[Pattern][]*rule{}, broad: map[string][]*rule{}}
+	for i := range v.p.rules {
+		r := &v.p.rules[i]
+		if r.allow || r.shadow || r.more != nil {
+			continue
+		}
+		if !r.from.given {
+			s.all = append(s.all, r)
+			continue
+		}
+		for p := range r.from.all() {
+			if p.wild {
+				s.broad[p.TrustDomain()] = append(s.broad[p.TrustDomain()], r)
+			} else {
+				s.exact[p] = append(s.exact[p], r)
+			}
+		}
+	}
+	return s
+}
+
+// candidates returns those that cover what the allow names first, or may.
+func (s *denySet) candidates(r *rule) []*rule {
+	out := s.all
+	for p := range r.from.all() {
+		return slices.Concat(out, s.exact[p], s.broad[p.TrustDomain()])
+	}
+	return out
+}
+
+// covers reports whether a deny without further conditions matches whatever an
+// allow matches.
+func covers(d, a *rule) bool {
+	return d.at&a.at == a.at && coversNames(d.on, a.on) && d.from.covers(&a.from) && d.to.covers(&a.to)
+}
+
+func coversNames(d, a []string) bool {
+	if len(d) == 0 {
+		return true
+	}
+	return len(a) > 0 && !slices.ContainsFunc(a, func(name string) bool { return !slices.Contains(d, name) })
+}
+
+func (s *subjects) covers(a *subjects) bool {
+	switch {
+	case !s.given:
+		return true
+	case !a.given, a.unauthenticated && !s.unauthenticated:
+		return false
+	}
+	for p := range a.all() {
+		covered := false
+		for q := range s.all() {
+			if covered = q.covers(p); covered {
+				break
+			}
+		}
+		if !covered {
+			return false
+		}
+	}
+	return true
+}
+
+// covers reports whether p matches every ID that q matches.
+func (p Pattern) covers(q Pattern) bool {
+	if p.text == "" || q.text == "" || p.TrustDomain() != q.TrustDomain() {
+		return false
+	}
+	mine, its := p.text[p.path:], q.text[q.path:]
+	for top := true; ; top = false {
+		if mine == "" || its == "" {
+			return mine == its
+		}
+		var have, want string
+		have, mine = cutSegment(mine)
+		want, its = cutSegment(its)
+		switch {
+		case have == many:
+			return !top || want != reserved && want != one
+		case want == many, have != one && have != want:
+			return false
+		}
+	}
+}
+
+// meets reports whether there is an ID that both match.
+func (p Pattern) meets(q Pattern) bool {
+	if p.TrustDomain() != q.TrustDomain() {
+		return false
+	}
+	mine, its := p.text[p.path:], q.text[q.path:]
+	for top := true; mine != "" && its != ""; top = false {
+		var a, b string
+		a, mine = cutSegment(mine)
+		b, its = cutSegment(its)
+		switch {
+		case a == many:
+			return !top || b != reserved
+		case b == many:
+			return !top || a != reserved
+		case a != one && b != one && a != b:
+			return false
+		}
+	}
+	return mine == its
+}
+
+// Blind returns the enforced rules that ask for HTTP and may apply at a
+// listener where it is not visible, by id: there a deny matches without what it
+// asks of HTTP, and an inbound allow, which is named only where `on` names the
+// listener, never matches.
+func (p *Policy) Blind(listener string, d Direction) []RuleNote {
+	if p == nil {
+		return nil
+	}
+	var out []RuleNote
+	for i := range p.rules {
+		r := &p.rules[i]
+		if r.shadow || r.more == nil || !r.at.has(d) || len(r.on) > 0 && !slices.Contains(r.on, listener) {
+			continue
+		}
+		if asks, _ := r.more.aboutHTTP(); !asks || r.allow && (d == Outbound || len(r.on) == 0) {
+			continue
+		}
+		out = append(out, RuleNote{ID: r.id, Allow: r.allow, File: r.place.file, Line: r.place.line, Column: r.place.column})
+	}
+	return out
+}

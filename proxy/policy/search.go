@@ -1,0 +1,138 @@
+package policy
+
+import "slices"
+
+// search is one request on its way through the index.
+type search struct {
+	p   *Policy
+	q   *Request
+	hit hit
+
+	shadows  [2]shadows // denies, allows
+	survey   bool       // for Admit: nothing is known of HTTP
+	openDeny bool       // of a survey: a deny that depends on HTTP
+	mayAllow bool       // and an allow
+}
+
+// maxShadows is how many shadow rules of either effect an answer names.
+const maxShadows = 8
+
+// shadows are the smallest shadow rules that matched, sorted.
+type shadows struct {
+	n     int
+	rules [maxShadows]uint32
+}
+
+func (s *shadows) add(number uint32) {
+	list := s.rules[:s.n]
+	at, dup := slices.BinarySearch(list, number)
+	if dup || at == maxShadows {
+		return
+	}
+	if s.n < maxShadows {
+		s.n++
+	}
+	copy(s.rules[at+1:s.n], s.rules[at:])
+	s.rules[at] = number
+}
+
+// wants reports whether the answer could become another one by a rule.
+func (s *search) wants(allow bool, number uint32) bool {
+	if allow {
+		return number < s.hit.allow
+	}
+	return number < s.hit.deny
+}
+
+// found takes in a rule that matched.
+func (s *search) found(number uint32, r *rule) {
+	switch {
+	case r.shadow && r.allow:
+		s.shadows[1].add(number)
+	case r.shadow:
+		s.shadows[0].add(number)
+	case r.allow:
+		s.hit.allow = min(s.hit.allow, number)
+	default:
+		s.hit.deny = min(s.hit.deny, number)
+	}
+}
+
+// try asks the conditions of one rule whose identities and listener are met.
+func (s *search) try(number uint32, byPath bool) bool {
+	r := &s.p.rules[number]
+	if !r.at.has(s.q.Direction) {
+		return false
+	}
+	if s.survey {
+		s.surveyRule(number, r)
+		return false
+	}
+	if !r.meets(s.q, byPath) {
+		return false
+	}
+	s.found(number, r)
+	return true
+}
+
+// surveyRule takes in what a rule may mean for requests that are to come.
+func (s *search) surveyRule(number uint32, r *rule) {
+	if r.shadow {
+		return
+	}
+	a := yes
+	if r.more != nil {
+		a = r.more.ask(s.q, nil, r.allow, false)
+	}
+	switch {
+	case a == yes:
+		s.found(number, r)
+	case a == open && r.allow:
+		s.mayAllow = true
+	case a == open:
+		s.openDeny = true
+	}
+}
+
+// run finds all that matches: rules without further conditions by the index
+// alone, the others in the buckets it leads to.
+func (s *search) run(from, to *identity) {
+	s.hit = hit{none, none}
+	switch {
+	case s.q.Direction > Outbound:
+	case from.overflow || to.overflow:
+		if s.survey {
+			s.scanSurvey()
+		} else {
+			s.scan()
+		}
+	default:
+		s.p.index.search(s, from, to)
+	}
+}
+
+// scanSurvey is scan for Admit.
+func (s *search) scanSurvey() {
+	for i := range s.p.rules {
+		r := &s.p.rules[i]
+		if r.missesEnds(s.q) == met {
+			s.surveyRule(uint32(i), r)
+		}
+	}
+}
+
+// name copies the ids of the shadow rules that would have decided otherwise.
+func (s *search) name(d *Decision) {
+	var would *shadows
+	switch d.Reason {
+	case AllowRule:
+		would = &s.shadows[0]
+	case NoRule:
+		would = &s.shadows[1]
+	default:
+		return
+	}
+	for _, number := range would.rules[:would.n] {
+		d.Shadow = append(d.Shadow, s.p.index.ids[number])
+	}
+}
