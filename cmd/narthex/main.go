@@ -93,10 +93,17 @@ that rules name by SPIFFE ID.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		newDemo(), newRun(), newAgent(), newProxy(), newCheck(),
+		newDemo(), newRun(), newAgent(), newProxy(), newCheck(), newPolicy(),
 		newStatus(), newHealth(), newDevServer(), newVersion(),
 	)
-	for _, c := range root.Commands() {
+	checkArgs(root.Commands())
+	return root
+}
+
+// checkArgs has each command, and those below it, take no arguments where it
+// does not say which, and makes wrong ones a usageError.
+func checkArgs(commands []*cobra.Command) {
+	for _, c := range commands {
 		if c.Args == nil {
 			c.Args = cobra.NoArgs
 		}
@@ -107,8 +114,8 @@ that rules name by SPIFFE ID.`,
 			}
 			return nil
 		}
+		checkArgs(c.Commands())
 	}
-	return root
 }
 
 func newVersion() *cobra.Command {

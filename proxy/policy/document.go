@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -77,21 +78,37 @@ const maxDepth = 32
 // base, which is 0 for a whole file.
 func readNode(file string, base int, data []byte) (n node, problem *Error) {
 	r := reader{file: file, base: base}
-	defer func() {
-		// The library is fed what strangers wrote to disk; a slice index it
-		// gets wrong must cost the load, not the process.
-		if p := recover(); p != nil {
-			n, problem = node{}, &Error{File: file, Line: base + 1, Column: 1, Msg: "not valid YAML: the parser gave up on it"}
-		}
-	}()
-	// Behind a comment the library counts \r and \n for a line each.
-	tokens := lexer.Tokenize(strings.ReplaceAll(string(data), "\r\n", "\n"))
-	if problem = r.checkTokens(tokens); problem != nil {
+	defer r.rescue(&problem)
+	_, body, problem := r.parse(lineFeeds(data))
+	if problem != nil {
 		return node{}, problem
 	}
-	tree, err := parser.Parse(joinColons(tokens), 0, parser.AllowDuplicateMapKey())
+	if body == nil {
+		return node{at: place{file, base + 1, 1}}, nil
+	}
+	return r.node(body)
+}
+
+// rescue makes a panic of the library a problem: it is fed what strangers
+// wrote to disk, and a slice index it gets wrong must cost the load, not the
+// process.
+func (r *reader) rescue(problem **Error) {
+	if p := recover(); p != nil {
+		*problem = r.problem(nil, "not valid YAML: the parser gave up on it")
+	}
+}
+
+// parse returns the tokens of a document, and its tree, nil where it holds
+// nothing.
+func (r *reader) parse(data string) (token.Tokens, ast.Node, *Error) {
+	tokens := lexer.Tokenize(data)
+	if problem := r.checkTokens(tokens); problem != nil {
+		return nil, nil, problem
+	}
+	tokens = joinColons(tokens)
+	tree, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		return node{}, r.syntax(err)
+		return nil, nil, r.syntax(err)
 	}
 	var body ast.Node
 	for _, doc := range tree.Docs {
@@ -99,14 +116,20 @@ func readNode(file string, base int, data []byte) (n node, problem *Error) {
 			continue
 		}
 		if body != nil {
-			return node{}, r.problem(doc.Body.GetToken(), "a second YAML document; a policy file holds one")
+			return nil, nil, r.problem(doc.Body.GetToken(), "a second YAML document; a policy file holds one")
 		}
 		body = doc.Body
 	}
-	if body == nil {
-		return node{at: place{file, base + 1, 1}}, nil
+	return tokens, body, nil
+}
+
+// lineFeeds returns the text with each line ended by \n alone: the lexer
+// counts the line twice where a comment ends with \r\n.
+func lineFeeds(data []byte) string {
+	if bytes.IndexByte(data, '\r') < 0 {
+		return string(data)
 	}
-	return r.node(body)
+	return strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(string(data))
 }
 
 // checkText refuses bytes that no text file holds, so that messages can show
@@ -353,15 +376,9 @@ func (r *reader) block(out node, values []*ast.MappingValueNode) (node, *Error) 
 	out.kind = block
 	out.pairs = make([]pair, 0, len(values))
 	for _, v := range values {
-		key, problem := r.node(v.Key)
+		key, problem := r.key(v.Key)
 		if problem != nil {
 			return node{}, problem
-		}
-		if key.kind == list || key.kind == block {
-			return node{}, r.problem(v.Key.GetToken(), "a key is plain text before a colon")
-		}
-		if key.kind == nothing {
-			key.text = v.Key.GetToken().Value
 		}
 		value, problem := r.node(v.Value)
 		if problem != nil {
@@ -376,4 +393,171 @@ func (r *reader) block(out node, values []*ast.MappingValueNode) (node, *Error) 
 		out.at = out.pairs[0].at
 	}
 	return out, nil
+}
+
+func (r *reader) key(n ast.Node) (node, *Error) {
+	key, problem := r.node(n)
+	switch {
+	case problem != nil:
+		return node{}, problem
+	case key.kind == list || key.kind == block:
+		return node{}, r.problem(n.GetToken(), "a key is plain text before a colon")
+	case key.kind == nothing:
+		key.text = n.GetToken().Value
+	}
+	return key, nil
+}
+
+// readSource parses one document as readNode does, and keeps how it was
+// written. spaced says that an empty line stands above the text.
+func readSource(file string, base int, data []byte, spaced bool) (s *source, problem *Error) {
+	r := sourceReader{reader: reader{file: file, base: base}, index: map[*token.Token]int{}}
+	defer r.rescue(&problem)
+	written := lineFeeds(data)
+	tokens, body, problem := r.parse(written)
+	if problem != nil {
+		return nil, problem
+	}
+	r.lines = strings.Split(written, "\n")
+	r.spaced = spaced
+	s = &source{root: element{at: place{file, base + 1, 1}, last: len(tokens), open: -1}}
+	before := -1
+	for i, t := range tokens {
+		r.index[t] = i
+		switch t.Type {
+		case token.CommentType:
+			s.comments = append(s.comments, r.comment(t, i, before))
+		case token.CollectEntryType:
+		default:
+			before = i
+		}
+	}
+	if body == nil {
+		return s, nil
+	}
+	s.root.at = r.place(body.GetToken())
+	return s, r.value(&s.root, body)
+}
+
+// sourceReader turns tokens and trees of the library into elements.
+type sourceReader struct {
+	reader
+	lines  []string
+	spaced bool // an empty line stands above the first
+	index  map[*token.Token]int
+	seen   int // the last token that an element has
+}
+
+// blank reports whether a line, counted from 1, is empty.
+func (r *sourceReader) blank(line int) bool {
+	if line < 1 || line > len(r.lines) {
+		return line == 0 && r.spaced
+	}
+	return strings.Trim(r.lines[line-1], " \t") == ""
+}
+
+func (r *sourceReader) comment(t *token.Token, i, before int) comment {
+	c := comment{text: "#" + strings.TrimRight(t.Value, " \t"), token: i, before: before, line: t.Position.Line, column: 1}
+	c.spaced = r.blank(c.line - 1)
+	if c.line <= len(r.lines) {
+		line := strings.TrimRight(r.lines[c.line-1], " \t")
+		text := strings.TrimLeft(line, " \t")
+		if c.alone = text == c.text; c.alone {
+			c.column += len(line) - len(text)
+		}
+	}
+	return c
+}
+
+// begin notes where an element begins; the library makes up a token for a
+// value that is left out.
+func (r *sourceReader) begin(e *element, t *token.Token) {
+	i, ok := r.index[t]
+	if !ok {
+		i = r.seen
+	}
+	r.seen = max(r.seen, i)
+	e.first, e.last, e.open = i, i, -1
+	e.line, e.column = t.Position.Line, t.Position.Column
+	e.spaced = r.blank(e.line - 1)
+}
+
+func (r *sourceReader) end(e *element, t *token.Token) {
+	if i, ok := r.index[t]; ok {
+		e.last = max(e.last, i)
+		r.seen = max(r.seen, i)
+	}
+}
+
+// value reads the value of an element.
+func (r *sourceReader) value(e *element, n ast.Node) *Error {
+	switch n := n.(type) {
+	case *ast.SequenceNode:
+		e.kind = list
+		r.brackets(e, n.IsFlowStyle, n.Start)
+		for i, item := range n.Values {
+			t := firstToken(item)
+			if !n.IsFlowStyle {
+				t = n.Entries[i].Start
+			}
+			child := element{item: true}
+			r.begin(&child, t)
+			if problem := r.value(&child, item); problem != nil {
+				return problem
+			}
+			e.add(child)
+		}
+		r.end(e, n.End)
+	case *ast.MappingNode:
+		r.brackets(e, n.IsFlowStyle, n.Start)
+		if problem := r.pairs(e, n.Values); problem != nil {
+			return problem
+		}
+		r.end(e, n.End)
+	case *ast.MappingValueNode:
+		return r.pairs(e, []*ast.MappingValueNode{n})
+	default:
+		scalar, problem := r.node(n)
+		if problem != nil {
+			return problem
+		}
+		e.kind, e.text = scalar.kind, scalar.text
+		r.end(e, n.GetToken())
+		if lines, ok := n.(*ast.LiteralNode); ok && lines.Value != nil {
+			r.end(e, lines.Value.GetToken())
+		}
+	}
+	return nil
+}
+
+func (r *sourceReader) brackets(e *element, flow bool, start *token.Token) {
+	if i, ok := r.index[start]; ok && flow {
+		e.open = i
+	}
+}
+
+func (r *sourceReader) pairs(e *element, values []*ast.MappingValueNode) *Error {
+	e.kind = block
+	for _, v := range values {
+		key, problem := r.key(v.Key)
+		if problem != nil {
+			return problem
+		}
+		child := element{key: key.text}
+		r.begin(&child, v.Key.GetToken())
+		r.end(&child, v.Start)
+		if problem := r.value(&child, v.Value); problem != nil {
+			return problem
+		}
+		e.add(child)
+	}
+	return nil
+}
+
+// firstToken returns where a value in brackets begins.
+func firstToken(n ast.Node) *token.Token {
+	if pair, ok := n.(*ast.MappingValueNode); ok {
+		return pair.Key.GetToken()
+	}
+	return n.GetToken()
 }

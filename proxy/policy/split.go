@@ -29,6 +29,11 @@ type piece struct {
 	at   place  // of the key
 	text []byte
 	base int // lines before it
+
+	// The line of the key, and the comments above it, which the text of the
+	// first piece of a key leaves out; nil in the pieces that follow.
+	intro     []byte
+	introBase int
 }
 
 // split cuts a file into pieces.
@@ -36,12 +41,22 @@ func split(file string, data []byte) ([]piece, *Error) {
 	if len(data) <= wholeSize {
 		return []piece{{text: data}}, nil
 	}
-	s := splitter{file: file, data: data}
+	s := splitter{file: file, data: data, indent: -1}
 	for s.end < len(data) {
 		s.line()
 	}
-	s.cut(len(data), s.lines)
+	if at := s.aboveKey; at.seen && s.key != "" {
+		s.cut(at) // comments at the left edge belong to the file
+		s.key = ""
+	}
+	s.cut(mark{offset: len(data), line: s.lines})
 	return s.pieces, s.problem
+}
+
+// mark is the begin of a line.
+type mark struct {
+	seen         bool
+	offset, line int // line counts from 0
 }
 
 type splitter struct {
@@ -53,31 +68,64 @@ type splitter struct {
 	end   int // of the lines seen
 	lines int // seen
 
-	start, base int    // of the piece under way: its offset, the lines before it
-	key         string // of the section under way, if its value is a block
-	at          place
-	indent      int // of its entries; -1 until the first is seen
-	dash        bool
+	start  mark   // of the piece under way
+	key    string // of the section under way, if its value is a block
+	at     place
+	body   mark // below the line of the key
+	indent int  // of its entries; -1 until the first is seen
+	dash   bool
+
+	intro     []byte // of the section under way, until a piece has it
+	introBase int
+
+	// The first of the comments above the next line that belong to it, if it
+	// is a key at the left edge, or an entry. A cut goes above them.
+	aboveKey, aboveEntry mark
 }
 
 // line takes the next line, and ends the piece under way where one can.
 func (s *splitter) line() {
-	begin, number := s.end, s.lines
-	rest := s.data[begin:]
+	begin := mark{offset: s.end, line: s.lines}
+	rest := s.data[s.end:]
 	if i := bytes.IndexByte(rest, '\n'); i >= 0 {
 		rest = rest[:i+1]
 	}
-	s.end, s.lines = begin+len(rest), number+1
+	s.end, s.lines = s.end+len(rest), s.lines+1
 	content := bytes.TrimLeft(rest, " ")
 	indent := len(rest) - len(content)
-	if content = bytes.TrimRight(content, " \t\r\n"); len(content) == 0 || content[0] == '#' {
+	if content = bytes.TrimRight(content, " \t\r\n"); len(content) == 0 {
 		return
 	}
+	if content[0] == '#' {
+		s.comment(begin, indent)
+		return
+	}
+	s.content(begin, content, indent)
+	s.aboveKey, s.aboveEntry = mark{}, mark{}
+}
+
+// comment notes a line that may be a comment.
+func (s *splitter) comment(begin mark, indent int) {
+	begin.seen = true
+	if indent == 0 && !s.aboveKey.seen {
+		s.aboveKey = begin
+	}
+	if indent <= s.indent && !s.aboveEntry.seen {
+		s.aboveEntry = begin
+	}
+}
+
+func (s *splitter) content(begin mark, content []byte, indent int) {
 	if key, open := topKey(content); key != "" && indent == 0 {
-		s.cut(begin, number)
-		s.key = ""
+		if s.aboveKey.seen {
+			s.cut(s.aboveKey)
+		} else {
+			s.cut(begin)
+		}
+		s.key, s.indent = "", -1
 		if open {
-			s.key, s.at, s.indent = key, place{s.file, number + 1, 1}, -1
+			s.key, s.at = key, place{s.file, begin.line + 1, 1}
+			s.body = mark{offset: s.end, line: s.lines}
 		}
 		return
 	}
@@ -86,30 +134,34 @@ func (s *splitter) line() {
 	}
 	dash := content[0] == '-' && (len(content) == 1 || content[1] == ' ')
 	if s.indent < 0 {
-		// The first entry: the line of the key itself goes, unless comments
-		// or a stray text stand between, which do no harm in the piece.
-		s.start, s.base = begin, number
+		// The first entry: the line of the key itself goes. Comments between
+		// them, or a stray text, do no harm in the piece.
+		s.intro, s.introBase = s.data[s.start.offset:s.body.offset], s.start.line
+		s.start = s.body
 		s.indent, s.dash = indent, dash
 		return
 	}
-	if indent == s.indent && dash == s.dash && begin-s.start >= pieceSize {
-		s.cut(begin, number)
+	if indent == s.indent && dash == s.dash && begin.offset-s.start.offset >= pieceSize {
+		if s.aboveEntry.seen {
+			begin = s.aboveEntry
+		}
+		s.cut(begin)
 	}
 }
 
-// cut ends the piece under way before the given offset and line.
-func (s *splitter) cut(end, line int) {
-	if end > s.start {
-		p := piece{text: s.data[s.start:end], base: s.base}
+// cut ends the piece under way.
+func (s *splitter) cut(at mark) {
+	if at.offset > s.start.offset {
+		p := piece{text: s.data[s.start.offset:at.offset], base: s.start.line}
 		if s.key != "" && s.indent >= 0 {
-			p.key, p.at = s.key, s.at
+			p.key, p.at, p.intro, p.introBase = s.key, s.at, s.intro, s.introBase
 		}
 		if len(p.text) > pieceMax && s.problem == nil {
-			s.problem = &Error{File: s.file, Line: s.base + 1, Column: 1, Msg: fmt.Sprintf("an entry of more than %d MiB; use several", pieceMax>>20)}
+			s.problem = &Error{File: s.file, Line: p.base + 1, Column: 1, Msg: fmt.Sprintf("an entry of more than %d MiB; use several", pieceMax>>20)}
 		}
 		s.pieces = append(s.pieces, p)
 	}
-	s.start, s.base = end, line
+	s.start, s.intro = at, nil
 }
 
 // readPieces reads the pieces of a file and gives them to take in their order,
