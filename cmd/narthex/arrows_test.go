@@ -26,8 +26,10 @@ var rooms = []struct {
 	{"agent/spire", "agent/registry attestor", "the one room that speaks the server's API; it makes calls and runs no loops"},
 	{"agent/endpoint", "agent/registry attestor internal/telemetry", "what the sockets need of the agent is an interface of their own"},
 	{"agent", "agent/endpoint agent/keys agent/registry agent/spire attestor internal/telemetry", "the loop that ties the rooms of the agent together"},
-	{"proxy/policy", "", "a decision depends on the request and the rules, on nothing else"},
+	{"proxy/policy", "proxy/canonical", "a decision depends on the request and the rules, on nothing else"},
+	{"proxy/policy/suggest", "internal/telemetry proxy/canonical proxy/policy", "from what an access log saw to rules and questions: what is decided is the policy's alone"},
 	{"proxy/canonical", "", "the one spelling of what a request asks for: whoever decides and whoever forwards share it, so it knows neither"},
+	{"proxy/policy/importer", "", "reads the files of other products and writes text: what the text means is asked of proxy/policy by the command"},
 	{"proxy/proxyproto", "", "bytes to addresses and back: parses what comes before any proof of who sends it"},
 	{"proxy/upstream", "internal/telemetry", "chooses and dials addresses: it knows nothing of what goes over them, so that every kind of listener can stand on it"},
 	{"proxy/identity", "internal/telemetry internal/watch", "whom to believe is decided by bundles and CRLs alone: it knows nothing of connections and rules"},
@@ -116,6 +118,9 @@ func TestForeignImports(t *testing.T) {
 	for room, may := range map[string][]string{
 		"attestor":     {"golang.org/x/sys/"},
 		"proxy/policy": {"github.com/spiffe/go-spiffe/v2/spiffeid", "github.com/goccy/go-yaml", "cel.dev/cel-go/"},
+		"proxy/policy/importer": {
+			"github.com/spiffe/go-spiffe/v2/spiffeid", "github.com/goccy/go-yaml", "github.com/hashicorp/hcl/hcl",
+		},
 	} {
 		files, err := filepath.Glob(filepath.Join("..", "..", filepath.FromSlash(room), "*.go"))
 		if err != nil {
