@@ -14,7 +14,7 @@ func newPolicy() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
-		newPolicyFmt(), newPolicyTest(), newPolicyExplain(),
+		newPolicyFmt(), newPolicyTest(), newPolicyExplain(), newPolicyImport(),
 	)
 	return cmd
 }

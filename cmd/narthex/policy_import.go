@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/policy/importer"
 )
 
@@ -203,6 +204,9 @@ func readImport(cmd *cobra.Command, name string, limit int64) ([]byte, error) {
 func printImport(cmd *cobra.Command, r *importer.Result, partial bool) error {
 	errOut := cmd.ErrOrStderr()
 	if !r.Refused(partial) {
+		if _, err := policy.Parse("rules", r.Text); err != nil {
+			return fmt.Errorf("the rules that come of it cannot be loaded, so that nothing was printed: %w", err)
+		}
 		if len(r.Refusals) > 0 {
 			fmt.Fprintf(errOut, "%s not imported; the output has them as comments\n", count(len(r.Refusals), "thing"))
 		}

@@ -243,7 +243,7 @@ func (c *catalog) destination(p *piece, n *node, name, namespace *node, keys map
 
 // service checks a name and its namespace.
 func (c *catalog) service(p *piece, s service, at place, path string) bool {
-	problem := ""
+	var problem string
 	switch {
 	case s.name == "":
 		problem = "a name is required"

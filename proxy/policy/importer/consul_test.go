@@ -88,6 +88,7 @@ func TestConsulPrecedence(t *testing.T) {
 			if got, want := strings.Join(bare(r.Text), "\n"), strings.Join(tc.want, "\n"); got != want || r.Refused(false) {
 				t.Errorf("got:\n%s\nwant:\n%s\n%s", got, want, refusals(r))
 			}
+			loads(t, r)
 		})
 	}
 }
@@ -101,11 +102,15 @@ func TestConsulPermissions(t *testing.T) {
 		{"prefix", `{Action = "allow", HTTP { PathPrefix = "/v1" }}`, rule + `when: 'request.path.startsWith("/v1")'`},
 		{"prefix of segments", `{Action = "allow", HTTP { PathPrefix = "/v1/" }}`, rule + `http: {paths: ["/v1/**"]}`},
 		{"methods", `{Action = "allow", HTTP { Methods = ["get", "PUT"] }}`, rule + `http: {methods: [GET, PUT]}`},
-		{"headers", `{Action = "allow", HTTP { Header = [{Name = "X-A", Present = true}, {Name = "x-b", Present = true, Invert = true}, {Name = "x-c", Exact = "1"}] }}`,
-			rule + `http: {headers: {"x-a": present, "x-b": absent}}; when: '"x-c" in request.headers && request.headers["x-c"] == ["1"]'`},
-		{"deny first", `{Action = "deny", HTTP { PathPrefix = "/v2/admin", Methods = ["GET"] }}, {Action = "allow", HTTP { PathPrefix = "/v2/" }}, {Action = "deny", HTTP { PathExact = "/x" }}, {Action = "allow", HTTP { PathExact = "/y" }}`,
+		{
+			"headers", `{Action = "allow", HTTP { Header = [{Name = "X-A", Present = true}, {Name = "x-b", Present = true, Invert = true}, {Name = "x-c", Exact = "1"}] }}`,
+			rule + `http: {headers: {"x-a": present, "x-b": absent}}; when: '"x-c" in request.headers && request.headers["x-c"] == ["1"]'`,
+		},
+		{
+			"deny first", `{Action = "deny", HTTP { PathPrefix = "/v2/admin", Methods = ["GET"] }}, {Action = "allow", HTTP { PathPrefix = "/v2/" }}, {Action = "deny", HTTP { PathExact = "/x" }}, {Action = "allow", HTTP { PathExact = "/y" }}`,
 			rule + `http: {paths: ["/v2/**"]}; when: '!(request.method in ["GET"] && request.path.startsWith("/v2/admin"))'` + "\n" +
-				rule + `http: {paths: ["/y"]}; when: '!(request.method in ["GET"] && request.path.startsWith("/v2/admin") || request.path == "/x")'`},
+				rule + `http: {paths: ["/y"]}; when: '!(request.method in ["GET"] && request.path.startsWith("/v2/admin") || request.path == "/x")'`,
+		},
 		{"deny last", `{Action = "allow", HTTP { PathExact = "/v1" }}, {Action = "deny", HTTP { PathPrefix = "/" }}`, rule + `http: {paths: ["/v1"]}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -114,6 +119,7 @@ func TestConsulPermissions(t *testing.T) {
 			if got := strings.Join(bare(r.Text), "\n"); got != tc.want || r.Refused(false) {
 				t.Errorf("got:\n%s\nwant:\n%s\n%s", got, tc.want, refusals(r))
 			}
+			loads(t, r)
 		})
 	}
 }

@@ -13,8 +13,10 @@ func TestGhostunnel(t *testing.T) {
 	t.Parallel()
 	const server, client = `allow; on: ["inventory"]; from: `, `allow; on: ["inventory"]; at: outbound; from: ["spiffe://example.org/**"]; to: `
 	for _, tc := range []struct{ line, want string }{
-		{"ghostunnel server --listen :8443 --target localhost:8080 --allow-uri spiffe://example.org/a --allow-uri=spiffe://example.org/ns/*/sa/web",
-			server + `["spiffe://example.org/a", "spiffe://example.org/ns/*/sa/web"]`},
+		{
+			"ghostunnel server --listen :8443 --target localhost:8080 --allow-uri spiffe://example.org/a --allow-uri=spiffe://example.org/ns/*/sa/web",
+			server + `["spiffe://example.org/a", "spiffe://example.org/ns/*/sa/web"]`,
+		},
 		{"server --allow-uri-san spiffe://example.org/a/", server + `["spiffe://example.org/a"]`},
 		{"server --allow-uri spiffe://example.org/ns/**", server + `["spiffe://example.org/ns", "spiffe://example.org/ns/**"]`},
 		{"server --allow-uri spiffe://example.org/**", server + `["spiffe://example.org/**", "spiffe://example.org/spire", "spiffe://example.org/spire/**"]`},

@@ -252,7 +252,7 @@ func (r *istioRule) principalPatterns(value string) ([]string, string) {
 func (r *istioRule) suffixPatterns(value string) ([]string, string) {
 	rest, ok := strings.CutPrefix(value, "*/")
 	segments := strings.Split(rest, "/")
-	path := ""
+	var path string
 	switch {
 	case ok && len(segments) == 4 && segments[0] == "ns" && segments[2] == "sa":
 		path = "/" + rest
@@ -355,7 +355,7 @@ func account(r *istioRule, m *match, values []word, not bool, path string) {
 	name := func(value string) (string, string) {
 		ns, sa, ok := strings.Cut(value, "/")
 		if !ok {
-			ns, sa = r.istioPolicy.namespace, value
+			ns, sa = r.namespace, value
 		}
 		path := "/ns/" + ns + "/sa/" + sa
 		if strings.Contains(value, one) || strings.Contains(sa, "/") {

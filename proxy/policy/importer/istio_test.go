@@ -126,6 +126,7 @@ func TestIstioIdentities(t *testing.T) {
 			if got := strings.Join(bare(r.Text), "\n"); got != tc.want || r.Refused(false) {
 				t.Errorf("got  %s\nwant %s\n%s", got, tc.want, refusals(r))
 			}
+			loads(t, r)
 		})
 	}
 }
@@ -157,17 +158,23 @@ func TestIstioRequests(t *testing.T) {
 		{"ports", "ALLOW", `to: [{operation: {ports: ["8080", "9090"]}}]`, allowed + `ports: [8080, 9090]`},
 		{"not ports", "DENY", `to: [{operation: {notPorts: ["8080"]}}]`, denied + `ports: ["1-8079", "8081-65535"]`},
 		{"port twice", "ALLOW", `{to: [{operation: {ports: ["1", "2"]}}], when: [{key: destination.port, notValues: ["2"]}]}`, allowed + `ports: [1]`},
-		{"tcp and http", "ALLOW", `to: [{operation: {ports: ["1"]}}, {operation: {methods: [GET]}}]`,
-			allowed + `ports: [1]; when: 'request.method != ""'` + "\n" + allowed + `http: {methods: [GET]}`},
-		{"header", "ALLOW", `when: [{key: "request.headers[X-Env]", values: [prod, test]}]`,
-			allowed + `when: '("x-env" in request.headers && request.headers["x-env"] == ["prod"] || "x-env" in request.headers && request.headers["x-env"] == ["test"])'`},
+		{
+			"tcp and http", "ALLOW", `to: [{operation: {ports: ["1"]}}, {operation: {methods: [GET]}}]`,
+			allowed + `ports: [1]; when: 'request.method != ""'` + "\n" + allowed + `http: {methods: [GET]}`,
+		},
+		{
+			"header", "ALLOW", `when: [{key: "request.headers[X-Env]", values: [prod, test]}]`,
+			allowed + `when: '("x-env" in request.headers && request.headers["x-env"] == ["prod"] || "x-env" in request.headers && request.headers["x-env"] == ["test"])'`,
+		},
 		{"not header", "DENY", `when: [{key: "request.headers[x-env]", notValues: [prod]}]`, denied + `when: '!("x-env" in request.headers && request.headers["x-env"] == ["prod"])'`},
 		{"header there", "DENY", `when: [{key: "request.headers[x-env]", values: ["*"]}]`, denied + `http: {headers: {"x-env": present}}`},
 		{"header not there", "ALLOW", `when: [{key: "request.headers[x-env]", notValues: ["*"]}]`, allowed + `http: {headers: {"x-env": absent}}`},
 		{"server name", "ALLOW", `when: [{key: connection.sni, values: [a.example, "*.b.example"]}]`, allowed + `sni: ["*.b.example", "a.example"]`},
 		{"server name in a deny", "DENY", `when: [{key: connection.sni, values: [a.example]}]`, denied + `when: 'connection.sni == "a.example"'`},
-		{"principal", "ALLOW", `{from: [{source: {namespaces: [a]}}], when: [{key: source.principal, values: [cluster.local/ns/a/sa/b]}]}`,
-			`allow; from: ["spiffe://example.org/ns/a/sa/b"]; to: ["spiffe://example.org/ns/shop/sa/*"]`},
+		{
+			"principal", "ALLOW", `{from: [{source: {namespaces: [a]}}], when: [{key: source.principal, values: [cluster.local/ns/a/sa/b]}]}`,
+			`allow; from: ["spiffe://example.org/ns/a/sa/b"]; to: ["spiffe://example.org/ns/shop/sa/*"]`,
+		},
 		{"quote", "ALLOW", `when: [{key: "request.headers[x]", values: ["it's \"1\""]}]`, allowed + `when: '"x" in request.headers && request.headers["x"] == ["it''s \"1\""]'`},
 		{"everybody", "ALLOW", ``, strings.TrimSuffix(allowed, "; ")},
 		{"nobody", "DENY", ``, strings.TrimSuffix(denied, "; ")},
@@ -182,6 +189,7 @@ func TestIstioRequests(t *testing.T) {
 			if got := strings.Join(bare(r.Text), "\n"); got != tc.want || r.Refused(false) {
 				t.Errorf("got  %s\nwant %s\n%s", got, tc.want, refusals(r))
 			}
+			loads(t, r)
 		})
 	}
 }

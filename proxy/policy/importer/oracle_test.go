@@ -63,8 +63,12 @@ func (s *istioSource) String() string {
 		key    string
 		values []string
 	}{
-		{"principals", s.principals}, {"namespaces", s.namespaces}, {"serviceAccounts", s.accounts},
-		{"notPrincipals", s.notPrincipals}, {"notNamespaces", s.notNamespaces}, {"notServiceAccounts", s.notAccts},
+		{"principals", s.principals},
+		{"namespaces", s.namespaces},
+		{"serviceAccounts", s.accounts},
+		{"notPrincipals", s.notPrincipals},
+		{"notNamespaces", s.notNamespaces},
+		{"notServiceAccounts", s.notAccts},
 	} {
 		if f.values != nil {
 			parts = append(parts, f.key+": "+jsonList(f.values))
