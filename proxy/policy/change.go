@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"crypto/sha256"
 	"slices"
 	"strings"
 )
@@ -26,12 +25,16 @@ func (p *Policy) Compare(was *Policy) Changes {
 	compare(&c, "", p.rules, was.rules,
 		func(r *rule) string { return r.id },
 		func(a, b *rule) bool {
-			return now.sum(func(d *digester) { d.rule(a) }) == then.sum(func(d *digester) { d.rule(b) })
+			now.rule(a)
+			then.rule(b)
+			return now.sum() == then.sum()
 		})
 	compare(&c, "limit:", p.limits, was.limits,
 		func(l *limit) string { return l.ID },
 		func(a, b *limit) bool {
-			return now.sum(func(d *digester) { d.limit(a) }) == then.sum(func(d *digester) { d.limit(b) })
+			now.limit(a)
+			then.limit(b)
+			return now.sum() == then.sum()
 		})
 	for _, list := range [][]string{c.Added, c.Changed, c.Removed} {
 		slices.Sort(list)
@@ -63,13 +66,6 @@ func compare[T any](c *Changes, prefix string, now, was []T, id func(*T) string,
 			now, was = now[1:], was[1:]
 		}
 	}
-}
-
-// sum is the digest of one rule or limit.
-func (d *digester) sum(digest func(*digester)) [sha256.Size]byte {
-	d.h.Reset()
-	digest(d)
-	return [sha256.Size]byte(d.h.Sum(nil))
 }
 
 // TimeDependent reports whether an answer may change by the passing of time

@@ -25,7 +25,7 @@ type compiler struct {
 	x        index
 	pairs    map[pairKey]outcome
 	atoms    []atom             // by number
-	patterns map[Pattern]uint32 // their atoms
+	patterns []uint32 // their atoms, by number; 0: none yet
 	groups   map[*group]uint32
 	lists    [2]map[string]uint32 // of rules too large to store by pairs, by their sorted members
 	gathered [][]uint32           // rules that share a bucket, by the number in outcome.bucket; from 1
@@ -49,7 +49,7 @@ func compile(p *Policy) index {
 		},
 		pairs:    make(map[pairKey]outcome, len(p.rules)),
 		atoms:    make([]atom, firstAtom, firstAtom+2*uint32(len(p.rules))),
-		patterns: map[Pattern]uint32{},
+		patterns: make([]uint32, p.members),
 		groups:   map[*group]uint32{},
 		lists:    [2]map[string]uint32{{}, {}},
 		gathered: make([][]uint32, 1),
@@ -85,12 +85,12 @@ func (c *compiler) newAtom() uint32 {
 	return uint32(len(c.atoms) - 1)
 }
 
-func (c *compiler) pattern(p Pattern) uint32 {
-	a, ok := c.patterns[p]
-	if !ok {
+func (c *compiler) pattern(p *member) uint32 {
+	a := c.patterns[p.number]
+	if a == 0 {
 		a = c.newAtom()
-		c.atoms[a].pattern = p
-		c.patterns[p] = a
+		c.atoms[a].pattern = p.Pattern
+		c.patterns[p.number] = a
 	}
 	return a
 }

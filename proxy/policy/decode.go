@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 )
 
 const (
@@ -29,7 +30,8 @@ type loader struct {
 	ids      map[string]place // of rules
 	limitIDs map[string]place
 	mentions map[string]Mention
-	patterns map[string]Pattern // by text: each is parsed, and kept, once
+	patterns map[string]*member // by text: each is parsed, and kept, once
+	members  []member           // where the last of them are
 	refs     []groupRef
 	checks   []func() // of what may be in a file not yet read
 	whens    whens
@@ -53,8 +55,10 @@ type groupRef struct {
 func (l *loader) read(file string, data []byte) {
 	if l.groups == nil {
 		l.groups, l.ceilings = map[string]*group{}, map[string]*ceiling{}
-		l.whens = whens{}
-		l.ids, l.limitIDs, l.mentions, l.patterns = map[string]place{}, map[string]place{}, map[string]Mention{}, map[string]Pattern{}
+		// As many rules as the file seems to hold: growing costs as much as reading.
+		n := bytes.Count(data, []byte("effect"))
+		l.rules, l.ids, l.patterns = make([]rule, 0, n), make(map[string]place, n), make(map[string]*member, n)
+		l.limitIDs, l.mentions, l.whens = map[string]place{}, map[string]Mention{}, whens{}
 	}
 	l.counts, l.seen = map[string]int{}, map[string]place{}
 	l.files = append(l.files, file)
@@ -196,16 +200,25 @@ func (l *loader) name(s string, at place, path func() string) bool {
 	return false
 }
 
-func (l *loader) pattern(s string) (Pattern, error) {
-	if p, ok := l.patterns[s]; ok {
-		return p, nil
+func (l *loader) pattern(s string) (*member, error) {
+	if m, ok := l.patterns[s]; ok {
+		return m, nil
 	}
 	p, err := ParsePattern(s)
-	if err == nil {
-		l.patterns[s] = p
+	if err != nil {
+		return nil, err
 	}
-	return p, err
+	if len(l.members) == cap(l.members) {
+		l.members = make([]member, 0, membersAtOnce)
+	}
+	l.members = append(l.members, member{p, uint32(len(l.patterns))})
+	m := &l.members[len(l.members)-1]
+	l.patterns[s] = m
+	return m, nil
 }
+
+// membersAtOnce is for how many patterns memory is taken at a time.
+const membersAtOnce = 256
 
 // group takes in one entry of groups.
 func (l *loader) group(p *pair, path string) {
@@ -366,13 +379,15 @@ func (l *loader) policy() (*Policy, error) {
 	slices.Sort(l.files)
 	slices.SortFunc(l.rules, func(a, b rule) int { return strings.Compare(a.id, b.id) })
 	slices.SortFunc(l.limits, func(a, b limit) int { return strings.Compare(a.ID, b.ID) })
-	p := &Policy{files: l.files, rules: l.rules, limits: l.limits, revoked: l.revoked, ceilings: l.ceilings, groups: l.groups, tests: l.tests}
+	p := &Policy{files: l.files, rules: l.rules, limits: l.limits, revoked: l.revoked, ceilings: l.ceilings, groups: l.groups, tests: l.tests, members: len(l.patterns)}
 	for _, m := range l.mentions {
 		p.listeners = append(p.listeners, m)
 	}
 	slices.SortFunc(p.listeners, func(a, b Mention) int { return cmp.Compare(a.Listener, b.Listener) })
+	var digesting sync.WaitGroup
+	digesting.Go(func() { p.hash = p.digest() })
 	p.index = compile(p)
-	p.hash = p.digest()
+	digesting.Wait()
 	return p, nil
 }
 

@@ -167,7 +167,7 @@ func (l *loader) subjects(s *subjects, ref groupRef, n *node, path func() string
 	if !l.isList(n, path) {
 		return
 	}
-	s.patterns = make([]Pattern, 0, len(n.items))
+	s.patterns = make([]*member, 0, len(n.items))
 	for i := range n.items {
 		item := &n.items[i]
 		itemPath := func() string { return fmt.Sprintf("%s[%d]", path(), i) }

@@ -155,25 +155,25 @@ func (c *Comparison) different() []*rule {
 
 // differentBars are revocations and ceilings.
 func (c *Comparison) differentBars() []*rule {
-	bars := func(p *Policy) map[string][]Pattern {
-		out := map[string][]Pattern{}
+	bars := func(p *Policy) map[string][]*member {
+		out := map[string][]*member{}
 		if p == nil {
 			return out
 		}
 		for i := range p.revoked {
-			if r := &p.revoked[i]; r.serial == "" {
-				out["revoked "+r.pattern.text] = []Pattern{r.pattern}
+			if r := &p.revoked[i]; r.pattern != nil {
+				out["revoked "+r.pattern.text] = []*member{r.pattern}
 			}
 		}
 		for _, ceiling := range p.ceilings {
 			everybody, _ := ParsePattern(scheme + ceiling.domain + "/" + many)
-			out["ceiling "+strings.Join(patternTexts(ceiling.patterns), " ")] = append(slices.Clone(ceiling.patterns), everybody)
+			out["ceiling "+strings.Join(patternTexts(ceiling.patterns), " ")] = append(slices.Clone(ceiling.patterns), &member{Pattern: everybody})
 		}
 		return out
 	}
 	var out []*rule
 	was, is := bars(c.was), bars(c.is)
-	for _, pair := range [][2]map[string][]Pattern{{was, is}, {is, was}} {
+	for _, pair := range [][2]map[string][]*member{{was, is}, {is, was}} {
 		for key, patterns := range pair[0] {
 			if _, ok := pair[1][key]; !ok {
 				side := subjects{given: true, patterns: patterns}

@@ -28,26 +28,44 @@ func (p *Policy) Equal(o *Policy) bool { return p.Hash() == o.Hash() }
 type digester struct {
 	h      hash.Hash
 	groups map[*group]string
+	buf    []byte   // written, and not hashed yet
+	words  []string // room for a set
 }
 
 func (d *digester) text(s string) {
-	var size [8]byte
-	binary.BigEndian.PutUint64(size[:], uint64(len(s)))
-	d.h.Write(size[:])
-	d.h.Write([]byte(s))
+	d.buf = append(binary.BigEndian.AppendUint64(d.buf, uint64(len(s))), s...)
+	d.flush(4096)
+}
+
+func (d *digester) bytes(b ...byte) { d.buf = append(d.buf, b...) }
+
+// flush hashes what was written, if it is that much.
+func (d *digester) flush(least int) {
+	if len(d.buf) >= least {
+		d.h.Write(d.buf)
+		d.buf = d.buf[:0]
+	}
+}
+
+// sum ends the digest and begins the next one.
+func (d *digester) sum() [sha256.Size]byte {
+	d.flush(0)
+	sum := [sha256.Size]byte(d.h.Sum(nil))
+	d.h.Reset()
+	return sum
 }
 
 // set writes texts regardless of order and repetition. It sorts in place.
 func (d *digester) set(texts []string) {
 	slices.Sort(texts)
 	texts = slices.Compact(texts)
-	d.text(string(binary.BigEndian.AppendUint64(nil, uint64(len(texts)))))
+	d.buf = binary.BigEndian.AppendUint64(d.buf, uint64(len(texts)))
 	for _, s := range texts {
 		d.text(s)
 	}
 }
 
-func patternTexts(patterns []Pattern) []string {
+func patternTexts(patterns []*member) []string {
 	texts := make([]string, len(patterns))
 	for i := range patterns {
 		texts[i] = patterns[i].text
@@ -59,16 +77,17 @@ func patternTexts(patterns []Pattern) []string {
 func (d *digester) group(g *group) string {
 	sum, ok := d.groups[g]
 	if !ok {
-		inner := digester{h: sha256.New()}
+		inner := newDigester()
 		inner.set(patternTexts(g.patterns))
-		sum = string(inner.h.Sum(nil))
+		hash := inner.sum()
+		sum = string(hash[:])
 		d.groups[g] = sum
 	}
 	return sum
 }
 
 func (d *digester) subjects(s *subjects) {
-	words := make([]string, 0, len(s.patterns)+len(s.groups)+1)
+	words := d.words[:0]
 	if !s.given {
 		words = append(words, "anyone")
 	}
@@ -82,6 +101,7 @@ func (d *digester) subjects(s *subjects) {
 		words = append(words, groupPrefix+d.group(g))
 	}
 	d.set(words)
+	d.words = words[:0]
 }
 
 func boolByte(set bool) byte {
@@ -96,7 +116,7 @@ func newDigester() *digester { return &digester{h: sha256.New(), groups: map[*gr
 func (d *digester) rule(r *rule) {
 	d.text("rule")
 	d.text(r.id)
-	d.h.Write([]byte{byte(r.at), boolByte(r.allow), boolByte(r.shadow), boolByte(r.more != nil)})
+	d.bytes(byte(r.at), boolByte(r.allow), boolByte(r.shadow), boolByte(r.more != nil))
 	d.set(slices.Clone(r.on))
 	d.subjects(&r.from)
 	d.subjects(&r.to)
@@ -118,7 +138,7 @@ func (d *digester) conditions(c *conditions) {
 		return
 	}
 	d.text("http")
-	d.h.Write([]byte{boolByte(c.http.grpc)})
+	d.bytes(boolByte(c.http.grpc))
 	d.set(slices.Clone(c.http.methods))
 	d.set(words(c.http.hosts))
 	paths := make([]string, len(c.http.paths))
@@ -131,9 +151,10 @@ func (d *digester) conditions(c *conditions) {
 		h := &c.http.headers[i]
 		inner := newDigester()
 		inner.text(h.name)
-		inner.h.Write([]byte{byte(h.want)})
+		inner.bytes(byte(h.want))
 		inner.set(slices.Clone(h.values))
-		headers[i] = string(inner.h.Sum(nil))
+		sum := inner.sum()
+		headers[i] = string(sum[:])
 	}
 	d.set(headers)
 }
@@ -158,7 +179,11 @@ func (p *Policy) digest() [32]byte {
 	var revoked []string
 	for i := range p.revoked {
 		r := &p.revoked[i]
-		revoked = append(revoked, r.pattern.text+" "+r.issuer+" "+r.serial)
+		name := r.issuer + " " + r.serial
+		if r.pattern != nil {
+			name = r.pattern.text
+		}
+		revoked = append(revoked, name)
 	}
 	d.text("revoked")
 	d.set(revoked)
@@ -172,5 +197,5 @@ func (p *Policy) digest() [32]byte {
 		d.text(name)
 		d.set(patternTexts(p.ceilings[name].patterns))
 	}
-	return [32]byte(d.h.Sum(nil))
+	return d.sum()
 }

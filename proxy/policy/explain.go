@@ -69,7 +69,7 @@ func (p *Policy) detail(r *Request, d *Decision) string {
 
 func (p *Policy) revokedDetail(key string, peer *Peer) string {
 	for i := range p.revoked {
-		if v := &p.revoked[i]; v.serial == "" && v.pattern.Match(peer.ID) {
+		if v := &p.revoked[i]; v.pattern != nil && v.pattern.Match(peer.ID) {
 			return fmt.Sprintf("%s %s is revoked by %s (%s)", key, peer.describe(), v.pattern, v.place)
 		}
 	}

@@ -220,6 +220,7 @@ type Policy struct {
 	ceilings   map[string]*ceiling // by trust domain
 	groups     map[string]*group
 	tests      []question
+	members    int // patterns, each once
 	listeners  []Mention
 	index      index
 	hash       [32]byte

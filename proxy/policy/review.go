@@ -79,11 +79,10 @@ func (v *reviewer) duplicates() {
 	seen := make(map[[32]byte]*rule, len(v.p.rules))
 	for i := range v.p.rules {
 		r := &v.p.rules[i]
-		sum := d.sum(func(d *digester) {
-			nameless := *r
-			nameless.id = ""
-			d.rule(&nameless)
-		})
+		nameless := *r
+		nameless.id = ""
+		d.rule(&nameless)
+		sum := d.sum()
 		if first, ok := seen[sum]; ok {
 			v.add("duplicate-rule", r.id, r.place, fmt.Sprintf("rule %q", first.id), first.place, "rule %q says what rule %q says", r.id, first.id)
 			continue
@@ -141,12 +140,12 @@ func (v *reviewer) barred(r *rule) (what string, at place, ok bool) {
 
 func (v *reviewer) bars(p Pattern) (what string, at place, barred bool) {
 	for i := range v.p.revoked {
-		if r := &v.p.revoked[i]; r.serial == "" && r.pattern.covers(p) {
+		if r := &v.p.revoked[i]; r.pattern != nil && r.pattern.covers(p) {
 			return "the revocation of " + r.pattern.text, r.place, true
 		}
 	}
 	c := v.p.ceilings[p.TrustDomain()]
-	if c == nil || slices.ContainsFunc(c.patterns, func(inside Pattern) bool { return inside.meets(p) }) {
+	if c == nil || slices.ContainsFunc(c.patterns, func(inside *member) bool { return inside.meets(p) }) {
 		return "", place{}, false
 	}
 	return "the ceiling of " + c.domain, c.place, true
@@ -156,13 +155,13 @@ func (v *reviewer) bars(p Pattern) (what string, at place, barred bool) {
 func (s *subjects) all() func(func(Pattern) bool) {
 	return func(yield func(Pattern) bool) {
 		for _, p := range s.patterns {
-			if !yield(p) {
+			if !yield(p.Pattern) {
 				return
 			}
 		}
 		for _, g := range s.groups {
 			for _, p := range g.patterns {
-				if !yield(p) {
+				if !yield(p.Pattern) {
 					return
 				}
 			}

@@ -21,10 +21,16 @@ const bothEnds = directions(1<<Inbound | 1<<Outbound)
 
 func (d directions) has(one Direction) bool { return one <= Outbound && d&(1<<one) != 0 }
 
+// member is a pattern that stands in a policy, once however often it is named.
+type member struct {
+	Pattern
+	number uint32 // among those of the policy
+}
+
 // group is a named list of patterns.
 type group struct {
 	name     string
-	patterns []Pattern
+	patterns []*member
 	place    place
 
 	uses int // sides of rules that name it
@@ -34,7 +40,7 @@ type group struct {
 type subjects struct {
 	given           bool // the key is there; without it any peer matches
 	unauthenticated bool
-	patterns        []Pattern
+	patterns        []*member
 	groups          []*group
 }
 
@@ -56,7 +62,7 @@ func (s *subjects) match(p *Peer) bool {
 	return false
 }
 
-func matchAny(patterns []Pattern, p *Peer) bool {
+func matchAny(patterns []*member, p *Peer) bool {
 	for i := range patterns {
 		if patterns[i].Match(p.ID) {
 			return true
@@ -124,7 +130,7 @@ func (r *rule) grants(d Direction) bool { return !r.allow || d == Outbound }
 
 // revocation takes an identity, or one certificate, out of use.
 type revocation struct {
-	pattern        Pattern // zero: a certificate
+	pattern        *member // nil: a certificate
 	issuer, serial string  // normalised
 	place          place
 }
@@ -132,7 +138,7 @@ type revocation struct {
 // ceiling bounds the IDs of one trust domain.
 type ceiling struct {
 	domain   string
-	patterns []Pattern
+	patterns []*member
 	place    place
 }
 
