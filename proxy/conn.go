@@ -253,7 +253,7 @@ func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
 	}
 	way := s.wayFor(c.request.SNI, c.protocol)
 	if way == nil {
-		return nil, refuse("refused", "no route for server name %q and protocol %q, and the listener has no target of its own", c.request.SNI, c.protocol)
+		return nil, refuse("refused", "no route for server name %q and protocol %q, and the listener has no target of its own", record.ServerName, c.protocol)
 	}
 	if len(way.targets) == 1 {
 		record.Destination = way.targets[0]
@@ -469,6 +469,14 @@ func lingerClose(c end) {
 		}
 		read += n
 	}
+}
+
+// portOf returns the port of a TCP address, and 0 of any other.
+func portOf(a net.Addr) uint16 {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return uint16(tcp.Port) //nolint:gosec // a port
+	}
+	return 0
 }
 
 // sourceOf names the accepted connection's far end for the log and for the

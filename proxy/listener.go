@@ -177,6 +177,9 @@ func (l *listener) admit(raw net.Conn) {
 	c := &conn{l: l, down: down, start: time.Now(), began: s, latest: s}
 	c.source, c.request.Source = sourceOf(raw)
 	c.request.Listener, c.request.Direction = l.name, s.Direction
+	if s.Direction == policy.Inbound { // outbound, attach knows
+		c.request.Port = portOf(raw.LocalAddr())
+	}
 	l.accepted.Add(1)
 	l.meters.active.Set(float64(l.active.Add(1)))
 	l.waits(c, false)

@@ -357,6 +357,9 @@ func (c *conn) attach(up net.Conn, target string) bool {
 		return false
 	}
 	c.up, c.target = up, target
+	if c.request.Direction == policy.Outbound {
+		c.request.Port = portOf(up.RemoteAddr())
+	}
 	return true
 }
 

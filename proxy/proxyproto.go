@@ -160,9 +160,6 @@ func (c *conn) found(down end) []proxyproto.TLV {
 	c.mu.Lock()
 	from, to, name := c.request.From.ID, c.request.To.ID, c.request.SNI
 	c.mu.Unlock()
-	if name == invalidServerName {
-		name = ""
-	}
 	return []proxyproto.TLV{
 		proxyproto.Authority(name),
 		proxyproto.ALPN(t.NegotiatedProtocol),

@@ -236,8 +236,15 @@ func (s *settings) everyProtocol() []string {
 	return all
 }
 
-// normalSNI is the server name of a handshake as routes and rules compare it.
-func normalSNI(sni string) string { return strings.ToLower(hostName(sni)) }
+// normalSNI is the server name of a handshake as routes and rules compare it. A
+// name that no host has is none to them: a rule that denies by name holds where
+// there is none.
+func normalSNI(sni string) string {
+	if sni = hostName(sni); sni == invalidServerName {
+		return ""
+	}
+	return strings.ToLower(sni)
+}
 
 // checkRoutes refuses routes that cannot be, protocols that are none, and what
 // is for the other direction.
