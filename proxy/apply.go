@@ -73,6 +73,9 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 	if swapped || len(applied.Changed) > 0 { // a listener's new `expect` asks too
 		applied.count(p.ask(p.table.of(nil)))
 	}
+	if swapped {
+		p.limits.forget()
+	}
 	applied.Generation = p.world.Load().generation
 	p.logApplied(&applied, c.Policy, first, swapped)
 	p.warnOpen(was, p.world.Load(), slices.Concat(plan.added, plan.changed))

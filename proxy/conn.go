@@ -65,6 +65,8 @@ type conn struct {
 	against  string             // why the rules refuse it, though it is kept or drains
 	own      *identity.Identity // what we present on it
 	standing *identity.Standing // the peer's; nil in plaintext
+	metered  bool               // it passed its limits
+	stakes   []stake            // in those of them that count live connections
 
 	deadlines [causes]deadline // when it is ended at the latest
 	moved     time.Time        // when bytes were last seen to have moved
@@ -80,6 +82,7 @@ const (
 	opening phase = iota // nobody known yet: it has not been asked
 	decided              // the peer is known: every change asks it again
 	copying
+	finished // nobody asks it any more
 )
 
 // closing is why a connection ended: one of telemetry.CloseReasons, and the
@@ -160,7 +163,8 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	return c.relay(down, up)
 }
 
-// admit takes the connection's share of its peer's, and asks the policy.
+// admit takes the connection's share of its peer's, and asks the policy and
+// its limits.
 func (c *conn) admit() error {
 	if err := c.takeShare(); err != nil {
 		return err
@@ -375,7 +379,9 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	c.giveShare()
 	c.chosen.Close()
 	c.mu.Lock()
+	c.giveLimits()
 	c.fill(record)
+	c.phase = finished
 	target := cmp.Or(c.target, strings.Join(c.began.targetsFor(c.request.SNI, c.protocol), ", "))
 	ended := closing{reason: "peer"}
 	if c.closing != nil {

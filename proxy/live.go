@@ -114,6 +114,9 @@ func (c *conn) decideNow(now time.Time) error {
 	if !v.ok {
 		return refuse("denied", "%s", v.closing.why)
 	}
+	if err := c.takeLimits(w); err != nil {
+		return err
+	}
 	c.l.proxy.table.schedule(c, c.nextDue())
 	return nil
 }
@@ -188,11 +191,14 @@ const (
 func (c *conn) askNow(now time.Time) (a answer, audit bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.phase == opening || c.closing != nil {
+	if c.phase == opening || c.phase == finished || c.closing != nil {
 		return notAsked, false
 	}
-	w, was := c.l.proxy.world.Load(), c.latest
+	w, was, generation := c.l.proxy.world.Load(), c.latest, c.decision.Generation
 	v := c.judge(w, now)
+	if generation != w.generation {
+		c.moveLimits(w)
+	}
 	audit = c.note(v) && c.outcome == audited
 	c.against = ""
 	if !v.ok {

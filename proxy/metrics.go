@@ -9,8 +9,8 @@ import (
 	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
-// maxRules bounds how many rule ids become values of a metric label; those
-// seen later are counted together as "other".
+// maxRules bounds how many ids of rules, and of limits, become values of a
+// metric label; those seen later are counted together as "other".
 const maxRules = 500
 
 // instruments are the metric families of a proxy.
@@ -24,15 +24,17 @@ type instruments struct {
 	bytes             *telemetry.Family[telemetry.Counter]
 	decisions         *telemetry.Family[telemetry.Counter]
 	plaintext         *telemetry.Family[telemetry.Counter]
+	exceeded          *telemetry.Family[telemetry.Counter]
 	generation        *telemetry.Gauge
 
 	endpoints, healthy              *telemetry.Family[telemetry.Gauge]
 	connectFailures, lookupFailures *telemetry.Family[telemetry.Counter]
 	ejections                       *telemetry.Family[telemetry.Counter]
 
-	mu    sync.Mutex // guards the following
-	rules map[string]struct{}
-	count map[decisionKey]*telemetry.Counter
+	mu     sync.Mutex // guards the following
+	rules  map[string]struct{}
+	limits map[string]struct{}
+	count  map[decisionKey]*telemetry.Counter
 }
 
 type decisionKey struct {
@@ -50,6 +52,7 @@ func newInstruments(m *telemetry.Metrics) *instruments {
 		bytes:             m.Counter("narthex_bytes_total", "Bytes of payload: in from the client to the target, out the other way.", "listener", "direction"),
 		decisions:         m.Counter("narthex_policy_decisions_total", "Decisions on new connections, and later ones that came out otherwise.", "listener", "rule", "decision"),
 		plaintext:         m.Counter("narthex_connections_unauthenticated_total", "Connections in plaintext that came to a decision.", "listener"),
+		exceeded:          m.Counter("narthex_limited_total", "Connections that a limit of the policy refused.", "listener", "limit"),
 		generation:        m.Gauge("narthex_policy_generation", "Generation of the policy in force.").With(),
 		endpoints:         m.Gauge("narthex_upstream_endpoints", "Addresses that a listener's targets have.", "listener"),
 		healthy:           m.Gauge("narthex_upstream_healthy", "Of narthex_upstream_endpoints, those that are neither ejected nor fail their health checks.", "listener"),
@@ -57,6 +60,7 @@ func newInstruments(m *telemetry.Metrics) *instruments {
 		ejections:         m.Counter("narthex_upstream_ejections_total", "Times that an endpoint was ejected for failures in a row.", "listener"),
 		lookupFailures:    m.Counter("narthex_upstream_lookup_failures_total", "Failed lookups of a target's name.", "listener"),
 		rules:             map[string]struct{}{},
+		limits:            map[string]struct{}{},
 		count:             map[decisionKey]*telemetry.Counter{},
 	}
 }
@@ -66,19 +70,34 @@ func (i *instruments) decided(listener, rule string, came outcome) {
 	key := decisionKey{listener, rule, string(came)}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if _, ok := i.rules[rule]; !ok {
-		if len(i.rules) < maxRules {
-			i.rules[rule] = struct{}{}
-		} else {
-			key.rule = "other"
-		}
-	}
+	key.rule = bounded(i.rules, rule)
 	c := i.count[key]
 	if c == nil {
 		c = i.decisions.With(key.listener, key.rule, key.decision)
 		i.count[key] = c
 	}
 	c.Inc()
+}
+
+// limited counts a connection that a limit refused.
+func (i *instruments) limited(listener, limit string) {
+	i.mu.Lock()
+	limit = bounded(i.limits, limit)
+	i.mu.Unlock()
+	i.exceeded.With(listener, limit).Inc()
+}
+
+// bounded returns the label under which an id is counted. Ids come from files,
+// which change, and labels stay.
+func bounded(seen map[string]struct{}, id string) string {
+	if _, ok := seen[id]; ok {
+		return id
+	}
+	if len(seen) >= maxRules {
+		return "other"
+	}
+	seen[id] = struct{}{}
+	return id
 }
 
 // decisionCounts returns what was decided so far, in a stable order.

@@ -18,7 +18,7 @@
 // from there to the access record. On the way proxyproto.go reads who was there
 // before it, hello.go waits for its first words and plaintext.go tells them from
 // TLS, turn.go has its handshake compute in turn, tls.go says with what, share.go
-// counts it among its peer's, live.go decides, and decides again while it lives,
+// counts it among its peer's, live.go decides, limit.go counts what the policy limits, and decides again while it lives,
 // and route.go says where it goes. wire.go and copy.go move its bytes; park.go
 // holds it while there are none. due.go is what time does to it and how it is
 // ended, when table.go says so.
@@ -159,6 +159,7 @@ type Proxy struct {
 	table       *table
 	lot         *lot
 	world       atomic.Pointer[world]
+	limits      *limiter    // of the policy
 	slots       gate        // taken by every connection, beside its listener's
 	draining    atomic.Bool // Run's context has ended
 	upstreams   *upstream.Set
@@ -212,7 +213,7 @@ func New(c Config) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{
-		log: c.Log, access: c.Access, instruments: newInstruments(c.Metrics), table: newTable(), lot: lot,
+		log: c.Log, access: c.Access, instruments: newInstruments(c.Metrics), table: newTable(), lot: lot, limits: newLimiter(time.Now),
 	}
 	p.upstreams = upstream.NewSet(upstream.Options{Log: c.Log, Meters: p.instruments.upstream})
 	p.world.Store(&world{})

@@ -31,9 +31,10 @@ type Access struct {
 	Decision   string // allow | deny | would_deny; empty where it never came to one
 	WouldDeny  string // why the policy refuses it, where the listener only audits
 	Rule       string
-	Shadow     []string
-	Generation uint64 // of the policy that decided last
-	Closed     string // policy | expiry | revoked | drain | peer | error
+	Shadow     []string // rules in shadow that would have decided otherwise
+	Limit      string   // the limit that refused it
+	Generation uint64   // of the policy that decided last
+	Closed     string   // policy | expiry | revoked | drain | peer | error
 
 	Source, Destination  string // ip:port, or unix:/path; the upstream dialled
 	Via                  string // the proxy whose PROXY header named Source
@@ -83,6 +84,7 @@ func (a *Access) AppendJSON(b []byte) []byte {
 		}
 		b = append(b, ']')
 	}
+	b = appendString(b, "narthex.limit", a.Limit)
 	b = appendUint(b, "narthex.policy.generation", a.Generation)
 	b = appendString(b, "narthex.closed", a.Closed)
 	b = appendString(b, "narthex.peer.serial", a.Serial)
@@ -219,6 +221,7 @@ func (a *Access) UnmarshalJSON(data []byte) error {
 		WouldDeny   string        `json:"narthex.would_deny"`
 		Rule        string        `json:"narthex.rule"`
 		Shadow      []string      `json:"narthex.shadow"`
+		Limit       string        `json:"narthex.limit"`
 		Generation  uint64        `json:"narthex.policy.generation"`
 		Closed      string        `json:"narthex.closed"`
 		Serial      string        `json:"narthex.peer.serial"`
@@ -245,7 +248,7 @@ func (a *Access) UnmarshalJSON(data []byte) error {
 	*a = Access{
 		Time: r.Time, Action: r.Action, Outcome: r.Outcome, Reason: r.Reason, Duration: r.Duration,
 		Listener: r.Listener, Direction: r.Direction, From: r.From, To: r.To, Serial: r.Serial,
-		Plaintext: r.Plaintext, WouldDeny: r.WouldDeny, Decision: r.Decision, Rule: r.Rule, Shadow: r.Shadow, Generation: r.Generation, Closed: r.Closed,
+		Plaintext: r.Plaintext, WouldDeny: r.WouldDeny, Decision: r.Decision, Rule: r.Rule, Shadow: r.Shadow, Limit: r.Limit, Generation: r.Generation, Closed: r.Closed,
 		Source: r.Source, Via: r.Via, Port: r.Port, Destination: r.Destination, BytesIn: r.BytesIn, BytesOut: r.BytesOut,
 		TLSVersion: r.TLSVersion, Cipher: r.Cipher, ServerName: r.ServerName, Protocol: r.Protocol,
 	}

@@ -21,7 +21,7 @@ func fullRecord() Access {
 	return Access{
 		Time: time.Date(2026, 1, 2, 3, 4, 5, 678_901_000, time.UTC), Action: "request", Outcome: "failure", Reason: "no rule allows it",
 		Duration: 1500 * time.Microsecond, Listener: "in", Direction: "inbound",
-		From: "spiffe://example.org/a", To: "spiffe://example.org/b", Plaintext: true, WouldDeny: "no rule", Serial: "5fa1", Decision: "deny", Rule: "r", Shadow: []string{"s1", "s2"},
+		From: "spiffe://example.org/a", To: "spiffe://example.org/b", Plaintext: true, WouldDeny: "no rule", Serial: "5fa1", Decision: "deny", Rule: "r", Shadow: []string{"s1", "s2"}, Limit: "l",
 		Generation: 7, Closed: "policy", Source: "10.0.0.1:5000", Destination: "unix:/run/app.sock", BytesIn: 10, BytesOut: 20, Via: "10.0.0.9:6000",
 		TLSVersion: "1.3", Cipher: "TLS_AES_128_GCM_SHA256", ServerName: "b.example.org", Protocol: "h2",
 		HTTP: &AccessHTTP{Method: "GET", Host: "b", Path: "/x", Status: 403, RequestID: "id", UserAgent: "curl"},
@@ -33,7 +33,7 @@ func TestAccessJSON(t *testing.T) {
 	const want = `{"@timestamp":"2026-01-02T03:04:05.678901Z","ecs.version":"8.17.0","event.action":"request","event.outcome":"failure",` +
 		`"event.reason":"no rule allows it","event.duration":1500000,"narthex.listener":"in","narthex.direction":"inbound",` +
 		`"narthex.from":"spiffe://example.org/a","narthex.to":"spiffe://example.org/b","narthex.plaintext":true,"narthex.decision":"deny","narthex.would_deny":"no rule","narthex.rule":"r",` +
-		`"narthex.shadow":["s1","s2"],"narthex.policy.generation":7,"narthex.closed":"policy","narthex.peer.serial":"5fa1",` +
+		`"narthex.shadow":["s1","s2"],"narthex.limit":"l","narthex.policy.generation":7,"narthex.closed":"policy","narthex.peer.serial":"5fa1",` +
 		`"source.address":"10.0.0.1:5000","source.ip":"10.0.0.1","source.port":5000,"source.bytes":10,"narthex.via":"10.0.0.9:6000",` +
 		`"destination.address":"unix:/run/app.sock","destination.bytes":20,"tls.version":"1.3","tls.cipher":"TLS_AES_128_GCM_SHA256",` +
 		`"tls.next_protocol":"h2","tls.client.server_name":"b.example.org","http.request.method":"GET","http.request.id":"id",` +
