@@ -63,6 +63,7 @@ type conn struct {
 	outcome  outcome            // of the decision, as it was counted
 	would    string             // why it would be refused, if its listener did more than audit
 	against  string             // why the rules refuse it, though it is kept or drains
+	shadow   shadow             // of the decision, as it was counted
 	own      *identity.Identity // what we present on it
 	standing *identity.Standing // the peer's; nil in plaintext
 	metered  bool               // it passed its limits

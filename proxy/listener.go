@@ -33,6 +33,7 @@ type listener struct {
 	refusals logLimit
 	audits   logLimit // lines on what only an audit lets pass
 	plains   logLimit // lines on plaintext
+	shadows  logLimit // lines on rules in shadow
 
 	plaintext sources
 	shares    shares

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -142,6 +143,7 @@ func (c *conn) note(v verdict) (news bool) {
 		c.outcome = allowed
 	}
 	c.would = v.would
+	c.noteShadow()
 	if c.outcome == was {
 		return false
 	}
@@ -284,6 +286,7 @@ func (c *conn) judge(w *world, now time.Time) verdict {
 		c.decision = policy.Decision{Generation: w.generation}
 		return verdict{closing: closing{"policy", fmt.Sprintf("its source %s is the word of %s, whom accept_from does not name any more", c.source, c.via)}}
 	}
+	c.decision = policy.Decision{} // noteShadow has the last one's memory
 	w.policy.Decide(&c.request, &c.decision)
 	c.decision.Generation = w.generation
 	if c.decision.Allow {
@@ -394,5 +397,6 @@ func (c *conn) status() (telemetry.ConnectionStatus, bool) {
 	}
 	return telemetry.ConnectionStatus{
 		From: peerName(&c.request.From), To: peerName(&c.request.To), WouldDeny: cmp.Or(c.would, c.against), Source: c.source, Rule: c.decision.Rule, Since: c.start,
+		Shadow: slices.Clone(c.decision.Shadow),
 	}, true
 }

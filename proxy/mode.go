@@ -65,7 +65,8 @@ type outcome string
 const (
 	allowed outcome = "allow"
 	denied  outcome = "deny"
-	audited outcome = "would_deny" // it passes, because its listener only audits
+	audited outcome = "would_deny"  // it passes, because its listener only audits, or the rule is in shadow
+	missed  outcome = "would_allow" // of rules in shadow alone
 )
 
 // warnOpen says of the listeners that come into force, or change, which of

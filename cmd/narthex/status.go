@@ -245,6 +245,9 @@ func printListener(w io.Writer, l *telemetry.ListenerStatus) {
 		if c.WouldDeny != "" {
 			fmt.Fprintf(w, "\twould be refused: %s", c.WouldDeny)
 		}
+		if len(c.Shadow) > 0 {
+			fmt.Fprintf(w, "\totherwise by rules in shadow: %s", strings.Join(c.Shadow, ", "))
+		}
 		fmt.Fprintln(w)
 	}
 }

@@ -90,7 +90,7 @@ type PolicyStatus struct {
 type RuleDecision struct {
 	Listener string `json:"listener"`
 	Rule     string `json:"rule"`     // empty where no rule matched
-	Decision string `json:"decision"` // allow, deny, or would_deny where a listener only audits
+	Decision string `json:"decision"` // allow, deny, would_deny where a listener only audits, would_deny and would_allow of rules in shadow
 	Count    uint64 `json:"count"`
 }
 
@@ -190,4 +190,5 @@ type ConnectionStatus struct {
 	Rule      string    `json:"rule"`
 	Since     time.Time `json:"since"`
 	WouldDeny string    `json:"would_deny,omitempty"` // why the policy refuses it, where its listener only audits, keeps it or lets it drain
+	Shadow    []string  `json:"shadow,omitempty"`     // rules in shadow that would have decided otherwise
 }
