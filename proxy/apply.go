@@ -20,10 +20,12 @@ import (
 
 // Applied is what Apply did.
 type Applied struct {
-	Added, Changed, Removed []string // listeners, by name
-	Asked, Closed           int      // live connections asked again, and ended for it at once
-	Kept                    int      // those that go on for now though the rules refuse them
-	Generation              uint64   // of the policy in force
+	Added, Changed, Removed []string       // listeners, by name
+	Asked, Closed           int            // live connections asked again, and ended for it at once
+	Kept                    int            // those that go on for now though the rules refuse them
+	NowRefused              int            // those that are refused by now, whether ended at once, kept or draining
+	Generation              uint64         // of the policy in force
+	Rules                   policy.Changes // between the policy before and this one
 }
 
 // Apply puts a new configuration in force: listeners are added, changed and
@@ -75,6 +77,7 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 	}
 	if swapped {
 		p.limits.forget()
+		applied.Rules = c.Policy.Compare(was.policy)
 	}
 	applied.Generation = p.world.Load().generation
 	p.logApplied(&applied, c.Policy, first, swapped)
@@ -95,13 +98,31 @@ func (p *Proxy) applyRules(rules *policy.Policy) (applied Applied) {
 		p.mu.Unlock()
 		p.instruments.generation.Set(float64(next.generation))
 		applied.count(p.ask(p.table.of(nil)))
+		applied.Rules = rules.Compare(was.policy)
 	}
 	applied.Generation = p.world.Load().generation
 	p.logApplied(&applied, rules, false, was.policy != rules)
 	return applied
 }
 
-func (a *Applied) count(n asked) { a.Asked, a.Closed, a.Kept = n.all, n.closed, n.kept }
+func (a *Applied) count(n asked) {
+	a.Asked, a.Closed, a.Kept, a.NowRefused = n.all, n.closed, n.kept, n.refused
+}
+
+func (a *Applied) rulesChanged() string {
+	return fmt.Sprintf("%d added, %d changed, %d removed", len(a.Rules.Added), len(a.Rules.Changed), len(a.Rules.Removed))
+}
+
+// maxNamed bounds how many rules a line of the log names.
+const maxNamed = 20
+
+// named is a list of ids for a line of the log.
+func named(ids []string) string {
+	if more := len(ids) - maxNamed; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(ids[:maxNamed], ","), more)
+	}
+	return strings.Join(ids, ",")
+}
 
 // logApplied says what is other than before. The generation is that of the
 // rules: a change of listeners alone does not move it, and does not name it.
@@ -112,9 +133,9 @@ func (p *Proxy) logApplied(a *Applied, rules *policy.Policy, first, swapped bool
 	case first:
 		what = "configuration in force"
 	case swapped && listeners:
-		what = "rules and listeners changed"
+		what = "rules and listeners changed: rules " + a.rulesChanged()
 	case swapped:
-		what = "rules changed"
+		what = "rules changed: " + a.rulesChanged()
 	case listeners:
 		what = "listeners changed"
 	}
@@ -122,16 +143,19 @@ func (p *Proxy) logApplied(a *Applied, rules *policy.Policy, first, swapped bool
 	if swapped {
 		pairs = append(pairs, "generation", a.Generation, "rules", rules.Rules())
 	}
-	for _, list := range []struct {
-		key   string
-		names []string
-	}{{"added", a.Added}, {"changed", a.Changed}, {"removed", a.Removed}} {
-		if len(list.names) > 0 {
-			pairs = append(pairs, list.key, strings.Join(list.names, ","))
+	name := func(key string, ids []string) {
+		if len(ids) > 0 {
+			pairs = append(pairs, key, named(ids))
 		}
 	}
+	name("added", a.Added)
+	name("changed", a.Changed)
+	name("removed", a.Removed)
 	if !first {
-		pairs = append(pairs, "connections_asked", a.Asked, "connections_closed", a.Closed)
+		name("rules_added", a.Rules.Added)
+		name("rules_changed", a.Rules.Changed)
+		name("rules_removed", a.Rules.Removed)
+		pairs = append(pairs, "connections_asked", a.Asked, "connections_refused", a.NowRefused, "connections_closed", a.Closed)
 		if a.Kept > 0 {
 			pairs = append(pairs, "connections_kept", a.Kept)
 		}

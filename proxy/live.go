@@ -185,8 +185,9 @@ type answer int
 const (
 	notAsked answer = iota
 	passes
-	kept // against the rules: on_policy_change keeps it, or drains it
-	killed
+	kept   // against the rules: on_policy_change keeps it, or drains it
+	killed // likewise
+	ended  // for another reason: a target that is not its own any more, a shorter time
 	answers
 )
 
@@ -217,6 +218,8 @@ func (c *conn) askNow(now time.Time) (a answer, audit bool) {
 		c.l.proxy.table.schedule(c, c.nextDue())
 	}
 	switch {
+	case c.closing != nil && c.against == "":
+		return ended, audit
 	case c.closing != nil:
 		return killed, audit
 	case c.against != "":

@@ -37,7 +37,7 @@ func TestPolicyChangeClosesOnlyViolators(t *testing.T) {
 	kept, drained := open("keeps", "/batch"), open("drains", "/batch")
 
 	applied := p.apply(allowWeb)
-	if applied.Asked != 4 || applied.Closed != 1 || applied.Kept != 2 || applied.Generation != 2 {
+	if applied.Asked != 4 || applied.Closed != 1 || applied.Kept != 2 || applied.NowRefused != 3 || applied.Generation != 2 {
 		t.Errorf("applied %+v", applied)
 	}
 	gone(t, batch)

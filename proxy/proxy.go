@@ -336,6 +336,7 @@ const askAtOnce = 64
 // asked counts what became of connections that were asked again.
 type asked struct {
 	all, closed, kept int
+	refused           int // those that are not to be, whatever became of them
 }
 
 // ask asks every given connection again. All CPUs take part: what is refused by
@@ -362,6 +363,8 @@ func (p *Proxy) ask(conns []*conn) asked {
 	take()
 	asking.Wait()
 	n := asked{closed: int(counts[killed].Load()), kept: int(counts[kept].Load())}
+	n.refused = n.closed + n.kept
+	n.closed += int(counts[ended].Load())
 	n.all = int(counts[passes].Load()) + n.closed + n.kept
 	return n
 }

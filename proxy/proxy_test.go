@@ -451,10 +451,10 @@ func TestAppliedIsLogged(t *testing.T) {
 		change func()
 		want   string
 	}{
-		{func() { c.Listeners = append(c.Listeners, inbound("b", "127.0.0.1:1")) }, "listeners changed: added=b connections_asked=0 connections_closed=0\n"},
-		{func() { c.Policy = rulesOf(t, allowAll) }, "rules changed: generation=2 rules=1 connections_asked=0 connections_closed=0\n"},
-		{func() { c.Policy, c.Listeners = rulesOf(t, allowWeb), c.Listeners[:1] }, "rules and listeners changed: generation=3 rules=1 removed=b connections_asked=0 connections_closed=0\n"},
-		{func() {}, "configuration is as it was: connections_asked=0 connections_closed=0\n"},
+		{func() { c.Listeners = append(c.Listeners, inbound("b", "127.0.0.1:1")) }, "listeners changed: added=b connections_asked=0 connections_refused=0 connections_closed=0\n"},
+		{func() { c.Policy = rulesOf(t, allowAll) }, "rules changed: 0 added, 0 changed, 0 removed: generation=2 rules=1 connections_asked=0 connections_refused=0 connections_closed=0\n"},
+		{func() { c.Policy, c.Listeners = rulesOf(t, allowWeb), c.Listeners[:1] }, "rules and listeners changed: rules 0 added, 0 changed, 0 removed: generation=3 rules=1 removed=b connections_asked=0 connections_refused=0 connections_closed=0\n"},
+		{func() {}, "configuration is as it was: connections_asked=0 connections_refused=0 connections_closed=0\n"},
 		{func() { c.Policy = rulesOf(t, denyAll) }, "no rule allows anything: every connection will be refused: generation=4 rules=1 files=test.yaml\n"},
 		{func() {
 			c.Listeners = slices.Clone(c.Listeners)

@@ -92,6 +92,7 @@ type proxyRunner struct {
 	config  *config.Config
 	policy  *policy.Policy
 	problem string // why the newest files are not in force
+	last    *telemetry.ReloadStatus
 }
 
 // run serves until ctx ends and the last connection is gone.
@@ -583,9 +584,11 @@ func (r *proxyRunner) reload(asked bool) {
 	if err == nil && !asked && r.problem == "" && rules == r.policy && reflect.DeepEqual(r.config.Proxy, c.Proxy) {
 		return
 	}
+	var applied proxy.Applied
 	if err == nil {
-		_, err = r.proxy.Apply(r.proxyConfig(c, rules))
+		applied, err = r.proxy.Apply(r.proxyConfig(c, rules))
 	}
+	r.last = reloadStatus(&applied, err)
 	reloads := r.metrics.Counter("narthex_policy_reloads_total", "Reloads of configuration and policy.", "result")
 	if err != nil {
 		reloads.With("error").Inc()
@@ -606,6 +609,18 @@ func (r *proxyRunner) reload(asked bool) {
 		r.log.Warn("these settings take effect at the next start only", "keys", needs)
 	}
 	r.config, r.policy, r.problem = c, rules, ""
+}
+
+// reloadStatus is what a reload came to, for people.
+func reloadStatus(a *proxy.Applied, err error) *telemetry.ReloadStatus {
+	s := &telemetry.ReloadStatus{Time: time.Now(), Result: "ok"}
+	if err != nil {
+		s.Result = "error"
+		return s
+	}
+	s.Added, s.Changed, s.Removed = len(a.Rules.Added), len(a.Rules.Changed), len(a.Rules.Removed)
+	s.Asked, s.Refused, s.Closed = a.Asked, a.NowRefused, a.Closed
+	return s
 }
 
 // followFiles tells those who watch files of other names.
@@ -670,7 +685,7 @@ func (r *proxyRunner) status() telemetry.Status {
 	p := r.proxy.Status()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.Policy.Problem = r.problem
+	p.Policy.Problem, p.Policy.Reload = r.problem, r.last
 	p.Sandbox = r.sandboxStatus()
 	domain := r.config.TrustDomain
 	if domain.IsZero() && len(p.Identities) > 0 { // a proxy alone takes it from its SVID

@@ -197,6 +197,7 @@ func printStatus(w io.Writer, data []byte, format string) error {
 	}
 	if p := s.Proxy; p != nil {
 		fmt.Fprintf(t, "\npolicy\tgeneration %d\t%d rules\n", p.Policy.Generation, p.Policy.Rules)
+		printReload(t, p.Policy.Reload)
 		printSandbox(t, p.Sandbox)
 		for _, problem := range []string{p.Problem, p.Policy.Problem} {
 			if problem != "" {
@@ -286,6 +287,19 @@ func printWays(w io.Writer, l *telemetry.ListenerStatus) {
 			}
 			fmt.Fprintf(w, "  endpoint\t%s\t%s: %s\n", e.Where(), state, cmp.Or(e.Problem, "-"))
 		}
+	}
+}
+
+// printReload says what the last reload came to. A failed one has its problem
+// on a line of its own.
+func printReload(w io.Writer, r *telemetry.ReloadStatus) {
+	switch {
+	case r == nil: // none since start
+	case r.Result != "ok":
+		fmt.Fprintf(w, "last reload\t%s\tfailed\n", r.Time.Format(time.TimeOnly))
+	default:
+		fmt.Fprintf(w, "last reload\t%s\trules: %d added, %d changed, %d removed\tconnections: %d asked, %d refused, %d closed\n",
+			r.Time.Format(time.TimeOnly), r.Added, r.Changed, r.Removed, r.Asked, r.Refused, r.Closed)
 	}
 }
 

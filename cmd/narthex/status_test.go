@@ -2,12 +2,16 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"regexp"
 	"strings"
 	"testing"
+	"text/tabwriter"
 	"time"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy"
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 // TestStatusSaysWhatIsOpen: who reads the status sees which listeners take
@@ -16,7 +20,7 @@ func TestStatusSaysWhatIsOpen(t *testing.T) {
 	data, err := json.Marshal(telemetry.Status{Proxy: &telemetry.ProxyStatus{Listeners: []telemetry.ListenerStatus{{
 		Name: "orders", Mode: "permissive", Enforcement: "audit", WouldDeny: 7, Unauthenticated: 12,
 		Sources:     []telemetry.SourceStatus{{Source: "10.0.0.1", Connections: 11, AtMostOver: 2, Last: time.Now()}, {Source: "unix", Connections: 1, Last: time.Now()}},
-		Connections: []telemetry.ConnectionStatus{{From: "unauthenticated", To: "spiffe://example.org/orders", WouldDeny: "policy: no rule allows it", Since: time.Now()}},
+		Connections: []telemetry.ConnectionStatus{{From: "unauthenticated", To: "spiffe://example.org/orders", WouldDeny: "policy: no rule allows it", Shadow: []string{"a", "b"}, Since: time.Now()}},
 	}, {Name: "closed", Mode: "strict", Enforcement: "enforce"}}}})
 	if err != nil {
 		t.Fatal(err)
@@ -29,10 +33,35 @@ func TestStatusSaysWhatIsOpen(t *testing.T) {
 	for _, want := range []string{
 		" audit rules refuse nothing would have 7 times\n", " permissive takes plaintext too 12 connections of it\n",
 		" plaintext from 10.0.0.1 11 connections (counted too high by at most 2) last 0s ago\n", " plaintext from unix 1 connections last 0s ago\n",
-		" unauthenticated -> spiffe://example.org/orders rule - for 0s would be refused: policy: no rule allows it\n",
+		" unauthenticated -> spiffe://example.org/orders rule - for 0s would be refused: policy: no rule allows it otherwise by rules in shadow: a, b\n",
 	} {
 		if strings.Count(text, want) != 1 {
 			t.Errorf("want once %q in\n%s", want, text)
+		}
+	}
+}
+
+// TestStatusSaysWhatAReloadDid: what the last one came to.
+func TestStatusSaysWhatAReloadDid(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for want, reload := range map[string]*telemetry.ReloadStatus{
+		"last reload 03:04:05 rules: 2 added, 1 changed, 0 removed connections: 9000 asked, 14 refused, 13 closed\n": reloadStatus(&proxy.Applied{
+			Rules: policy.Changes{Added: []string{"a", "b"}, Changed: []string{"c"}}, Asked: 9000, NowRefused: 14, Closed: 13,
+		}, nil),
+		"last reload 03:04:05 failed\n": reloadStatus(&proxy.Applied{Asked: 1}, errors.New("no")),
+		"":                              nil,
+	} {
+		if reload != nil {
+			reload.Time = at
+		}
+		var out strings.Builder
+		w := tabwriter.NewWriter(&out, 0, 8, 2, ' ', 0)
+		printReload(w, reload)
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if got := regexp.MustCompile(` {2,}`).ReplaceAllString(out.String(), " "); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }

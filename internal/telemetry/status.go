@@ -82,8 +82,22 @@ type PolicyStatus struct {
 	LoadedAt   time.Time      `json:"loaded_at,omitzero"`
 	Files      []string       `json:"files,omitempty"`
 	Rules      int            `json:"rules"`
-	Problem    string         `json:"problem,omitempty"` // why the newest files are not in force; empty when they are
+	Problem    string         `json:"problem,omitempty"`     // why the newest files are not in force; empty when they are
+	Reload     *ReloadStatus  `json:"last_reload,omitempty"` // nil: none since start
 	Decisions  []RuleDecision `json:"decisions,omitempty"`
+}
+
+// ReloadStatus is what the last reload of narthex.yaml and rules came to. One
+// that failed has changed nothing.
+type ReloadStatus struct {
+	Time    time.Time `json:"time"`
+	Result  string    `json:"result"` // ok or error
+	Added   int       `json:"rules_added"`
+	Changed int       `json:"rules_changed"`
+	Removed int       `json:"rules_removed"`
+	Asked   int       `json:"connections_asked"`
+	Refused int       `json:"connections_refused"` // of those asked, the ones the new rules refuse
+	Closed  int       `json:"connections_closed"`  // at once; others drain or are kept
 }
 
 // RuleDecision counts the decisions of one rule on one listener.
