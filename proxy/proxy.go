@@ -18,10 +18,10 @@
 // from there to the access record. On the way proxyproto.go reads who was there
 // before it, hello.go waits for its first words and plaintext.go tells them from
 // TLS, turn.go has its handshake compute in turn, tls.go says with what, share.go
-// counts it among its peer's, live.go decides, limit.go counts what the policy limits, and decides again while it lives,
-// and route.go says where it goes. wire.go and copy.go move its bytes; park.go
+// counts it among its peer's, live.go decides, and decides again while it lives,
+// limit.go counts what the policy limits, and route.go says where it goes. wire.go and copy.go move its bytes; park.go
 // holds it while there are none. due.go is what time does to it and how it is
-// ended, when table.go says so.
+// ended, when table.go says so; minute.go asks where rules go by the time.
 //
 // Follow a change: apply.go puts listeners and rules in force as one,
 // handover.go passes the sockets to the process that takes this one's place.
@@ -240,6 +240,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	tables.Go(func() { p.table.run(tableCtx) })
 	tables.Go(p.lot.run)
+	tables.Go(func() { eachMinute(tableCtx, p.askForTime) }) // also for connections that drain
 	defer func() { stopTable(); p.lot.close(); tables.Wait(); p.upstreams.Close() }()
 	p.running = true
 	p.upstreams.Start()
