@@ -481,7 +481,7 @@ func lingerClose(c end) {
 // portOf returns the port of a TCP address, and 0 of any other.
 func portOf(a net.Addr) uint16 {
 	if tcp, ok := a.(*net.TCPAddr); ok {
-		return uint16(tcp.Port) //nolint:gosec // a port
+		return uint16(tcp.Port)
 	}
 	return 0
 }

@@ -53,8 +53,13 @@ func TestLimiterRate(t *testing.T) {
 	}
 	for name, steps := range map[string][]step{
 		"a burst, then the rate": {
-			{0, each(2, 3), web, true}, {0, each(2, 3), web, true}, {0, each(2, 3), web, true}, {0, each(2, 3), web, false},
-			{499 * time.Millisecond, each(2, 3), web, false}, {time.Millisecond, each(2, 3), web, true}, {0, each(2, 3), web, false},
+			{0, each(2, 3), web, true},
+			{0, each(2, 3), web, true},
+			{0, each(2, 3), web, true},
+			{0, each(2, 3), web, false},
+			{499 * time.Millisecond, each(2, 3), web, false},
+			{time.Millisecond, each(2, 3), web, true},
+			{0, each(2, 3), web, false},
 		},
 		"never more than the burst": {
 			{0, each(10, 2), web, true}, {time.Hour, each(10, 2), web, true}, {0, each(10, 2), web, true}, {0, each(10, 2), web, false},
