@@ -268,6 +268,7 @@ log: {level: warn}
 `,
 	"inventory.yaml": `trust_domain: demo.example
 fips: {{.FIPS}}
+data_dir: {{.Dir}}/inventory
 proxy:
   workload_api: {socket: {{.Dir}}/public/api.sock}
   policies: [{{.Dir}}/rules.yaml]
@@ -281,6 +282,7 @@ log: {level: warn}
 `,
 	"orders.yaml": `trust_domain: demo.example
 fips: {{.FIPS}}
+data_dir: {{.Dir}}/orders
 proxy:
   workload_api: {socket: {{.Dir}}/public/api.sock}
   policies: [{{.Dir}}/rules.yaml]
@@ -294,6 +296,7 @@ log: {level: warn}
 `,
 	"reports.yaml": `trust_domain: demo.example
 fips: {{.FIPS}}
+data_dir: {{.Dir}}/reports
 proxy:
   workload_api: {socket: {{.Dir}}/public/api.sock}
   policies: [{{.Dir}}/reports-rules.yaml]

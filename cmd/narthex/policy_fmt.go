@@ -104,7 +104,7 @@ func (f *policyFmt) file(name string) error {
 	case same:
 		return nil
 	}
-	if err := replaceFile(target, formatted); err != nil {
+	if err := rewriteFile(target, formatted); err != nil {
 		return fmt.Errorf("%s: write formatted rules: %w", shown, err)
 	}
 	return nil
@@ -157,9 +157,9 @@ func readBounded(r io.Reader) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(r, policy.MaxSize+1))
 }
 
-// replaceFile puts data in the place of a file at once: who reads it meanwhile
+// rewriteFile puts data in the place of a file at once: who reads it meanwhile
 // has the old or the new, and a crash leaves one of them. Mode and owner stay.
-func replaceFile(name string, data []byte) (err error) {
+func rewriteFile(name string, data []byte) (err error) {
 	info, err := os.Stat(name)
 	if err != nil {
 		return err

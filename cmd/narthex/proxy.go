@@ -84,6 +84,7 @@ type proxyRunner struct {
 	source  identitySource
 	box     *sandbox.Sandbox // nil: proxy.sandbox is off
 	crls    *identity.CRLs
+	good    *lastGood // guarded by mu once the proxy runs
 
 	reloading sync.Mutex // held by a reload, and while the sockets are offered to another process
 
@@ -91,8 +92,10 @@ type proxyRunner struct {
 	proxy   *proxy.Proxy
 	config  *config.Config
 	policy  *policy.Policy
-	problem string // why the newest files are not in force
+	read    []ruleFile // what policy was read from; nil where that is not known
+	problem string     // why the newest files are not in force
 	last    *telemetry.ReloadStatus
+	copied  time.Time // when the copy was made that is in force; zero: the files themselves are
 }
 
 // run serves until ctx ends and the last connection is gone.
@@ -156,6 +159,7 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 		r.place.from.Begun()
 	}
 	warnUnused(r.place.sockets, r.log)
+	r.keepRules()
 	r.logLimits()
 	r.log.Info("proxy starts", "version", version, "fips_module", fipsWords(), "source", r.config.Proxy.Source, "listeners", len(r.config.Proxy.Listeners), "rules", r.policy.Rules())
 	return figures, nil
@@ -315,11 +319,11 @@ func (r *proxyRunner) open(files inherited) error {
 			r.sockets[name] = socket
 		}
 	}
-	rules, err := r.loadPolicy(r.config)
-	if err != nil {
+	r.good = openLastGood(r.config, files, r.log)
+	if err := r.firstRules(); err != nil {
 		return err
 	}
-	r.policy = rules
+	var err error
 	if r.source, err = newSource(r.config.TrustDomain, r.config.Proxy, r.log.Named("identities")); err != nil {
 		return err
 	}
@@ -329,7 +333,7 @@ func (r *proxyRunner) open(files inherited) error {
 	if err != nil {
 		return errors.Join(err, r.source.Close())
 	}
-	p, err := proxy.New(r.proxyConfig(r.config, rules))
+	p, err := proxy.New(r.proxyConfig(r.config, r.policy))
 	if err != nil {
 		return errors.Join(err, r.closeSources())
 	}
@@ -371,23 +375,62 @@ func identityFiles(f *config.Files) identity.FilePaths {
 	return paths
 }
 
+// firstRules loads the rules to start with: those that are configured or, where
+// they cannot be used, the last good ones. One that is to take a running
+// proxy's place fails instead: that one has rules and goes on.
+func (r *proxyRunner) firstRules() error {
+	rules, read, err := r.loadPolicy(r.config)
+	if err == nil {
+		r.policy, r.read = rules, read
+		return nil
+	}
+	if r.place.from != nil {
+		return err
+	}
+	rules, kept, noCopy := r.good.load(purpose(r.config, r.path))
+	if noCopy != nil {
+		if !errors.Is(noCopy, errNoCopy) {
+			r.log.Error("nor can the last good rules be used", "error", noCopy)
+		}
+		return err
+	}
+	r.reloads().With("error").Inc()
+	r.log.Error("the rule files cannot be used: the last good rules are in force until they can be", "kept", kept, "rules", rules.Rules(), "error", err)
+	r.policy, r.copied, r.problem = rules, kept, err.Error()
+	return nil
+}
+
+// reloads counts reloads, and starts that had to go on with the last good rules.
+func (r *proxyRunner) reloads() *telemetry.Family[telemetry.Counter] {
+	return r.metrics.Counter("narthex_policy_reloads_total", "Reloads of configuration and policy.", "result")
+}
+
+// keepRules keeps the rule files in force for the next start. A process whose
+// place was taken leaves that to the one that has it.
+func (r *proxyRunner) keepRules() {
+	if r.copied.IsZero() && !r.proxy.Draining() {
+		r.good.keep(purpose(r.config, r.path), r.read)
+	}
+}
+
 // loadPolicy reads the rule files and warns of rules that name a listener
-// this node does not have.
-func (r *proxyRunner) loadPolicy(c *config.Config) (*policy.Policy, error) {
+// this node does not have. It returns also what it has read.
+func (r *proxyRunner) loadPolicy(c *config.Config) (*policy.Policy, []ruleFile, error) {
 	files, err := c.PolicyFiles()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	read := fingerprint(files)
 	rules, err := policy.Load(files...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, m := range rules.Listeners() {
 		if !hasListener(c, m.Listener) {
 			r.log.Info("a rule names a listener that this node does not have", "listener", m.Listener, "at", fmt.Sprintf("%s:%d:%d", m.File, m.Line, m.Column))
 		}
 	}
-	return rules, nil
+	return rules, read, nil
 }
 
 // upstreamSettings says in the proxy's words how a target is chosen.
@@ -570,6 +613,9 @@ func (r *proxyRunner) files() []string {
 	for _, pattern := range r.config.Proxy.Policies {
 		paths = append(paths, string(pattern)) // its directory is what is watched
 	}
+	if !r.copied.IsZero() {
+		return paths
+	}
 	return append(paths, r.policy.Files()...)
 }
 
@@ -580,7 +626,7 @@ func (r *proxyRunner) reload(asked bool) {
 	defer r.reloading.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c, rules, err := r.readAgain()
+	c, rules, read, err := r.readAgain()
 	if err == nil && !asked && r.problem == "" && rules == r.policy && reflect.DeepEqual(r.config.Proxy, c.Proxy) {
 		return
 	}
@@ -589,9 +635,8 @@ func (r *proxyRunner) reload(asked bool) {
 		applied, err = r.proxy.Apply(r.proxyConfig(c, rules))
 	}
 	r.last = reloadStatus(&applied, err)
-	reloads := r.metrics.Counter("narthex_policy_reloads_total", "Reloads of configuration and policy.", "result")
 	if err != nil {
-		reloads.With("error").Inc()
+		r.reloads().With("error").Inc()
 		// A directory that was replaced looks as before and is another to the
 		// sandbox.
 		if outside := r.box.Admits(sandboxConfig(r.config, r.path)); outside != nil {
@@ -603,12 +648,13 @@ func (r *proxyRunner) reload(asked bool) {
 		r.problem = err.Error()
 		return
 	}
-	reloads.With("ok").Inc()
+	r.reloads().With("ok").Inc()
 	r.followFiles(c)
 	if needs := needsRestart(r.config, c); len(needs) > 0 {
 		r.log.Warn("these settings take effect at the next start only", "keys", needs)
 	}
-	r.config, r.policy, r.problem = c, rules, ""
+	r.config, r.policy, r.read, r.problem, r.copied = c, rules, read, "", time.Time{}
+	r.keepRules()
 }
 
 // reloadStatus is what a reload came to, for people.
@@ -635,25 +681,25 @@ func (r *proxyRunner) followFiles(c *config.Config) {
 
 // readAgain reads the files. Rules that mean what those in force mean are
 // those in force, so that nobody is asked again for nothing.
-func (r *proxyRunner) readAgain() (*config.Config, *policy.Policy, error) {
+func (r *proxyRunner) readAgain() (*config.Config, *policy.Policy, []ruleFile, error) {
 	c, err := config.Load(r.path)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if err := c.ForProxy(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if err := r.box.Admits(sandboxConfig(c, r.path)); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	rules, err := r.loadPolicy(c)
+	rules, read, err := r.loadPolicy(c)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if rules.Equal(r.policy) {
 		rules = r.policy
 	}
-	return c, rules, nil
+	return c, rules, read, nil
 }
 
 // needsRestart names the settings in which two files differ and that are taken
@@ -668,6 +714,7 @@ func needsRestart(was, is *config.Config) []string {
 		{"proxy.workload_api", was.Proxy.WorkloadAPI, is.Proxy.WorkloadAPI},
 		{"proxy.sandbox", was.Proxy.Sandbox, is.Proxy.Sandbox},
 		{"fips", was.FIPS, is.FIPS},
+		{"data_dir", was.DataDir, is.DataDir},
 		{"proxy.user", was.Proxy.User, is.Proxy.User},
 		{"proxy.handover", was.Proxy.Handover, is.Proxy.Handover},
 		{"telemetry", was.Telemetry, is.Telemetry},
@@ -685,7 +732,7 @@ func (r *proxyRunner) status() telemetry.Status {
 	p := r.proxy.Status()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.Policy.Problem, p.Policy.Reload = r.problem, r.last
+	p.Policy.Problem, p.Policy.Reload, p.Policy.LastGood = r.problem, r.last, r.copied
 	p.Sandbox = r.sandboxStatus()
 	domain := r.config.TrustDomain
 	if domain.IsZero() && len(p.Identities) > 0 { // a proxy alone takes it from its SVID

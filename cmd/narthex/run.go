@@ -83,6 +83,12 @@ func runHalves(parent context.Context, c *config.Config, path string) error {
 		return err
 	}
 	defer v.close()
+	if dir, err := lendProxyDir(c, u); err != nil {
+		log.Warn("the proxy does not keep the rules in force, so a restart with rule files that cannot be used fails", "error", err)
+	} else {
+		defer dir.Close()
+		v.proxy.files[proxyDirName] = dir
+	}
 	v.agent.files[statusSocketName] = status
 	v.proxy.files[statusPeerName] = peer
 	return v.run(ctx, kill, hangups)

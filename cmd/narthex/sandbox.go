@@ -26,6 +26,9 @@ func (r *proxyRunner) enterSandbox() {
 	// memory that can be executed. Only builds with cgo have it.
 	net.DefaultResolver.PreferGo = true
 	needs := sandboxConfig(c, r.path)
+	if r.good.dir != "" {
+		needs.Keep = []string{r.good.base}
+	}
 	r.box = sandbox.Enter(needs)
 	r.log.Info("sandboxed", "enforced", strings.Join(r.box.Enforced(), ", "))
 	if missing := r.box.Missing(); len(missing) > 0 {

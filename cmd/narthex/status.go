@@ -197,6 +197,9 @@ func printStatus(w io.Writer, data []byte, format string) error {
 	}
 	if p := s.Proxy; p != nil {
 		fmt.Fprintf(t, "\npolicy\tgeneration %d\t%d rules\n", p.Policy.Generation, p.Policy.Rules)
+		if kept := p.Policy.LastGood; !kept.IsZero() {
+			fmt.Fprintf(t, "last good\trules of %s\tas the rule files cannot be used\n", kept.Format(time.DateTime))
+		}
 		printReload(t, p.Policy.Reload)
 		printSandbox(t, p.Sandbox)
 		for _, problem := range []string{p.Problem, p.Policy.Problem} {

@@ -19,7 +19,7 @@ import "github.com/spiffe/go-spiffe/v2/spiffeid"
 type Config struct {
 	// The SPIFFE trust domain this node belongs to. The agent needs it; a proxy alone takes it from its SVID.
 	TrustDomain spiffeid.TrustDomain `yaml:"trust_domain" example:"example.org"`
-	// Where the agent keeps its own key, its SVID and the bundle. Made with mode 0700 when it is not there; only one agent may use it.
+	// Where the agent keeps its own key, its SVID and the bundle, and the proxy, in `proxy` beneath it, the rules that were last in force. Made with mode 0700 when it is not there; only one agent may use it. A proxy alone keeps something only where this is written.
 	DataDir File `yaml:"data_dir" default:"/var/lib/narthex"`
 	// Runs both halves on Go's FIPS 140-3 module: TLS offers approved algorithms only (no ChaCha20, no plain X25519), and nothing starts where the module cannot be had. `narthex version` names it.
 	FIPS bool `yaml:"fips" default:"false"`

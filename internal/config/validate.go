@@ -36,6 +36,12 @@ func (c *Config) ForProxy() error {
 	return f.err()
 }
 
+// HasDataDir reports whether the file says where data_dir is.
+func (c *Config) HasDataDir() bool {
+	_, said := c.pos["data_dir"]
+	return said
+}
+
 func (c *Config) lackForProxy(f *findings) {
 	if c.Proxy == nil {
 		f.addf("proxy", "the proxy block is missing; it needs at least policies and listeners")

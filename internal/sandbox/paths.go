@@ -17,6 +17,7 @@ import (
 const (
 	mayRead   landlock.AccessFSSet = ll.AccessFSReadFile | ll.AccessFSReadDir
 	mayAppend landlock.AccessFSSet = ll.AccessFSWriteFile | ll.AccessFSMakeReg
+	mayKeep   landlock.AccessFSSet = mayRead | mayAppend | ll.AccessFSRemoveFile
 	mayBind   landlock.AccessFSSet = ll.AccessFSMakeSock | ll.AccessFSRemoveFile
 	onFile    landlock.AccessFSSet = ll.AccessFSReadFile | ll.AccessFSWriteFile // of these, what makes sense for a file
 )
@@ -67,6 +68,9 @@ func (p places) own(c Config) (wide []string) {
 	}
 	for _, path := range c.Sockets {
 		add(filepath.Dir(absolute(path)), mayBind)
+	}
+	for _, dir := range c.Keep {
+		p[absolute(dir)] |= mayKeep
 	}
 	return wide
 }

@@ -33,6 +33,7 @@ type Config struct {
 	Read     []string // files, or patterns of them, that are opened again: their directories, so that files may be replaced by rename and by Kubernetes' ..data links
 	Append   []string // files that are opened again for appending, and made: likewise
 	Sockets  []string // Unix sockets that are bound and removed: likewise
+	Keep     []string // directories in which files are made, read, replaced and removed, and beneath them
 	Connect  []string // Unix sockets that are connected to: only looked at by Check
 	Watched  bool     // leave processes of the same user a way to look at this one, as an agent of that user does to attest it; core files are forbidden all the same
 	LowPorts bool     // keep CAP_NET_BIND_SERVICE, where the process has it
@@ -124,7 +125,7 @@ func (s *Sandbox) Check(c Config) []error {
 		}
 		note(err)
 	}
-	for _, set := range [][]string{c.Append, c.Connect} {
+	for _, set := range [][]string{c.Append, c.Keep, c.Connect} {
 		for _, file := range set {
 			if err := unix.Faccessat(unix.AT_FDCWD, file, unix.W_OK, unix.AT_EACCESS); err != nil {
 				note(&os.PathError{Op: "write to", Path: file, Err: err})

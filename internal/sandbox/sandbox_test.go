@@ -84,6 +84,8 @@ var tries = map[string]func(box *sandbox.Sandbox, dir string) error{
 	"readLog":     func(_ *sandbox.Sandbox, dir string) error { return open(dir + "/logs/access.log") },
 	"symlink":     func(_ *sandbox.Sandbox, dir string) error { return os.Symlink("/etc", dir+"/logs/link") },
 	"moveBetween": func(_ *sandbox.Sandbox, dir string) error { return os.Rename(dir+"/logs/access.log", dir+"/socks/x") },
+	"writeAbove":  func(_ *sandbox.Sandbox, dir string) error { return os.WriteFile(dir+"/keep/new", nil, 0o600) },
+	"dirInKept":   func(_ *sandbox.Sandbox, dir string) error { return os.Mkdir(dir+"/keep/data/new", 0o700) },
 	"ptrace":      func(*sandbox.Sandbox, string) error { return unix.PtraceAttach(os.Getppid()) },
 	"unshare":     func(*sandbox.Sandbox, string) error { return unix.Unshare(unix.CLONE_NEWUSER) },
 	"mount":       func(_ *sandbox.Sandbox, dir string) error { return unix.Mount("x", dir, "tmpfs", 0, "") },
@@ -188,7 +190,7 @@ func statusField(name string) string {
 func world(t *testing.T) (string, sandbox.Config) {
 	t.Helper()
 	dir := t.TempDir()
-	for _, sub := range []string{"read", "logs", "socks", "outside"} {
+	for _, sub := range []string{"read", "logs", "socks", "outside", "keep", "keep/data", "keep/data/below"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o777); err != nil {
 			t.Fatal(err)
 		}
@@ -202,6 +204,7 @@ func world(t *testing.T) (string, sandbox.Config) {
 		Read:    []string{dir + "/read/*"},
 		Append:  []string{dir + "/logs/access.log"},
 		Sockets: []string{dir + "/socks/a.sock"},
+		Keep:    []string{dir + "/keep/data"},
 	}
 }
 
@@ -242,7 +245,7 @@ func TestForbidden(t *testing.T) {
 		"fork":        "operation not permitted",
 		"shadow":      "open /etc/shadow: permission denied",
 		"readOutside": "permission denied", "listOutside": "permission denied", "otherProcess": "permission denied",
-		"writeRead": "permission denied", "writeTmp": "permission denied",
+		"writeRead": "permission denied", "writeTmp": "permission denied", "writeAbove": "permission denied", "dirInKept": "permission denied",
 		"removeLog": "permission denied", "readLog": "permission denied", "symlink": "function not implemented", "moveBetween": "cross-device link|permission denied",
 		"ioUring": "function not implemented", "memfd": "function not implemented", "setuid": "function not implemented",
 		"rawSocket": "operation not permitted", "ping": "operation not permitted", "netfilter": "operation not permitted",
@@ -369,6 +372,7 @@ func ordinary(box *sandbox.Sandbox, dir string) error {
 	}{
 		{"read", func(dir string) error { return open(dir + "/read/file") }},
 		{"log", rotateLog},
+		{"keep", replaceKept},
 		{"listen and dial", listenAndDial},
 		{"threads", manyThreads},
 		{"signals and stacks", signalsAndStacks},
@@ -379,7 +383,7 @@ func ordinary(box *sandbox.Sandbox, dir string) error {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}
-	if errs := box.Check(sandbox.Config{Read: []string{dir + "/read/*"}, Append: []string{dir + "/logs/access.log"}}); len(errs) > 0 {
+	if errs := box.Check(sandbox.Config{Read: []string{dir + "/read/*"}, Append: []string{dir + "/logs/access.log"}, Keep: []string{dir + "/keep/data"}}); len(errs) > 0 {
 		return errors.Join(errs...)
 	}
 	return nil
@@ -392,6 +396,27 @@ func rotateLog(dir string) error {
 	}
 	_, err = f.WriteString("line\n")
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func replaceKept(dir string) error {
+	kept := dir + "/keep/data/below/kept"
+	for range 2 {
+		f, err := os.OpenFile(kept+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		if _, err = f.WriteString("text"); err == nil {
+			err = f.Sync()
+		}
+		if err = errors.Join(err, f.Close(), os.Rename(kept+".new", kept)); err != nil {
+			return err
+		}
+	}
+	entries, err := os.ReadDir(filepath.Dir(kept))
+	if err == nil && len(entries) != 1 {
+		err = fmt.Errorf("it holds %v", entries)
+	}
+	return errors.Join(err, open(kept), os.Remove(kept))
 }
 
 func listenAndDial(dir string) error {

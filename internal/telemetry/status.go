@@ -83,6 +83,7 @@ type PolicyStatus struct {
 	Files      []string       `json:"files,omitempty"`
 	Rules      int            `json:"rules"`
 	Problem    string         `json:"problem,omitempty"`     // why the newest files are not in force; empty when they are
+	LastGood   time.Time      `json:"last_good,omitzero"`    // when the copy in force was made, where the files could not be used at the start
 	Reload     *ReloadStatus  `json:"last_reload,omitempty"` // nil: none since start
 	Decisions  []RuleDecision `json:"decisions,omitempty"`
 }
