@@ -348,7 +348,7 @@ func TestInbound(t *testing.T) {
 			a := p.next()
 			want := telemetry.Access{
 				Time: a.Time, Duration: a.Duration, Source: a.Source, Destination: a.Destination, Cipher: a.Cipher,
-				Action: "connection", Outcome: "success", Reason: "ended by the client", Closed: "peer",
+				Port: c.RemoteAddr().(*net.TCPAddr).AddrPort().Port(), Action: "connection", Outcome: "success", Reason: "ended by the client", Closed: "peer",
 				Listener: "orders", Direction: "inbound", From: "spiffe://example.org/web", To: "spiffe://example.org/orders",
 				Serial: cert.Leaf.SerialNumber.Text(16), Decision: "allow", Rule: "web", Generation: 1,
 				BytesIn: 5, BytesOut: 5, TLSVersion: map[uint16]string{tls.VersionTLS12: "1.2", tls.VersionTLS13: "1.3"}[version],
@@ -452,8 +452,8 @@ func TestAppliedIsLogged(t *testing.T) {
 		want   string
 	}{
 		{func() { c.Listeners = append(c.Listeners, inbound("b", "127.0.0.1:1")) }, "listeners changed: added=b connections_asked=0 connections_refused=0 connections_closed=0\n"},
-		{func() { c.Policy = rulesOf(t, allowAll) }, "rules changed: 0 added, 0 changed, 0 removed: generation=2 rules=1 connections_asked=0 connections_refused=0 connections_closed=0\n"},
-		{func() { c.Policy, c.Listeners = rulesOf(t, allowWeb), c.Listeners[:1] }, "rules and listeners changed: rules 0 added, 0 changed, 0 removed: generation=3 rules=1 removed=b connections_asked=0 connections_refused=0 connections_closed=0\n"},
+		{func() { c.Policy = rulesOf(t, allowAll) }, "rules changed: 1 added, 0 changed, 1 removed: generation=2 rules=1 rules_added=all rules_removed=web connections_asked=0 connections_refused=0 connections_closed=0\n"},
+		{func() { c.Policy, c.Listeners = rulesOf(t, allowWeb), c.Listeners[:1] }, "rules and listeners changed: rules 1 added, 0 changed, 1 removed: generation=3 rules=1 removed=b rules_added=web rules_removed=all connections_asked=0 connections_refused=0 connections_closed=0\n"},
 		{func() {}, "configuration is as it was: connections_asked=0 connections_refused=0 connections_closed=0\n"},
 		{func() { c.Policy = rulesOf(t, denyAll) }, "no rule allows anything: every connection will be refused: generation=4 rules=1 files=test.yaml\n"},
 		{func() {

@@ -22,7 +22,7 @@ func fullRecord() Access {
 		Time: time.Date(2026, 1, 2, 3, 4, 5, 678_901_000, time.UTC), Action: "request", Outcome: "failure", Reason: "no rule allows it",
 		Duration: 1500 * time.Microsecond, Listener: "in", Direction: "inbound",
 		From: "spiffe://example.org/a", To: "spiffe://example.org/b", Plaintext: true, WouldDeny: "no rule", Serial: "5fa1", Decision: "deny", Rule: "r", Shadow: []string{"s1", "s2"}, Limit: "l",
-		Generation: 7, Closed: "policy", Source: "10.0.0.1:5000", Destination: "unix:/run/app.sock", BytesIn: 10, BytesOut: 20, Via: "10.0.0.9:6000",
+		Generation: 7, Closed: "policy", Source: "10.0.0.1:5000", Destination: "unix:/run/app.sock", BytesIn: 10, BytesOut: 20, Via: "10.0.0.9:6000", Port: 8443,
 		TLSVersion: "1.3", Cipher: "TLS_AES_128_GCM_SHA256", ServerName: "b.example.org", Protocol: "h2",
 		HTTP: &AccessHTTP{Method: "GET", Host: "b", Path: "/x", Status: 403, RequestID: "id", UserAgent: "curl"},
 	}
@@ -34,7 +34,7 @@ func TestAccessJSON(t *testing.T) {
 		`"event.reason":"no rule allows it","event.duration":1500000,"narthex.listener":"in","narthex.direction":"inbound",` +
 		`"narthex.from":"spiffe://example.org/a","narthex.to":"spiffe://example.org/b","narthex.plaintext":true,"narthex.decision":"deny","narthex.would_deny":"no rule","narthex.rule":"r",` +
 		`"narthex.shadow":["s1","s2"],"narthex.limit":"l","narthex.policy.generation":7,"narthex.closed":"policy","narthex.peer.serial":"5fa1",` +
-		`"source.address":"10.0.0.1:5000","source.ip":"10.0.0.1","source.port":5000,"source.bytes":10,"narthex.via":"10.0.0.9:6000",` +
+		`"source.address":"10.0.0.1:5000","source.ip":"10.0.0.1","source.port":5000,"source.bytes":10,"narthex.via":"10.0.0.9:6000","server.port":8443,` +
 		`"destination.address":"unix:/run/app.sock","destination.bytes":20,"tls.version":"1.3","tls.cipher":"TLS_AES_128_GCM_SHA256",` +
 		`"tls.next_protocol":"h2","tls.client.server_name":"b.example.org","http.request.method":"GET","http.request.id":"id",` +
 		`"url.domain":"b","url.path":"/x","user_agent.original":"curl","http.response.status_code":403}`
