@@ -35,7 +35,7 @@ var rooms = []struct {
 	{"proxy/identity", "internal/telemetry internal/watch", "whom to believe is decided by bundles and CRLs alone: it knows nothing of connections and rules"},
 	{"proxy", "proxy/identity proxy/policy proxy/proxyproto proxy/upstream internal/telemetry", "parses what strangers send: it never shares a process with the agent, which holds every workload's key"},
 	{"internal/config", "", "the file and its types; what they mean to a half is wired in cmd/narthex"},
-	{"internal/config/gen", "internal/config", "makes the reference and the schema from the types; only `go generate` and a test run it"},
+	{"internal/config/gen", "internal/config proxy/policy", "makes the reference and the schemas from the types and the keys; only `go generate` and a test run it"},
 	{"internal/handover", "", "passes sockets from one process to the next, and knows nothing of what they are for"},
 	{"internal/testca", "", "certificates for tests: only they import it"},
 	{"internal/watch", "", "tells that files may have changed, and knows nothing of what is in them"},

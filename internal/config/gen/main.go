@@ -2,7 +2,8 @@
 // reference docs/configuration.md and the JSON Schema
 // docs/narthex.schema.json. Both come from the types, tags and comments of
 // internal/config/types.go, so they cannot say anything else than the
-// decoder. Run it with
+// decoder. It also writes the JSON Schema of rule files, which comes from the
+// keys in proxy/policy/language.go, into docs/policy.schema.json. Run it with
 //
 //	go generate ./internal/config/gen
 //
@@ -20,6 +21,7 @@ import (
 	"strings"
 
 	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 //go:generate go run .
@@ -54,9 +56,14 @@ func generate() (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	rules, err := policy.Schema()
+	if err != nil {
+		return nil, err
+	}
 	return map[string][]byte{
 		"configuration.md":    reference(root),
 		"narthex.schema.json": schema,
+		"policy.schema.json":  rules,
 	}, nil
 }
 
