@@ -10,10 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-
-	"github.com/spf13/cobra"
 
 	"github.com/narthex-id/narthex/proxy/policy"
 )
@@ -41,14 +38,7 @@ func ruleExamples(t *testing.T) (all []ruleExample) {
 	return all
 }
 
-// whenWorks reports whether this build knows CEL.
-var whenWorks = sync.OnceValue(func() (ok bool) {
-	defer func() { ok = recover() == nil }()
-	_, _ = policy.Parse("when.yaml", []byte("version: 1\nrules: [{id: a, effect: deny, when: 'true'}]"))
-	return
-})
-
-// writeRules writes the examples, but for those that this build cannot read.
+// writeRules writes the examples.
 func writeRules(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -80,9 +70,6 @@ func TestRuleExamples(t *testing.T) {
 		policies[key] = append(policies[key], file)
 	}
 	for name, files := range policies {
-		if !whenWorks() && slices.ContainsFunc(files, func(file string) bool { return hasWhen(t, file) }) {
-			continue
-		}
 		_, err := policy.Load(files...)
 		if broken := filepath.Base(name) == "broken.yaml"; broken != (err != nil) {
 			t.Errorf("%s: %v", name, err)
@@ -90,22 +77,9 @@ func TestRuleExamples(t *testing.T) {
 	}
 }
 
-func hasWhen(t *testing.T, file string) bool {
-	t.Helper()
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Contains(string(text), "\n    when: ")
-}
-
 // TestDocumentedSemantics asks what the tables of docs/rules.md answer.
 func TestDocumentedSemantics(t *testing.T) {
-	files := []string{"testdata/semantics.yaml"}
-	if whenWorks() {
-		files = append(files, "testdata/semantics-when.yaml")
-	}
-	for _, file := range files {
+	for _, file := range []string{"testdata/semantics.yaml", "testdata/semantics-when.yaml"} {
 		if _, err := policy.Load(file); err != nil {
 			t.Error(err)
 		}
@@ -159,12 +133,9 @@ func runShown(t *testing.T, line string) (out string, ok bool) {
 	if len(args) < 2 || args[0] != "narthex" {
 		t.Fatalf("%q is no command of narthex", line)
 	}
-	root := withPolicy(newRoot())
+	root := newRoot()
 	if found, _, err := root.Find(args[1:]); err != nil || found.HasSubCommands() {
 		t.Errorf("%s: there is no such command", line)
-		return "", false
-	}
-	if !whenWorks() && slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "policies/") }) {
 		return "", false
 	}
 	var both bytes.Buffer
@@ -177,21 +148,6 @@ func runShown(t *testing.T, line string) (out string, ok bool) {
 		}
 	}
 	return both.String(), true
-}
-
-// withPolicy adds the commands of this build that no parent has yet.
-func withPolicy(root *cobra.Command) *cobra.Command {
-	parent, _, err := root.Find([]string{"policy"})
-	if err != nil {
-		parent = &cobra.Command{Use: "policy"}
-		root.AddCommand(parent)
-	}
-	for _, cmd := range []*cobra.Command{newPolicyTest(), newPolicyExplain()} {
-		if !slices.ContainsFunc(parent.Commands(), func(c *cobra.Command) bool { return c.Name() == cmd.Name() }) {
-			parent.AddCommand(cmd)
-		}
-	}
-	return root
 }
 
 // shellWords parts a line as a shell does that knows quotes alone.
@@ -245,9 +201,6 @@ func TestDocumentedPaths(t *testing.T) {
 // TestDocumentedConditions compiles every name and expression in the tables
 // about when.
 func TestDocumentedConditions(t *testing.T) {
-	if !whenWorks() {
-		return
-	}
 	_, section, _ := strings.Cut(readPage(t, "docs/rules.md"), "\n### When\n")
 	section, _, _ = strings.Cut(section, "\n| bound |")
 	tried := 0

@@ -24,7 +24,7 @@ const (
 type compiler struct {
 	x        index
 	pairs    map[pairKey]outcome
-	atoms    []atom             // by number
+	atoms    []atom   // by number
 	patterns []uint32 // their atoms, by number; 0: none yet
 	groups   map[*group]uint32
 	lists    [2]map[string]uint32 // of rules too large to store by pairs, by their sorted members

@@ -198,7 +198,7 @@ func commentsOf(data []byte) []string {
 
 // sorted takes the places out of a tree, and puts the keys of blocks in order.
 func sorted(n node) node {
-	n.at = place{}
+	n.at, n.down, n.right = place{}, 0, 0
 	n.items, n.pairs = slices.Clone(n.items), slices.Clone(n.pairs)
 	for i := range n.items {
 		n.items[i] = sorted(n.items[i])

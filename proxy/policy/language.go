@@ -36,7 +36,7 @@ var (
 		{"not_source_ip", "Addresses or networks the client is not in; inbound.", listOf(like(networkText))},
 		{"ports", "Ports of the mTLS side, or ranges: accepted on at the inbound end, dialled at the outbound one.", listOf(either(whole(maxPort), like(portsText)))},
 		{"sni", "TLS server names; *.suffix stands for one label or more.", listOf(like(serverNameText))},
-		{"when", "A CEL expression that must be true.", upTo(maxWhenText)},
+		{"when", "A CEL expression that must be true.", upTo(maxWhen)},
 	}
 	httpKeys = []key{
 		{"methods", "Methods, compared letter by letter.", listOf(like(methodText))},

@@ -114,10 +114,7 @@ const (
 	hexText        = `^\s*(0[xX])?[0-9A-Fa-f]+(:[0-9A-Fa-f]+)*\s*$`
 )
 
-const (
-	maxPort     = 1<<16 - 1
-	maxWhenText = 4 << 10 // characters
-)
+const maxPort = 1<<16 - 1
 
 // Types of JSON Schema.
 const (
