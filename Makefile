@@ -46,6 +46,7 @@ lint: check-go ## Formatting, vet, linters, go.mod tidiness, generated files
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) mod tidy -diff
 	$(GO) vet -tags integration ./...
+	cd integration/bench/policypeers && $(GO) mod tidy -diff && $(GO) vet ./...
 	"$$(integration/tools/install.sh lint)/golangci-lint" run --build-tags integration
 
 .PHONY: generate
@@ -57,8 +58,9 @@ fuzz: check-go ## Run every fuzz target for FUZZTIME (30s)
 	integration/fuzz.sh $(or $(FUZZTIME),30s)
 
 .PHONY: bench
-bench: check-test build ## Measure beside nginx, haproxy, ghostunnel and spire-agent; writes docs/benchmarks.md
+bench: check-test build ## Measure beside nginx, haproxy, ghostunnel, spire-agent, OPA, …; writes docs/benchmarks.md
 	integration/tools/install.sh apt bench
+	cd integration/bench/policypeers && $(GO) build -o "$(CURDIR)/bin/policypeers" .
 	NARTHEX_SPIRE=$$(integration/tools/install.sh spire) NARTHEX_GHOSTUNNEL=$$(integration/tools/install.sh ghostunnel) \
 	  $(GO) run ./integration/bench -narthex bin/narthex -out docs/benchmarks.md $(ARGS)
 

@@ -93,6 +93,8 @@ func (b *bench) version(ctx context.Context, side string) (string, error) {
 		return "haproxy " + fields[2], nil
 	case ghostunnel:
 		return moduleVersion("NARTHEX_GHOSTUNNEL", "ghostunnel", "ghostunnel")
+	case opa, cedarGo, casbin:
+		return libraryVersion(b.policies, side)
 	}
 	return moduleVersion("NARTHEX_SPIRE", "spire", side)
 }
@@ -115,4 +117,19 @@ func moduleVersion(variable, module, program string) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%s %s, built with %s", program, info.Main.Version, info.GoVersion), nil
+}
+
+// libraryVersion returns the version of a library that a program has in it, a
+// module whose path ends in that name, or in that and /v2.
+func libraryVersion(program, name string) (string, error) {
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return "", err
+	}
+	for _, module := range info.Deps {
+		if strings.HasSuffix(module.Path, "/"+name) || strings.HasSuffix(module.Path, "/"+name+"/v2") {
+			return name + " " + module.Version, nil
+		}
+	}
+	return "", fmt.Errorf("%s has no module %s", program, name)
 }

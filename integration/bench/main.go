@@ -1,6 +1,7 @@
 // Command bench measures what Narthex costs beside the programs people would
 // use instead: nginx, haproxy and ghostunnel for the proxy, the stock
-// spire-agent for the agent. `make bench` installs them and runs it.
+// spire-agent for the agent, and OPA, cedar-go and Casbin for the rules. `make
+// bench` installs them and runs it.
 //
 //	bench -narthex bin/narthex -out docs/benchmarks.md
 //	bench -narthex bin/narthex -quick -only handshake,echo
@@ -13,8 +14,10 @@
 //
 // The files: rows.go has the table of what is measured; proxies.go and
 // agents.go start the sides, throughput.go, idle.go, agents.go and demo.go
-// measure them, and so do many.go and latency.go; report.go prints. It measures and judges nothing else: what
-// must not be slow is asserted by tests, with wider bounds.
+// measure them, and so do many.go, latency.go and rules.go; report.go prints.
+// Decisions by rules are measured by a program of its own, in policypeers, on
+// what rulemix makes. It measures and judges nothing else: what must not be slow
+// is asserted by tests, with wider bounds.
 package main
 
 import (
@@ -39,6 +42,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	var o options
 	flag.StringVar(&o.narthex, "narthex", "bin/narthex", "the binary that is measured")
+	flag.StringVar(&o.policies, "policypeers", "bin/policypeers", "the program that decisions by rules are measured with")
 	flag.StringVar(&o.out, "out", "", "the Markdown file to write; only full runs write it")
 	flag.IntVar(&o.pairs, "pairs", 5, "rounds; the sides take turns in each")
 	flag.BoolVar(&o.quick, "quick", false, "one small round: does it work? The figures say little")
@@ -76,6 +80,7 @@ func run() int {
 // options are what the command line says.
 type options struct {
 	narthex     string
+	policies    string
 	out         string
 	pairs       int
 	quick       bool
@@ -115,6 +120,12 @@ func (o *options) check() error {
 	if _, err := os.Stat(o.narthex); err != nil {
 		return fmt.Errorf("%w: build it with `make build`, or name it with -narthex", err)
 	}
+	if o.policies, err = filepath.Abs(o.policies); err != nil {
+		return err
+	}
+	if _, err := os.Stat(o.policies); err != nil && o.wants(ruleRows()...) {
+		return fmt.Errorf("%w: build it as `make bench` does, or name it with -policypeers", err)
+	}
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
 		return err
@@ -146,6 +157,7 @@ type bench struct {
 	certificate tls.Certificate // the client's
 	other       tls.Certificate // of a client whom new rules will refuse
 	results     results
+	notes       notes
 	folders     int
 	port        int
 }
@@ -153,7 +165,7 @@ type bench struct {
 // measure runs the experiments and reports. Whatever it starts has ended when
 // it returns.
 func measure(ctx context.Context, o options) (err error) {
-	b := &bench{options: o, results: results{}, keeper: newKeeper(), port: firstPort}
+	b := &bench{options: o, results: results{}, notes: notes{}, keeper: newKeeper(), port: firstPort}
 	defer b.keeper.close()
 	stop := context.AfterFunc(ctx, b.keeper.close)
 	defer stop()
@@ -189,7 +201,7 @@ func measure(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	r := report{options: o, results: b.results, machine: describeMachine(), versions: versions, took: time.Since(begin)}
+	r := report{options: o, results: b.results, notes: b.notes, machine: describeMachine(), versions: versions, took: time.Since(begin)}
 	fmt.Print(r.text())
 	if o.out == "" {
 		return nil

@@ -5,15 +5,19 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/narthex-id/narthex/integration/bench/rulemix"
 )
 
 // report prints what was measured.
 type report struct {
 	options  options
 	results  results
+	notes    notes
 	machine  machine
 	versions map[string]string
 	took     time.Duration
@@ -34,6 +38,7 @@ var tables = []struct {
 	{"The agent", []string{ours, spireAgent}, []*row{
 		rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency,
 	}},
+	{"Rules", ruleSides, ruleRows()},
 	{"The demo", []string{ours}, []*row{rowDemo, rowDemoWhole}},
 }
 
@@ -84,6 +89,11 @@ func (r *report) text() string {
 			fmt.Fprintf(w, "%s\n", strings.Join(append([]string{row.id, row.unit}, r.cells(row, t.sides)...), "\t"))
 		}
 		_ = w.Flush() // a strings.Builder takes all
+		for _, row := range rows {
+			for _, note := range r.notes[row.id] {
+				fmt.Fprintf(&b, "%s: %s\n", row.id, note)
+			}
+		}
 	}
 	return b.String()
 }
@@ -100,12 +110,12 @@ func (r *report) cells(row *row, sides []string) []string {
 		case side == ours:
 			cells = append(cells, number(values.median()))
 		default:
-			cells = append(cells, fmt.Sprintf("%s (%.2f×)", number(values.median()), r.ratio(row, side)))
+			cells = append(cells, fmt.Sprintf("%s (%s)", number(values.median()), times(r.ratio(row, side))))
 		}
 	}
 	best := "–"
 	if peer := r.bestPeer(row); peer != "" {
-		best = fmt.Sprintf("%.2f× %s", r.ratio(row, peer), peer)
+		best = times(r.ratio(row, peer)) + " " + peer
 	}
 	goal, met := r.judge(row)
 	return append(cells, best, goal, met)
@@ -126,7 +136,7 @@ func (r *report) judge(row *row) (goal, met string) {
 	}
 	var got float64
 	if t.absolute {
-		goal = fmt.Sprintf("%s %s %s", sign, number(t.bound), row.unit)
+		goal = fmt.Sprintf("%s %s %s", sign, number(t.bound), strings.TrimSuffix(row.unit, " CPU"))
 		got = r.results[row.id][ours].median()
 	} else {
 		peer := t.against
@@ -151,17 +161,35 @@ func (r *report) judge(row *row) (goal, met string) {
 	return goal, "missed"
 }
 
+// times prints a ratio with two digits that mean something.
+func times(ratio float64) string {
+	if ratio > 0 && ratio < 0.1 {
+		return strconv.FormatFloat(ratio, 'f', 1-int(math.Floor(math.Log10(ratio))), 64) + "×"
+	}
+	return fmt.Sprintf("%.2f×", ratio)
+}
+
 // number prints a value with three digits that mean something.
 func number(v float64) string {
 	switch {
 	case math.IsNaN(v):
 		return "–"
+	case v >= 10_000:
+		return thousands(fmt.Sprintf("%.0f", v))
 	case math.Abs(v) >= 100:
 		return fmt.Sprintf("%.0f", v)
 	case math.Abs(v) >= 10:
 		return fmt.Sprintf("%.1f", v)
 	}
 	return fmt.Sprintf("%.2f", v)
+}
+
+// thousands parts the digits of a whole number.
+func thousands(digits string) string {
+	for i := len(digits) - 3; i > 0; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits
 }
 
 // markdown is the report as a page of the documentation.
@@ -172,7 +200,7 @@ func (r *report) markdown() string {
 <!-- Written by integration/bench. Do not edit: run "make bench". -->
 
 What Narthex costs beside what people would use instead. Run it yourself: `+"`make bench`"+` installs the peers (Debian packages,
-Go modules), takes about twelve minutes and writes this page; `+"`make bench ARGS='-quick'`"+` shows in a minute that it works, and
+Go modules), takes about twenty minutes and writes this page; `+"`make bench ARGS='-quick'`"+` shows in a minute that it works, and
 `+"`make bench ARGS='-only handshake,echo'`"+` measures some rows.
 
 - A figure is the CPU time (user and system) or the memory (PSS) of the measured process and its children. Who makes the load and
@@ -180,7 +208,8 @@ Go modules), takes about twelve minutes and writes this page; `+"`make bench ARG
 - Values are medians of %d rounds in which the sides take turns. **A number with × is ours divided by theirs**, the median
   of the rounds' ratios. Microseconds differ by machine and by day; ratios hold. Smaller is better unless the row says otherwise.
 - "Target" is what we hold ourselves to; "nearly" is a miss by no more than a fifth.
-- All configurations are in `+"[`integration/bench/peers`](../integration/bench/peers)"+`.
+- All configurations are in `+"[`integration/bench/peers`](../integration/bench/peers)"+`, what the peers of the rules are given in
+  `+"[`integration/bench/policypeers`](../integration/bench/policypeers)"+`.
 
 `, r.options.pairs)
 	r.writeMachine(&b)
@@ -202,6 +231,11 @@ var did = []string{
 	"haproxy: `mode tcp`, one thread a core, buffers of 16 KiB (the default). Verifies the chain, and does not look at who the client is.",
 	"ghostunnel: `--allow-uri` with the client's SPIFFE ID. GOMAXPROCS is the number of cores.",
 	"Agents: the same SPIRE Server on loopback, join_token, the unix attestor alone, keys on disk, logs from `warn` on.",
+	"Rules: " + rulemix.About(),
+	"The programs that decide by rules are Go libraries, each in a process of its own. The answers of all are compared. Denies win over allows in each.",
+	"opa: a prepared query over a policy whose rules are data, filed by the identity they go to or come from; the store keeps them as the evaluator reads them, `glob.match` for patterns.",
+	"cedar-go: a policy for each rule, exact identities in its scope, groups as entities, `like` for patterns. `Authorize` asks each policy of the set.",
+	"casbin: a line for each rule, groups as roles, a matcher that asks first where a request goes to, `globMatch` and `keyMatch3` for patterns. `Enforce` asks line after line.",
 }
 
 func (r *report) writeMachine(b *strings.Builder) {
@@ -250,6 +284,9 @@ func (r *report) writeTable(b *strings.Builder, title string, sides []string, ro
 		fmt.Fprintf(b, "- `%s`: %s\n", row.id, row.did)
 		if row.goes != "" {
 			fmt.Fprintf(b, "  Where ours goes: %s\n", row.goes)
+		}
+		for _, note := range r.notes[row.id] {
+			fmt.Fprintf(b, "  %s\n", note)
 		}
 	}
 	b.WriteString("\n")

@@ -1,6 +1,11 @@
 package main
 
-import "context"
+import (
+	"context"
+	"fmt"
+
+	"github.com/narthex-id/narthex/integration/bench/rulemix"
+)
 
 // row is one line of the table.
 type row struct {
@@ -25,11 +30,14 @@ const (
 	haproxy    = "haproxy"
 	ghostunnel = "ghostunnel"
 	spireAgent = "spire-agent"
+	opa        = "opa"
+	cedarGo    = "cedar-go"
+	casbin     = "casbin"
 
 	bestPeer = "best"
 )
 
-var allSides = []string{ours, nginx, haproxy, ghostunnel, spireAgent}
+var allSides = []string{ours, nginx, haproxy, ghostunnel, spireAgent, opa, cedarGo, casbin}
 
 // results are the values by row and side.
 type results map[string]map[string]series
@@ -39,6 +47,13 @@ func (r results) add(row *row, side string, value float64) {
 		r[row.id] = map[string]series{}
 	}
 	r[row.id][side] = append(r[row.id][side], value)
+}
+
+// notes are what a run has to say of a row beside its values, by row.
+type notes map[string][]string
+
+func (n notes) add(row *row, format string, values ...any) {
+	n[row.id] = append(n[row.id], fmt.Sprintf(format, values...))
 }
 
 // experiment measures some rows together.
@@ -190,6 +205,52 @@ var (
 	}
 )
 
+// The rows of rules: identityRules of the mix whose rules name identities,
+// listeners and ends alone, httpRules of that in which half of them ask for
+// HTTP.
+var (
+	identityRules = decisions{
+		mix: rulemix.Identity,
+		decide: []*row{
+			{id: "decide-10", title: "decision by identities, 10 rules", unit: "ns CPU", target: target{bound: 150, absolute: true}, did: didDecide},
+			{id: "decide-1000", title: "the same, 1,000 rules", unit: "ns CPU", target: target{bound: 150, absolute: true}, did: didDecideMore},
+			{id: "decide-100000", title: "the same, 100,000 rules", unit: "ns CPU", target: target{bound: 150, absolute: true}, did: didDecideMost},
+		},
+		growth: &row{id: "decide-growth", title: "the same, 100,000 rules by 10", unit: "×", target: target{bound: 2, absolute: true}, did: didGrowth},
+		load:   &row{id: "rules-load", title: "load 100,000 rules", unit: "s CPU", target: target{bound: 1, absolute: true}, did: didLoad},
+		memory: &row{id: "rules-memory", title: "memory while 100,000 rules are loaded", unit: "MB", target: target{bound: 200, absolute: true}, did: didMemory},
+	}
+	httpRules = decisions{
+		mix: rulemix.HTTP,
+		decide: []*row{
+			{id: "decide-http-10", title: "decision by HTTP, 10 rules", unit: "ns CPU", target: target{bound: 500, absolute: true}, did: didDecide},
+			{id: "decide-http-1000", title: "the same, 1,000 rules", unit: "ns CPU", target: target{bound: 500, absolute: true}, did: didDecideMore},
+			{id: "decide-http-100000", title: "the same, 100,000 rules", unit: "ns CPU", target: target{bound: 500, absolute: true}, did: didDecideMost},
+		},
+		growth: &row{id: "decide-http-growth", title: "the same, 100,000 rules by 10", unit: "×", target: target{bound: 2, absolute: true}, did: didGrowth},
+		load:   &row{id: "rules-http-load", title: "load 100,000 rules with HTTP", unit: "s CPU", target: target{bound: 1, absolute: true}, did: didLoad},
+		memory: &row{id: "rules-http-memory", title: "memory while 100,000 rules with HTTP are loaded", unit: "MB", target: target{bound: 200, absolute: true}, did: didMemory},
+	}
+	rowReload = &row{
+		id: "rules-reload", title: "p99 of decisions while 10,000 rules are loaded, by p99 in quiet", unit: "×",
+		target: target{bound: 10, absolute: true},
+		did:    "Two goroutines on two cores: one decides and reads the clock for each decision, the other loads the rules over and over.",
+	}
+	rowWhen = &row{
+		id: "decide-when", title: "decision by a condition in CEL", unit: "ns CPU",
+		did: "One rule between two workloads whose `when` compares the method with a list, the path with a prefix and the client's address with a network.",
+	}
+)
+
+const (
+	didDecide     = "1,024 requests in turn, each in the program's own form before the clock starts; the CPU time of the process by decision, with GOMAXPROCS=1, what collecting garbage takes included. Every answer is compared with ours."
+	didDecideMore = "As above."
+	didDecideMost = "As above. Who asks rule after rule answers only some of the requests in the second that is measured, eight at least."
+	didGrowth     = "The two rows above, one by the other: how much slower many rules are."
+	didLoad       = "From the text of the rules in memory to the first decision that could be made; CPU time of the process with GOMAXPROCS=1."
+	didMemory     = "How much the heap grew at most meanwhile, sampled every 2 ms, the text itself apart."
+)
+
 // experiments are all there are, in the order of the table.
 var experiments []experiment
 
@@ -204,6 +265,10 @@ func init() {
 	add("many connections", measureMany, rowIdle100, rowIdle1000, rowIdle9000, rowHandshakeBeside, rowEchoBeside, rowRefuse)
 	add("latency", measureLatency, rowLatency)
 	add("agents", measureAgents, rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency)
+	add("rules by identities", identityRules.run, identityRules.rows()...)
+	add("rules with HTTP", httpRules.run, httpRules.rows()...)
+	add("rules while they are loaded", measureReload, rowReload)
+	add("rules in CEL", measureWhen, rowWhen)
 	add("demo", measureDemo, rowDemo, rowDemoWhole)
 }
 

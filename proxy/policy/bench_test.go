@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -10,166 +11,122 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/narthex-id/narthex/integration/bench/rulemix"
 )
 
-// The mix that benchmarks run on, of any number of rules:
-//
-//	65 %  one workload to one workload
-//	10 %  one workload to one, on a named listener, at the inbound end
-//	10 %  a namespace (/ns/x/**) to one workload
-//	 5 %  a service account of any namespace (/ns/*/sa/x) to one workload
-//	 5 %  a group of ten workloads to one
-//	 4 %  deny of one workload, half of them to one workload
-//	 1 %  deny of a namespace to a namespace
-//
-// There are as many namespaces as the tenth part of the rules, ten service
-// accounts in each, a ceiling on another trust domain, and five revoked
-// identities. Of the requests 60 % are taken from a rule, 20 % are from a
-// random workload to a random one, 15 % are from a workload that no rule
-// names, and 5 % from another trust domain.
-func mixPolicy(n int, r *rand.Rand) string {
-	var b strings.Builder
-	namespaces := max(n/10, 3)
-	id := func() string { return mixID(r.IntN(namespaces), r.IntN(10)) }
-	b.WriteString("version: 1\ntrust_domains:\n  partner.example: {ids: [/exports/**]}\ngroups:\n")
-	groups := max(n/20, 1)
-	for i := range groups {
-		fmt.Fprintf(&b, "  g%d:\n", i)
-		for range 10 {
-			fmt.Fprintf(&b, "    - %s\n", id())
+var benchSizes = []int{10, 100, 1000, 10000, 100000}
+
+// mixText is the text of a mix that benchmarks run on.
+func mixText(t testing.TB, m *rulemix.Mix) []byte {
+	var text bytes.Buffer
+	if err := m.WriteYAML(&text); err != nil {
+		t.Fatal(err)
+	}
+	return text.Bytes()
+}
+
+// mixed returns the policy of a mix, and 1024 requests.
+func mixed(t testing.TB, kind rulemix.Kind, n int) (*Policy, []Request) {
+	m := rulemix.Generate(kind, n, 1)
+	p, err := Parse("mix.yaml", mixText(t, m))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := m.Requests(1024, 2)
+	requests := make([]Request, len(list))
+	for i := range list {
+		requests[i] = mixRequest(&list[i])
+	}
+	return p, requests
+}
+
+func mixRequest(q *rulemix.Request) Request {
+	r := Request{
+		Listener: q.Listener,
+		From:     Peer{ID: spiffeid.RequireFromString(q.From), Serial: "1f", Issuer: "aa"},
+		To:       Peer{ID: spiffeid.RequireFromString(q.To), Serial: "2f", Issuer: "aa"},
+		Source:   netip.MustParseAddrPort("10.1.2.3:4567"), Port: 8443, Time: time.Unix(1700000000, 0),
+	}
+	if q.Outbound {
+		r.Direction = Outbound
+	}
+	if q.Method != "" {
+		r.HTTP = &HTTP{Method: q.Method, Host: q.Host, Path: q.Path}
+		for _, h := range q.Headers {
+			r.HTTP.Headers = append(r.HTTP.Headers, Header{h.Name, h.Value})
 		}
 	}
-	b.WriteString("revoked:\n")
-	for i := range 5 {
-		fmt.Fprintf(&b, "  - spiffe://example.org/ns/gone/sa/%d\n", i)
-	}
-	b.WriteString("rules:\n")
-	for i := range n {
-		effect, from, to, more := "allow", id(), id(), ""
-		switch k := i * 37 % 100; { // small policies have a bit of everything
-		case k < 65:
-		case k < 75:
-			more = fmt.Sprintf("    on: [l%d]\n    at: inbound\n", r.IntN(8))
-		case k < 85:
-			from = fmt.Sprintf("spiffe://example.org/ns/n%d/**", r.IntN(namespaces))
-		case k < 90:
-			from = fmt.Sprintf("spiffe://example.org/ns/*/sa/s%d", r.IntN(10))
-		case k < 95:
-			from = fmt.Sprintf("group:g%d", r.IntN(groups))
-		case k < 99:
-			effect = "deny"
-			if k%2 == 0 {
-				to = ""
-			}
-		default:
-			effect = "deny"
-			from = fmt.Sprintf("spiffe://example.org/ns/n%d/**", r.IntN(namespaces))
-			to = fmt.Sprintf("spiffe://example.org/ns/n%d/**", r.IntN(namespaces))
-		}
-		fmt.Fprintf(&b, "  - id: r%06d\n    effect: %s\n%s    from: [%s]\n", i, effect, more, from)
-		if to != "" {
-			fmt.Fprintf(&b, "    to: [%s]\n", to)
-		}
-	}
-	return b.String()
+	return r
 }
 
 func mixID(namespace, account int) string {
 	return fmt.Sprintf("spiffe://example.org/ns/n%d/sa/s%d", namespace, account)
 }
 
-func mixRequests(p *Policy, n, count int, r *rand.Rand) []Request {
-	namespaces := max(n/10, 3)
-	out := make([]Request, count)
-	for i := range out {
-		from, to := mixID(r.IntN(namespaces), r.IntN(10)), mixID(r.IntN(namespaces), r.IntN(10))
-		switch k := r.IntN(100); {
-		case k < 60:
-			rule := &p.rules[r.IntN(len(p.rules))]
-			if len(rule.from.patterns) > 0 {
-				from = anIDOf(rule.from.patterns[0].text, r)
-			} else {
-				g := rule.from.groups[0]
-				from = g.patterns[r.IntN(len(g.patterns))].text
-			}
-			if rule.to.given {
-				to = anIDOf(rule.to.patterns[0].text, r)
-			}
-		case k < 80:
-		case k < 95:
-			from = fmt.Sprintf("spiffe://example.org/ns/n%d/sa/other%d", r.IntN(namespaces), r.IntN(100))
-		default:
-			from = fmt.Sprintf("spiffe://partner.example/exports/e%d", r.IntN(100))
-		}
-		// Each request has texts of its own, as each connection has.
-		out[i] = Request{
-			Listener: fmt.Sprintf("l%d", r.IntN(8)), Direction: Direction(r.IntN(2)),
-			From:   Peer{ID: spiffeid.RequireFromString(strings.Clone(from)), Serial: "1f", Issuer: "aa"},
-			To:     Peer{ID: spiffeid.RequireFromString(strings.Clone(to)), Serial: "2f", Issuer: "aa"},
-			Source: netip.MustParseAddrPort("10.1.2.3:4567"), Time: time.Unix(1700000000, 0),
-		}
-	}
-	return out
-}
-
-func anIDOf(pattern string, r *rand.Rand) string {
-	pattern = strings.Replace(pattern, "**", fmt.Sprintf("sa/s%d", r.IntN(20)), 1)
-	return strings.Replace(pattern, "*", fmt.Sprintf("n%d", r.IntN(20)), 1)
-}
-
-var benchSizes = []int{10, 100, 1000, 10000, 100000}
-
-func mixed(b testing.TB, n int) (*Policy, []Request) {
-	r := rand.New(rand.NewPCG(1, uint64(n)))
-	p, err := Parse("mix.yaml", []byte(mixPolicy(n, r)))
-	if err != nil {
-		b.Fatal(err)
-	}
-	return p, mixRequests(p, n, 1024, r)
-}
-
-func BenchmarkDecide(b *testing.B) {
+// eachSize runs a benchmark for each number of rules of a mix.
+func eachSize(b *testing.B, kind rulemix.Kind, run func(*testing.B, *Policy, []Request)) {
 	for _, n := range benchSizes {
 		b.Run(fmt.Sprintf("rules=%d", n), func(b *testing.B) {
-			p, requests := mixed(b, n)
-			var d Decision
-			allowed, i := 0, 0
+			p, requests := mixed(b, kind, n)
 			b.ReportAllocs()
-			for b.Loop() {
-				p.Decide(&requests[i&1023], &d)
-				if d.Allow {
-					allowed++
-				}
-				i++
-			}
-			b.ReportMetric(float64(allowed)/float64(i), "allowed/op")
+			run(b, p, requests)
 		})
 	}
+}
+
+func benchmarkDecide(b *testing.B, p *Policy, requests []Request) {
+	var d Decision
+	allowed, i := 0, 0
+	for b.Loop() {
+		p.Decide(&requests[i%len(requests)], &d)
+		if d.Allow {
+			allowed++
+		}
+		i++
+	}
+	b.ReportMetric(float64(allowed)/float64(i), "allowed/op")
+}
+
+func BenchmarkDecide(b *testing.B) { eachSize(b, rulemix.Identity, benchmarkDecide) }
+
+func BenchmarkDecideHTTP(b *testing.B) { eachSize(b, rulemix.HTTP, benchmarkDecide) }
+
+func BenchmarkAdmit(b *testing.B) {
+	eachSize(b, rulemix.HTTP, func(b *testing.B, p *Policy, requests []Request) {
+		i := 0
+		for b.Loop() {
+			p.Admit(&requests[i%len(requests)])
+			i++
+		}
+	})
 }
 
 func BenchmarkParse(b *testing.B) {
-	for _, n := range benchSizes {
-		b.Run(fmt.Sprintf("rules=%d", n), func(b *testing.B) {
-			text := []byte(mixPolicy(n, rand.New(rand.NewPCG(1, uint64(n)))))
-			b.SetBytes(int64(len(text)))
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := Parse("mix.yaml", text); err != nil {
-					b.Fatal(err)
+	for _, kind := range []rulemix.Kind{rulemix.Identity, rulemix.HTTP} {
+		for _, n := range benchSizes {
+			b.Run(fmt.Sprintf("%s/rules=%d", kind, n), func(b *testing.B) {
+				text := mixText(b, rulemix.Generate(kind, n, 1))
+				b.SetBytes(int64(len(text)))
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := Parse("mix.yaml", text); err != nil {
+						b.Fatal(err)
+					}
 				}
-			}
-		})
+			})
+		}
 	}
 }
 
 func BenchmarkCompile(b *testing.B) {
-	for _, n := range benchSizes {
-		b.Run(fmt.Sprintf("rules=%d", n), func(b *testing.B) {
-			p, _ := mixed(b, n)
-			b.ReportAllocs()
-			for b.Loop() {
-				compile(p)
-			}
+	for _, kind := range []rulemix.Kind{rulemix.Identity, rulemix.HTTP} {
+		b.Run(string(kind), func(b *testing.B) {
+			eachSize(b, kind, func(b *testing.B, p *Policy, _ []Request) {
+				for b.Loop() {
+					compile(p)
+				}
+			})
 		})
 	}
 }
@@ -204,32 +161,79 @@ func BenchmarkDecideShapes(b *testing.B) {
 	for _, shape := range shapes {
 		for _, n := range []int{10, 100000} {
 			b.Run(fmt.Sprintf("%s/rules=%d", shape.name, n), func(b *testing.B) {
-				var text strings.Builder
-				text.WriteString("version: 1\ngroups:\n  g:\n")
-				for i := range 10 {
-					fmt.Fprintf(&text, "  - %s\n", mixID(i, 0))
-				}
-				text.WriteString("rules:\n")
-				for i := range n {
-					fmt.Fprintf(&text, "- {id: r%d, effect: allow, %s}\n", i, shape.rule(i, n))
-				}
-				p, err := Parse("shape.yaml", []byte(text.String()))
-				if err != nil {
-					b.Fatal(err)
-				}
+				p := shaped(b, n, shape.rule)
 				r := rand.New(rand.NewPCG(1, 1))
 				requests := make([]Request, 1024)
 				for i := range requests {
 					requests[i] = request(mixID(r.IntN(min(n, 10)), 0), mixID(r.IntN(n), 0))
 					requests[i].Listener = fmt.Sprintf("l%d", r.IntN(n))
 				}
-				var d Decision
-				i := 0
 				b.ReportAllocs()
-				for b.Loop() {
-					p.Decide(&requests[i&1023], &d)
-					i++
+				benchmarkDecide(b, p, requests)
+			})
+		}
+	}
+}
+
+// shaped is a policy of n rules that are alike.
+func shaped(t testing.TB, n int, rule func(i, n int) string) *Policy {
+	var text strings.Builder
+	text.WriteString("version: 1\ngroups:\n  g:\n")
+	for i := range 10 {
+		fmt.Fprintf(&text, "  - %s\n", mixID(i, 0))
+	}
+	text.WriteString("rules:\n")
+	for i := range n {
+		fmt.Fprintf(&text, "- {id: r%d, effect: allow, %s}\n", i, rule(i, n))
+	}
+	p, err := Parse("shape.yaml", []byte(text.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// BenchmarkDecideHTTPShapes asks policies whose rules are all of one pair of
+// identities, and differ in what they ask of HTTP alone.
+func BenchmarkDecideHTTPShapes(b *testing.B) {
+	methods := []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "LOCK", "UNLOCK", "COPY"}
+	shapes := []struct {
+		name  string
+		sizes []int
+		http  func(i, n int) string // conditions of the i-th rule
+		asks  func(i int) HTTP      // what it is about
+	}{
+		{"a path each", []int{10, 100000}, func(i, _ int) string {
+			return fmt.Sprintf("paths: [/v1/r%d/items]", i)
+		}, func(i int) HTTP { return HTTP{Method: "GET", Host: "a", Path: fmt.Sprintf("/v1/r%d/items", i)} }},
+		{"a path and what is below each", []int{10, 100000}, func(i, _ int) string {
+			return fmt.Sprintf("paths: ['/v1/{tenant}/r%d/**']", i)
+		}, func(i int) HTTP { return HTTP{Method: "GET", Host: "a", Path: fmt.Sprintf("/v1/t/r%d/a/b", i)} }},
+		{"a host each", []int{10, 100000}, func(i, _ int) string {
+			return fmt.Sprintf("hosts: [h%d.example.org]", i)
+		}, func(i int) HTTP { return HTTP{Method: "GET", Host: fmt.Sprintf("h%d.example.org:8080", i), Path: "/"} }},
+		{"a host with a wildcard each", []int{10, 1000}, func(i, _ int) string { // these are asked one by one
+			return fmt.Sprintf("hosts: ['*.h%d.example.org']", i)
+		}, func(i int) HTTP { return HTTP{Method: "GET", Host: fmt.Sprintf("a.h%d.example.org", i), Path: "/"} }},
+		{"a method each of one path", []int{10}, func(i, _ int) string {
+			return fmt.Sprintf("methods: [%s], paths: [/v1/items]", methods[i])
+		}, func(i int) HTTP { return HTTP{Method: methods[i], Host: "a", Path: "/v1/items"} }},
+	}
+	for _, shape := range shapes {
+		for _, n := range shape.sizes {
+			b.Run(fmt.Sprintf("%s/rules=%d", shape.name, n), func(b *testing.B) {
+				p := shaped(b, n, func(i, n int) string {
+					return fmt.Sprintf("from: ['%s'], to: ['%s'], http: {%s}", mixID(0, 0), mixID(1, 0), shape.http(i, n))
+				})
+				r := rand.New(rand.NewPCG(1, 1))
+				requests := make([]Request, 1024)
+				for i := range requests {
+					requests[i] = request(mixID(0, 0), mixID(1, 0))
+					h := shape.asks(r.IntN(n))
+					requests[i].HTTP = &h
 				}
+				b.ReportAllocs()
+				benchmarkDecide(b, p, requests)
 			})
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/narthex-id/narthex/integration/bench/rulemix"
 )
 
 // parseAll loads the texts as the files of one policy.
@@ -173,7 +175,7 @@ func TestLargeLists(t *testing.T) {
 
 // TestDecideAllocatesNothing keeps the decision off the heap.
 func TestDecideAllocatesNothing(t *testing.T) {
-	p, requests := mixed(t, 1000)
+	p, requests := mixed(t, rulemix.HTTP, 1000)
 	p.SetGeneration(7)
 	i := 0
 	var d Decision

@@ -15,6 +15,8 @@ import (
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/token"
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/narthex-id/narthex/integration/bench/rulemix"
 )
 
 // TestFormat holds testdata/format/*.txtar: what is written, and what becomes
@@ -219,7 +221,7 @@ func sorted(n node) node {
 // TestFormatPieces formats large files, in pieces, as it would in one.
 func TestFormatPieces(t *testing.T) {
 	r := rand.New(rand.NewPCG(6, 6))
-	mix := mixPolicy(2600, r)
+	mix := string(mixText(t, rulemix.Generate(rulemix.HTTP, 2600, 7)))
 	rules := mix[strings.Index(mix, "rules:"):]
 	left := strings.NewReplacer("\n  - ", "\n- ", "\n    ", "\n  ", "group:g", "spiffe://example.org/g").Replace(rules)
 	for name, text := range map[string]string{

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/narthex-id/narthex/integration/bench/rulemix"
 )
 
 var update = flag.Bool("update", false, "write the texts of testdata/bad again")
@@ -183,8 +185,7 @@ func TestErrorsAreBounded(t *testing.T) {
 // TestPieces reads large files in pieces, with the same result, and the same
 // places, as in one.
 func TestPieces(t *testing.T) {
-	r := rand.New(rand.NewPCG(5, 5))
-	mix := mixPolicy(4000, r)
+	mix := string(mixText(t, rulemix.Generate(rulemix.HTTP, 4000, 5)))
 	// The entries of a list may stand at the left edge.
 	rules := mix[strings.Index(mix, "rules:"):]
 	left := strings.NewReplacer("\n  - ", "\n- ", "\n    ", "\n  ", "group:g", "spiffe://example.org/g").Replace(rules)

@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/narthex-id/narthex/integration/bench/rulemix"
 )
 
 // holdQuick fails when quickNode reads a text in another way than the library,
@@ -233,7 +235,7 @@ func TestQuickPolicies(t *testing.T) {
 			holdQuick(t, damage(r, text))
 		}
 	}
-	if mix := mixPolicy(500, r); !holdQuick(t, mix) || !holdQuick(t, strings.ReplaceAll(mix, "\n", "\r\n")) {
+	if mix := string(mixText(t, rulemix.Generate(rulemix.HTTP, 500, 8))); !holdQuick(t, mix) || !holdQuick(t, strings.ReplaceAll(mix, "\n", "\r\n")) {
 		t.Error("the mix of the benchmarks is left to the library")
 	}
 	for _, text := range quickSamples(t) {
