@@ -256,7 +256,7 @@ func (c *compiler) finish() {
 	c.x.pairs = newPairs(c.pairs)
 	for s := range 2 {
 		c.x.anyone[s] = c.refs(nil, atomAnyone, side(s))
-		c.x.plain[s] = c.refs(slices.Clip(c.x.anyone[s]), atomUnauthenticated, side(s))
+		c.x.plain[s] = c.refs(nil, atomUnauthenticated, side(s))
 	}
 	var exact []uint32
 	for number := firstAtom; number < uint32(len(c.atoms)); number++ {
@@ -300,7 +300,7 @@ func (c *compiler) identity(number uint32) {
 		domain.find(a.pattern.text[a.pattern.path:], &matched)
 	}
 	for s := range c.scratch {
-		refs := append(c.scratch[s][:0], c.x.anyone[s]...)
+		refs := c.scratch[s][:0]
 		for _, b := range matched.bags[:matched.n] {
 			refs = append(refs, b.refs[s]...)
 		}

@@ -111,18 +111,25 @@ func TestManyPatterns(t *testing.T) {
 
 // TestEqualHashes finds no identity by its hash alone.
 func TestEqualHashes(t *testing.T) {
-	table := newNames(1)
-	table.add(web, 0, [2][]ref{})
-	if table.find(web) == nil || table.find(orders) != nil {
-		t.Fatal("the table finds the wrong identity")
-	}
-	for i := range table.slots {
-		if table.slots[i].id != "" {
-			table.slots[i].id = orders // under the hash of web
+	long := web + strings.Repeat("x", slotID)
+	for _, id := range []string{web, long} {
+		table := newNames(1)
+		table.add(id, 0, [2][]ref{})
+		if table.find(id) == nil || table.find(orders) != nil || table.find("") != nil {
+			t.Fatal("the table finds the wrong identity")
 		}
-	}
-	if table.find(web) != nil {
-		t.Error("another identity of the same hash is taken for the one asked for")
+		for i := range table.slots {
+			if s := &table.slots[i]; s.tag != 0 { // another ID under the hash of this one
+				s.id[s.size%slotID/2] ^= 1
+				table.long = []string{orders, orders}
+				if id == long {
+					s.id = [slotID]byte{}
+				}
+			}
+		}
+		if table.find(id) != nil {
+			t.Error("another identity of the same hash is taken for the one asked for")
+		}
 	}
 }
 

@@ -31,8 +31,8 @@ const (
 type index struct {
 	known     names // whole identities
 	domains   domains
-	anyone    [2][]ref // of an identity that no pattern names, by side
-	plain     [2][]ref // of an unauthenticated peer
+	anyone    [2][]ref // of everybody, by side
+	plain     [2][]ref // of an unauthenticated peer, beside those
 	pairs     pairs
 	buckets   []bucket          // from 1
 	listeners map[string]uint32 // from 1; 0 stands for any
@@ -61,7 +61,7 @@ func (id *identity) add(b *bag) {
 	id.n++
 }
 
-// list returns the i-th list of refs; there are n+1.
+// list returns the i-th list of refs beside those of anyone; there are n+1.
 func (id *identity) list(i int, where side) []ref {
 	if i == 0 {
 		return id.refs
@@ -76,7 +76,6 @@ func (x *index) identify(p *Peer, where side, out *identity) {
 		out.refs = x.plain[where]
 		return
 	case p.ID.IsZero():
-		out.refs = x.anyone[where]
 		return
 	}
 	if s := x.known.find(p.ID.String()); s != nil {
@@ -85,7 +84,6 @@ func (x *index) identify(p *Peer, where side, out *identity) {
 		out.outside = s.tag&flagOutside != 0
 		out.overflow = s.tag&flagOverflow != 0
 	} else {
-		out.refs = x.anyone[where]
 		if t := x.domains.find(p.ID.TrustDomain().Name()); t != nil {
 			t.find(p.ID.Path(), out)
 			out.outside = t.ceiling && !out.inside
@@ -124,27 +122,44 @@ func (x *index) bars(r *Request, from, to *identity) Reason {
 // search looks the pairs of two identities up.
 func (x *index) search(s *search, from, to *identity) {
 	listener := none // looked up when it is needed
-	for i := range from.n + 1 {
-		for _, f := range from.list(i, sideFrom) {
-			back := bit(f.atom, 0)
-			for j := range to.n + 1 {
-				for _, t := range to.list(j, sideTo) {
-					if t.mask&back != 0 && f.mask&bit(t.atom, 0) != 0 {
-						x.take(s, pairKey{f.atom, t.atom, 0})
-					}
-					if f.mask&t.mask&named == 0 {
-						continue
-					}
-					if listener == none {
-						listener = x.listeners[s.q.Listener]
-					}
-					if listener != 0 && t.mask&bit(f.atom, listener) != 0 && f.mask&bit(t.atom, listener) != 0 {
-						x.take(s, pairKey{f.atom, t.atom, listener})
-					}
+	for i := -1; i <= from.n; i++ {
+		froms := x.anyone[sideFrom]
+		if i >= 0 {
+			froms = from.list(i, sideFrom)
+		}
+		for k := range froms {
+			f := &froms[k]
+			for j := -1; j <= to.n; j++ {
+				tos := x.anyone[sideTo]
+				if j >= 0 {
+					tos = to.list(j, sideTo)
 				}
+				listener = x.pair(s, f, tos, listener)
 			}
 		}
 	}
+}
+
+// pair looks up what one atom and each of others come to. It returns the number
+// of the request's listener, once it is known.
+func (x *index) pair(s *search, f *ref, tos []ref, listener uint32) uint32 {
+	back := bit(f.atom, 0)
+	for i := range tos {
+		t := &tos[i]
+		if t.mask&back != 0 && f.mask&bit(t.atom, 0) != 0 {
+			x.take(s, pairKey{f.atom, t.atom, 0})
+		}
+		if f.mask&t.mask&named == 0 {
+			continue
+		}
+		if listener == none {
+			listener = x.listeners[s.q.Listener]
+		}
+		if listener != 0 && t.mask&bit(f.atom, listener) != 0 && f.mask&bit(t.atom, listener) != 0 {
+			x.take(s, pairKey{f.atom, t.atom, listener})
+		}
+	}
+	return listener
 }
 
 // take looks one pair up.

@@ -1,8 +1,10 @@
 package policy
 
 import (
+	"encoding/binary"
 	"hash/maphash"
 	"math/bits"
+	"unsafe"
 )
 
 // Two hash tables that are filled once and then only read. With a hundred
@@ -14,21 +16,32 @@ import (
 type names struct {
 	seed  maphash.Seed
 	slots []nameSlot
-	refs  []ref // of all identities
+	long  []string // IDs that a slot has no room for
+	refs  []ref    // the same of refs
 }
 
-// nameSlot is half a line of memory.
+// nameSlot is two lines of memory, which hold the ID itself and what it stands
+// for: nothing else has to be waited for.
 type nameSlot struct {
-	id   string    // empty: free
-	tag  uint32    // upper bits of the hash, and flags
-	refs [3]uint32 // where those of from begin, those of to, and where they end
+	tag  uint32 // upper bits of the hash, and flags; 0: free
+	size uint16 // of the ID, without its scheme
+	n    [2]uint8
+	id   [slotID]byte // or, of a longer one, its number in names.long
+	refs [slotRefs]ref
 }
 
 const (
-	flagRevoked uint32 = 1 << iota
+	slotID   = 56
+	slotRefs = 4
+)
+
+const (
+	flagTaken uint32 = 1 << iota
+	flagRevoked
 	flagOutside
 	flagOverflow
-	flagBits = 1<<iota - 1
+	flagSpilled // refs[0] says where in names.refs they begin, and those of to
+	flagBits    = 1<<iota - 1
 )
 
 func newNames(n int) names {
@@ -40,38 +53,69 @@ func tableSize(n int) int { return 1 << bits.Len(uint(max(2*n-1, 1))) }
 
 // add stores an ID that is not stored yet.
 func (t *names) add(id string, flags uint32, refs [2][]ref) {
+	id = id[len(scheme):]
 	h := maphash.String(t.seed, id)
 	i := h & uint64(len(t.slots)-1)
-	for t.slots[i].id != "" {
+	for t.slots[i].tag != 0 {
 		i = (i + 1) & uint64(len(t.slots)-1)
 	}
 	s := &t.slots[i]
-	s.id, s.tag = id, uint32(h>>32)&^flagBits|flags
-	for side := range refs {
-		s.refs[side] = uint32(len(t.refs))
-		t.refs = append(t.refs, refs[side]...)
+	s.tag, s.size = uint32(h>>32)&^flagBits|flags|flagTaken, uint16(len(id))
+	if copy(s.id[:], id) < len(id) {
+		binary.NativeEndian.PutUint32(s.id[:], uint32(len(t.long)))
+		t.long = append(t.long, id)
 	}
-	s.refs[2] = uint32(len(t.refs))
+	if len(refs[0])+len(refs[1]) <= slotRefs {
+		s.n = [2]uint8{uint8(len(refs[0])), uint8(len(refs[1]))}
+		copy(s.refs[copy(s.refs[:], refs[0]):], refs[1])
+		return
+	}
+	s.tag |= flagSpilled
+	begin := len(t.refs)
+	t.refs = append(append(t.refs, refs[0]...), refs[1]...)
+	s.refs[0] = ref{uint64(begin), uint32(begin + len(refs[0]))}
+	s.refs[1] = ref{uint64(len(t.refs)), 0}
 }
 
 // find returns nil for an ID that is not stored.
 func (t *names) find(id string) *nameSlot {
+	if len(id) < len(scheme) {
+		return nil
+	}
+	id = id[len(scheme):]
 	h := maphash.String(t.seed, id)
 	tag := uint32(h>>32) &^ flagBits
 	for i := h; ; i++ {
 		s := &t.slots[i&uint64(len(t.slots)-1)]
-		if s.id == "" {
+		if s.tag == 0 {
 			return nil
 		}
-		if s.tag&^flagBits == tag && s.id == id {
+		if s.tag&^flagBits == tag && t.idOf(s) == id {
 			return s
 		}
 	}
 }
 
+// idOf returns the ID of a slot, without its scheme. It is good as long as the
+// table.
+func (t *names) idOf(s *nameSlot) string {
+	if s.size <= slotID {
+		return unsafe.String(&s.id[0], int(s.size))
+	}
+	return t.long[binary.NativeEndian.Uint32(s.id[:])]
+}
+
 // of returns the refs of a slot on one side.
 func (t *names) of(s *nameSlot, where side) []ref {
-	return t.refs[s.refs[where]:s.refs[where+1]]
+	switch {
+	case s.tag&flagSpilled == 0 && where == sideFrom:
+		return s.refs[:s.n[0]]
+	case s.tag&flagSpilled == 0:
+		return s.refs[s.n[0] : s.n[0]+s.n[1]]
+	case where == sideFrom:
+		return t.refs[s.refs[0].mask:s.refs[0].atom]
+	}
+	return t.refs[s.refs[0].atom:s.refs[1].mask]
 }
 
 // pairKey is a pair of atoms at a listener; 0 stands for any listener.
