@@ -71,6 +71,12 @@ func compile(p *Policy) index {
 		c.x.listeners[m.Listener] = uint32(i) + 1
 	}
 	c.x.ids = make([]string, len(p.rules))
+	if slices.ContainsFunc(p.rules, func(r rule) bool { return r.more != nil || r.shadow }) {
+		c.x.checks = make([]check, len(p.rules))
+		for i := range p.rules {
+			c.x.checks[i] = checkOf(&p.rules[i])
+		}
+	}
 	for i := range p.rules {
 		c.x.ids[i] = p.rules[i].id
 		c.rule(uint32(i), &p.rules[i])

@@ -17,6 +17,11 @@ type conditions struct {
 	when                  *when
 }
 
+// empty reports whether nothing is asked.
+func (c *conditions) empty() bool {
+	return c.networks == nil && c.notNetworks == nil && c.ports == nil && c.sni == nil && c.http == nil && c.when == nil
+}
+
 // answer is whether a condition holds.
 type answer uint8
 

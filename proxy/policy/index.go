@@ -35,6 +35,7 @@ type index struct {
 	plain     [2][]ref // of an unauthenticated peer, beside those
 	pairs     pairs
 	buckets   []bucket          // from 1
+	checks    []check           // of the rules; none where no rule asks for more than identities
 	listeners map[string]uint32 // from 1; 0 stands for any
 	serials   serials
 	ids       []string // of the rules
@@ -70,15 +71,15 @@ func (id *identity) list(i int, where side) []ref {
 }
 
 // identify finds what matches a peer on its side of the request.
-func (x *index) identify(p *Peer, where side, out *identity) {
+func (x *index) identify(p *Peer, w *wanted, where side, out *identity) {
 	switch {
 	case p.Unauthenticated:
 		out.refs = x.plain[where]
 		return
-	case p.ID.IsZero():
+	case w.id == "":
 		return
 	}
-	if s := x.known.find(p.ID.String()); s != nil {
+	if s := x.known.find(w); s != nil {
 		out.refs = x.known.of(s, where)
 		out.revoked = s.tag&flagRevoked != 0
 		out.outside = s.tag&flagOutside != 0
@@ -106,8 +107,9 @@ func bit(atom, listener uint32) uint64 {
 // bars says what stands in the way before any rule is asked; NoRule where
 // nothing does. It finds what matches the two peers.
 func (x *index) bars(r *Request, from, to *identity) Reason {
-	x.identify(&r.From, sideFrom, from)
-	x.identify(&r.To, sideTo, to)
+	f, t := x.known.want(&r.From), x.known.want(&r.To)
+	x.identify(&r.From, &f, sideFrom, from)
+	x.identify(&r.To, &t, sideTo, to)
 	switch {
 	case from.revoked:
 		return RevokedFrom

@@ -104,7 +104,7 @@ func (p *pathPattern) spell() string {
 	for _, s := range p.segments {
 		b.WriteByte('/')
 		if s.any {
-			b.WriteString("{}")
+			b.WriteString(anySegment)
 		} else {
 			b.WriteString(s.literal)
 		}

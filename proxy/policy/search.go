@@ -8,6 +8,7 @@ type search struct {
 	q   *Request
 	hit hit
 
+	method   uint32     // its bit; 0: not looked at yet
 	shadows  [2]shadows // denies, allows
 	survey   bool       // for Admit: nothing is known of HTTP
 	openDeny bool       // of a survey: a deny that depends on HTTP
@@ -51,19 +52,36 @@ func (s *search) found(number uint32, r *rule) {
 		s.shadows[1].add(number)
 	case r.shadow:
 		s.shadows[0].add(number)
-	case r.allow:
-		s.hit.allow = min(s.hit.allow, number)
 	default:
+		s.hits(number, r.allow)
+	}
+}
+
+func (s *search) hits(number uint32, allow bool) {
+	if allow {
+		s.hit.allow = min(s.hit.allow, number)
+	} else {
 		s.hit.deny = min(s.hit.deny, number)
 	}
 }
 
 // try asks the conditions of one rule whose identities and listener are met.
 func (s *search) try(number uint32, byPath bool) bool {
-	r := &s.p.rules[number]
-	if !r.at.has(s.q.Direction) {
+	c := &s.p.index.checks[number]
+	if !c.at.has(s.q.Direction) {
 		return false
 	}
+	if c.kind == knowsHTTP && s.q.HTTP != nil && !s.survey {
+		if s.method == 0 {
+			s.method = methodBit(s.q.HTTP.Method)
+		}
+		if !c.match(s.method, s.q.HTTP.Path, byPath) {
+			return false
+		}
+		s.hits(number, c.allow)
+		return true
+	}
+	r := &s.p.rules[number]
 	if s.survey {
 		s.surveyRule(number, r)
 		return false

@@ -77,23 +77,38 @@ func (t *names) add(id string, flags uint32, refs [2][]ref) {
 	s.refs[1] = ref{uint64(len(t.refs)), 0}
 }
 
+// wanted is an ID that is to be found. The search for two of them begins with
+// both, so that their lines of memory are waited for at once.
+type wanted struct {
+	id   string // without its scheme; empty: nobody
+	hash uint64
+	tag  uint32 // of the first slot
+}
+
+func (t *names) want(p *Peer) wanted {
+	id := p.ID.String()
+	if p.Unauthenticated || len(id) < len(scheme) {
+		return wanted{}
+	}
+	w := wanted{id: id[len(scheme):]}
+	w.hash = maphash.String(t.seed, w.id)
+	w.tag = t.slots[w.hash&uint64(len(t.slots)-1)].tag
+	return w
+}
+
 // find returns nil for an ID that is not stored.
-func (t *names) find(id string) *nameSlot {
-	if len(id) < len(scheme) {
-		return nil
-	}
-	id = id[len(scheme):]
-	h := maphash.String(t.seed, id)
-	tag := uint32(h>>32) &^ flagBits
-	for i := h; ; i++ {
-		s := &t.slots[i&uint64(len(t.slots)-1)]
-		if s.tag == 0 {
-			return nil
+func (t *names) find(w *wanted) *nameSlot {
+	tag := uint32(w.hash>>32) &^ flagBits
+	for i, have := w.hash, w.tag; have != 0; {
+		if have&^flagBits == tag {
+			if s := &t.slots[i&uint64(len(t.slots)-1)]; t.idOf(s) == w.id {
+				return s
+			}
 		}
-		if s.tag&^flagBits == tag && t.idOf(s) == id {
-			return s
-		}
+		i++
+		have = t.slots[i&uint64(len(t.slots)-1)].tag
 	}
+	return nil
 }
 
 // idOf returns the ID of a slot, without its scheme. It is good as long as the
