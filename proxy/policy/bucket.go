@@ -43,8 +43,9 @@ func (l *lists) add(number uint32, r *rule) {
 
 // tree finds rules by the host and path of a request.
 type tree struct {
-	hosts  map[string]*pathTree // of rules that name whole hosts
-	noHost pathTree             // of the others
+	hosts    map[string]*pathTree // by whole hosts, with the port where rules name one
+	suffixes map[string]*pathTree // by what follows the star of *.suffix, likewise
+	noHost   pathTree             // of rules that name no host
 }
 
 // pathTree is a trie over segments of paths.
@@ -88,35 +89,28 @@ func newBucket(p *Policy, numbers []uint32) bucket {
 }
 
 // indexed reports whether a tree helps to find the rule.
-func (c *httpCond) indexed() bool { return c.paths != nil || c.wholeHosts() }
-
-// wholeHosts reports whether hosts are named, and none with a wildcard.
-func (c *httpCond) wholeHosts() bool {
-	for i := range c.hosts {
-		if c.hosts[i].suffix {
-			return false
-		}
-	}
-	return c.hosts != nil
-}
+func (c *httpCond) indexed() bool { return c.paths != nil || c.hosts != nil }
 
 func (t *tree) add(number uint32, r *rule) {
-	c := r.more.http
-	if !c.wholeHosts() {
+	if r.more.http.hosts == nil {
 		t.noHost.add(number, r)
 		return
 	}
 	if t.hosts == nil {
-		t.hosts = map[string]*pathTree{}
+		t.hosts, t.suffixes = map[string]*pathTree{}, map[string]*pathTree{}
 	}
-	for _, h := range c.hosts {
-		key := h.String()
-		paths := t.hosts[key]
-		if paths == nil {
-			paths = &pathTree{}
-			t.hosts[key] = paths
+	for _, h := range r.more.http.hosts {
+		of, key := t.hosts, h.name
+		if h.suffix {
+			of = t.suffixes
 		}
-		paths.add(number, r)
+		if h.port != "" {
+			key += ":" + h.port
+		}
+		if of[key] == nil {
+			of[key] = &pathTree{}
+		}
+		of[key].add(number, r)
 	}
 }
 
@@ -224,12 +218,26 @@ func (s *search) tree(t *tree) {
 	if t.hosts == nil {
 		return
 	}
-	host := s.q.HTTP.Host
+	s.host(t, s.q.HTTP.Host, path)
+	if name, port := splitPort(s.q.HTTP.Host); port != "" {
+		s.host(t, name, path)
+	}
+}
+
+// host asks the rules that name a host, or one of the suffixes that are left
+// of it label by label.
+func (s *search) host(t *tree, host, path string) {
 	if paths := t.hosts[host]; paths != nil {
 		s.paths(paths, path)
 	}
-	if name, port := splitPort(host); port != "" {
-		if paths := t.hosts[name]; paths != nil {
+	if len(t.suffixes) == 0 {
+		return
+	}
+	for i := 1; i < len(host); i++ { // what the star stands for is not empty
+		if host[i] != '.' {
+			continue
+		}
+		if paths := t.suffixes[host[i:]]; paths != nil {
 			s.paths(paths, path)
 		}
 	}
