@@ -10,49 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/narthex-id/narthex/internal/config"
 	"github.com/narthex-id/narthex/proxy/policy"
 )
-
-// policyFiles is -f and -c: where a policy command finds its rule files.
-type policyFiles struct {
-	patterns []string
-	config   string
-}
-
-func (f *policyFiles) register(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVarP(&f.patterns, "file", "f", nil, "a rule file, or a pattern of them in quotes; may be given several times")
-	cmd.Flags().StringVarP(&f.config, "config", "c", "", "take the rule files that this narthex.yaml names")
-}
-
-// expand returns the files.
-func (f *policyFiles) expand() ([]string, error) {
-	switch {
-	case f.config == "" && len(f.patterns) == 0:
-		return nil, usageError{errors.New("no rules: give -f FILE, or -c narthex.yaml")}
-	case f.config != "" && len(f.patterns) > 0:
-		return nil, usageError{errors.New("give -f or -c, not both")}
-	case f.config == "":
-		return policy.Expand(f.patterns...)
-	}
-	c, err := config.Load(f.config)
-	if err != nil {
-		return nil, err
-	}
-	if !c.HasProxy() {
-		return nil, fmt.Errorf("%s has no proxy, and so no rules", f.config)
-	}
-	return c.PolicyFiles()
-}
-
-// read reads the policy; its tests are not run.
-func (f *policyFiles) read() (*policy.Policy, error) {
-	files, err := f.expand()
-	if err != nil {
-		return nil, err
-	}
-	return policy.Read(files...)
-}
 
 // nearRules is how many rules that did not match are shown.
 const nearRules = 5
@@ -64,8 +23,8 @@ func newPolicyExplain() *cobra.Command {
 		Long: `Asks the rules what a proxy would ask them, and prints the decision, the rule,
 and of the rules that come nearest which of their conditions do not hold. Without
 --do or --grpc it is asked as on a tcp listener, where HTTP is not visible.
-Exit status: 0 when it is allowed, 1 when it is denied, 2 for a call that cannot
-be made sense of.`,
+Exit status: 0 when it is allowed, 1 when it is denied, 2 when there is no answer:
+the call cannot be made sense of, or the rules cannot be read.`,
 		Example: `  narthex policy explain -f rules.yaml --on orders --as spiffe://example.org/ns/shop/sa/web --to spiffe://example.org/ns/shop/sa/orders --do "GET /v1/orders/7"
   narthex policy explain -c /etc/narthex/narthex.yaml --as unauthenticated --source-ip 10.1.2.3
   narthex policy explain -f 'policies/*.yaml' --as spiffe://example.org/a --grpc shop.v1.Orders/Get --header x-env=prod --time 2026-01-02T03:00:00Z --format json`,
@@ -100,7 +59,7 @@ be made sense of.`,
 		}
 		rules, err := files.read()
 		if err != nil {
-			return err
+			return unanswered(cmd, err)
 		}
 		e := rules.Explain(request)
 		near := nearRules
@@ -110,12 +69,15 @@ be made sense of.`,
 		if *format == "json" {
 			err = explainJSON(cmd.OutOrStdout(), &e, near)
 		} else {
-			explainText(cmd.OutOrStdout(), &e, rules.Limits(request, nil), near)
+			err = explainText(cmd.OutOrStdout(), &e, rules.Limits(request, nil), near)
 		}
-		if err == nil && !e.Decision.Allow {
-			err = exitError{exitFailure}
+		switch {
+		case err != nil:
+			return unanswered(cmd, err)
+		case !e.Decision.Allow:
+			return exitError{exitFailure}
 		}
-		return err
+		return nil
 	}
 	return cmd
 }
@@ -154,30 +116,37 @@ func verdict(d *policy.Decision) string {
 	return "deny"
 }
 
-func explainText(w io.Writer, e *policy.Explanation, limits []*policy.Limit, near int) {
-	fmt.Fprintf(w, "%s: %s\n", verdict(&e.Decision), e.Detail)
+func explainText(w io.Writer, e *policy.Explanation, limits []*policy.Limit, near int) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s\n", verdict(&e.Decision), e.Detail)
 	for _, id := range e.Decision.Shadow {
-		fmt.Fprintf(w, "  shadow rule %q would decide otherwise\n", id)
+		fmt.Fprintf(&b, "  shadow rule %q would decide otherwise\n", id)
 	}
 	if e.Decision.Allow {
 		for _, l := range limits {
-			fmt.Fprintf(w, "  limit %q applies: %s\n", l.ID, l)
+			fmt.Fprintf(&b, "  limit %q applies: %s\n", l.ID, l)
 		}
 	}
+	left := -near
 	for _, n := range e.Rules {
-		if n.Matched && n.ID != e.Decision.Rule {
-			fmt.Fprintf(w, "  also matches: %s\n", ruleName(&n))
+		switch {
+		case !n.Matched:
+			left++
+		case n.ID != e.Decision.Rule:
+			fmt.Fprintf(&b, "  also matches: %s\n", ruleName(&n))
 		}
 	}
 	for _, n := range e.Near(near) {
-		fmt.Fprintf(w, "  does not match: %s\n", ruleName(&n))
+		fmt.Fprintf(&b, "  does not match: %s\n", ruleName(&n))
 		for _, m := range n.Misses {
-			fmt.Fprintf(w, "      %s: %s\n", m.Condition, m.Why)
+			fmt.Fprintf(&b, "      %s: %s\n", m.Condition, m.Why)
 		}
 	}
-	if left := len(e.Rules) - near; left > 0 {
-		fmt.Fprintf(w, "  (of %d rules the nearest are shown; --all shows the others)\n", len(e.Rules))
+	if left > 0 {
+		fmt.Fprintf(&b, "  %s more %s not match; --all shows all\n", count(left, "rule"), map[bool]string{true: "does", false: "do"}[left == 1])
 	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 func ruleName(n *policy.RuleNote) string {

@@ -1,9 +1,9 @@
 package policy
 
 import (
+	"bytes"
 	"slices"
 	"strings"
-	"unsafe"
 )
 
 // check is one line of memory that decides most rules that a bucket leads to.
@@ -77,21 +77,27 @@ func (c *check) match(method uint32, path string, byPath bool) bool {
 	if c.methods&method == 0 {
 		return false
 	}
-	return byPath || c.size == 0 || matchPathText(unsafe.String(&c.path[0], int(c.size)), path, !c.allow)
+	return byPath || c.size == 0 || matchPathText(c.path[:c.size], path, !c.allow)
 }
 
 // matchPathText is pathPattern.match on the text of the pattern.
-func matchPathText(pattern, path string, deny bool) bool {
-	for pattern != "" {
+func matchPathText(pattern []byte, path string, deny bool) bool {
+	for len(pattern) > 0 {
 		if path == "" || path[0] != '/' {
 			return false
 		}
-		var want, have string
-		if want, pattern = cutSegment(pattern); want == many {
+		want := pattern[1:]
+		if i := bytes.IndexByte(want, '/'); i >= 0 {
+			want, pattern = want[:i], want[i:]
+		} else {
+			pattern = nil
+		}
+		if string(want) == many {
 			return true
 		}
+		var have string
 		have, path = cutSegment(path)
-		if want == anySegment && have == "" || want != anySegment && want != have {
+		if takesAny := string(want) == anySegment; takesAny && have == "" || !takesAny && string(want) != have {
 			return false
 		}
 	}

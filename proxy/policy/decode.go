@@ -421,14 +421,13 @@ func (l *loader) resolve() {
 
 // side returns the side that names a group.
 func (l *loader) side(ref *groupRef) *subjects {
-	from, to := (*subjects)(nil), (*subjects)(nil)
-	if ref.rule >= 0 {
-		from, to = &l.rules[ref.rule].from, &l.rules[ref.rule].to
-	} else {
-		from, to = &l.limits[ref.limit].from, &l.limits[ref.limit].to
+	switch {
+	case ref.rule >= 0 && ref.side == sideFrom:
+		return &l.rules[ref.rule].from
+	case ref.rule >= 0:
+		return &l.rules[ref.rule].to
+	case ref.side == sideFrom:
+		return &l.limits[ref.limit].from
 	}
-	if ref.side == sideTo {
-		return to
-	}
-	return from
+	return &l.limits[ref.limit].to
 }

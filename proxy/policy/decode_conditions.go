@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -304,7 +305,7 @@ func callPaths(services, methods []string) []pathPattern {
 		for _, m := range segments(methods) {
 			p := pathPattern{segments: []pathSegment{s, m}}
 			p.text = p.spell()
-			p.written = strings.ReplaceAll(strings.TrimPrefix(p.text, "/"), "{}", "any")
+			p.written = cmp.Or(s.literal, "{service}") + "/" + cmp.Or(m.literal, "{method}")
 			paths = append(paths, p)
 		}
 	}

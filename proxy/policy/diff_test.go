@@ -46,8 +46,8 @@ func TestAskAround(t *testing.T) {
 			c.AskAround()
 			var got []string
 			for _, change := range c.Changes() {
-				word := map[bool]string{true: "allow", false: "deny"}[change.Allow]
-				got = append(got, fmt.Sprintf("%s: %s -> %s: %s", word, change.Was, change.Is, change.Examples[0]))
+				word := map[bool]string{true: "allow", false: "deny"}[change.Is.Allow]
+				got = append(got, fmt.Sprintf("%s: %s -> %s: %s", word, by(&change.Was), by(&change.Is), change.Examples[0].describe()))
 			}
 			if strings.Join(got, "\n") != strings.Join(tt.want, "\n") {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tt.want, "\n"))
@@ -70,12 +70,21 @@ func TestCommon(t *testing.T) {
 			continue
 		}
 		met++
-		id, err := parsePeer(idOf(p, q))
-		if err != nil || !p.Match(id.ID) || !q.Match(id.ID) {
-			t.Errorf("%s and %s have %s in common: %v", p, q, idOf(p, q), err)
+		for _, text := range idsOf(p, q) {
+			id, err := parsePeer(text)
+			if err != nil || !p.Match(id.ID) || !q.Match(id.ID) {
+				t.Errorf("%s and %s have %s in common: %v", p, q, text, err)
+			}
 		}
 	}
 	if met < 1000 {
 		t.Errorf("only %d pairs met", met)
 	}
+}
+
+func by(d *Decision) string {
+	if d.Rule != "" {
+		return "rule " + d.Rule
+	}
+	return d.Reason.String()
 }

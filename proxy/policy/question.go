@@ -57,6 +57,9 @@ func (q *Question) Request() (*Request, error) {
 		set   func(*Request) error
 	}{{"as", q.setFrom}, {"to", q.setTo}, {"at", q.setAt}, {"source_ip", q.setSource}, {"sni", q.setSNI}, {"do", q.setDo}, {"grpc", q.setGRPC}, {"headers", q.setHeaders}} {
 		if err := step.set(r); err != nil {
+			if wrong := (*QuestionError)(nil); errors.As(err, &wrong) {
+				return nil, wrong
+			}
 			return nil, &QuestionError{step.field, err}
 		}
 	}
@@ -123,7 +126,7 @@ func (q *Question) setSNI(r *Request) (err error) {
 func (q *Question) setDo(r *Request) error {
 	if q.Do == "" {
 		if q.Host != "" && q.GRPC == "" {
-			return errors.New("host goes with do or grpc")
+			return &QuestionError{"host", errors.New("goes with do or grpc")}
 		}
 		return nil
 	}
@@ -151,7 +154,7 @@ func httpRequest(method, target, host string) (*HTTP, error) {
 	h := &HTTP{Method: method, Path: t.Path, Host: t.Host}
 	if host != "" {
 		if h.Host, err = canonical.Host(host); err != nil {
-			return nil, fmt.Errorf("host %q: %w", clip(host), err)
+			return nil, &QuestionError{"host", fmt.Errorf("%q: %w", clip(host), err)}
 		}
 		if t.Host != "" && t.Host != h.Host {
 			return nil, fmt.Errorf("the target names host %s, and host is %s", t.Host, h.Host)

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 	"math/bits"
-	"unsafe"
 )
 
 // Two hash tables that are filled once and then only read. With a hundred
@@ -101,7 +100,7 @@ func (t *names) find(w *wanted) *nameSlot {
 	tag := uint32(w.hash>>32) &^ flagBits
 	for i, have := w.hash, w.tag; have != 0; {
 		if have&^flagBits == tag {
-			if s := &t.slots[i&uint64(len(t.slots)-1)]; t.idOf(s) == w.id {
+			if s := &t.slots[i&uint64(len(t.slots)-1)]; t.holds(s, w.id) {
 				return s
 			}
 		}
@@ -111,13 +110,12 @@ func (t *names) find(w *wanted) *nameSlot {
 	return nil
 }
 
-// idOf returns the ID of a slot, without its scheme. It is good as long as the
-// table.
-func (t *names) idOf(s *nameSlot) string {
+// holds reports whether a slot is that of an ID, without its scheme.
+func (t *names) holds(s *nameSlot, id string) bool {
 	if s.size <= slotID {
-		return unsafe.String(&s.id[0], int(s.size))
+		return string(s.id[:s.size]) == id
 	}
-	return t.long[binary.NativeEndian.Uint32(s.id[:])]
+	return t.long[binary.NativeEndian.Uint32(s.id[:])] == id
 }
 
 // of returns the refs of a slot on one side.

@@ -2,7 +2,6 @@ package suggest
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -10,31 +9,31 @@ import (
 
 // group is a set of paths that are called by the same methods.
 type group struct {
-	methods, paths   []string
-	count, different int
-	example          string
+	methods, paths           []string
+	count, denied, different int
+	example                  string
 }
 
 // manyValues is from how many values on that a segment stands for any: so many names
 // are rarely those of a program.
 const manyValues = 8
 
-// generalise makes patterns of requests. Connections are one group without
-// methods and paths.
-func generalise(calls map[call]int) []group {
-	if n, ok := calls[call{}]; ok && len(calls) == 1 {
-		return []group{{count: n}}
-	}
+// generalise makes patterns of requests. What a method and pattern have fewer
+// of than least is given to rare.
+func generalise(calls map[call]*tally, least int, rare func(*tally)) []group {
 	root := &branch{}
-	for c, n := range calls {
-		if c != (call{}) {
-			root.add(strings.Split(strings.TrimPrefix(c.path, "/"), "/"), c, n)
+	for c, t := range calls {
+		if c != (call{}) && !t.left {
+			root.add(strings.Split(strings.TrimPrefix(c.path, "/"), "/"), c, t)
 		}
 	}
 	root.fold()
 	byMethods := map[string]*group{}
 	root.each("", func(pattern string, b *branch) {
-		methods := slices.Sorted(maps.Keys(b.methods))
+		methods := b.frequent(least, rare)
+		if len(methods) == 0 {
+			return
+		}
 		key := strings.Join(methods, " ")
 		g := byMethods[key]
 		if g == nil {
@@ -42,19 +41,10 @@ func generalise(calls map[call]int) []group {
 			byMethods[key] = g
 		}
 		g.paths = append(g.paths, pattern)
-		g.different += b.different
-		best := 0
 		for _, m := range methods {
-			g.count += b.methods[m]
-			best = max(best, b.methods[m])
-		}
-		if g.example == "" || b.top < cmp.Or(g.example, b.top) {
-			g.example = b.top
+			g.take(b.methods[m])
 		}
 	})
-	if n, ok := calls[call{}]; ok {
-		byMethods[""] = &group{count: n}
-	}
 	var out []group
 	for _, key := range slices.Sorted(maps.Keys(byMethods)) {
 		slices.Sort(byMethods[key].paths)
@@ -63,35 +53,75 @@ func generalise(calls map[call]int) []group {
 	return out
 }
 
-// branch is a segment of paths that were seen, with what follows it.
-type branch struct {
-	kids      map[string]*branch
-	methods   map[string]int // of requests that end here
-	different int
-	top       string // one of them
+func (g *group) take(e *endings) {
+	g.count += e.count
+	g.different += len(e.of)
+	for _, t := range e.of {
+		g.denied += t.denied
+	}
+	if g.example == "" || e.example < g.example {
+		g.example = e.example
+	}
 }
 
-func (b *branch) add(segments []string, c call, n int) {
+// branch is a segment of paths that were seen, with what follows it.
+type branch struct {
+	kids    map[string]*branch
+	methods map[string]*endings // of requests that end here
+}
+
+// endings are the requests of one method that end at a branch.
+type endings struct {
+	count   int
+	of      []*tally
+	example string // the smallest
+}
+
+func (b *branch) add(segments []string, c call, t *tally) {
 	if len(segments) == 0 {
-		if b.methods == nil {
-			b.methods = map[string]int{}
-		}
-		b.methods[c.method] += n
-		b.different++
-		if text := c.method + " " + c.path; b.top == "" || text < b.top {
-			b.top = text
-		}
+		b.end(c.method, &endings{t.count, []*tally{t}, c.method + " " + c.path})
 		return
 	}
+	b.kid(segments[0]).add(segments[1:], c, t)
+}
+
+func (b *branch) kid(name string) *branch {
 	if b.kids == nil {
 		b.kids = map[string]*branch{}
 	}
-	kid := b.kids[segments[0]]
-	if kid == nil {
-		kid = &branch{}
-		b.kids[segments[0]] = kid
+	if b.kids[name] == nil {
+		b.kids[name] = &branch{}
 	}
-	kid.add(segments[1:], c, n)
+	return b.kids[name]
+}
+
+func (b *branch) end(method string, e *endings) {
+	if b.methods == nil {
+		b.methods = map[string]*endings{}
+	}
+	mine := b.methods[method]
+	if mine == nil {
+		b.methods[method] = e
+		return
+	}
+	mine.count += e.count
+	mine.of = append(mine.of, e.of...)
+	mine.example = min(mine.example, e.example)
+}
+
+// frequent returns the methods that were seen often enough, sorted.
+func (b *branch) frequent(least int, rare func(*tally)) []string {
+	var methods []string
+	for _, m := range slices.Sorted(maps.Keys(b.methods)) {
+		if e := b.methods[m]; e.count < least {
+			for _, t := range e.of {
+				rare(t)
+			}
+			continue
+		}
+		methods = append(methods, m)
+	}
+	return methods
 }
 
 // anySegment is the key of a segment that stands for any; no path holds it.
@@ -112,11 +142,9 @@ func (b *branch) fold() {
 	}
 	slices.Sort(ids)
 	for _, name := range ids {
-		if b.kids[anySegment] == nil {
-			b.kids[anySegment] = &branch{}
-		}
-		b.kids[anySegment].take(b.kids[name])
+		kid := b.kids[name]
 		delete(b.kids, name)
+		b.kid(anySegment).take(kid)
 	}
 	for _, kid := range b.kids {
 		kid.fold()
@@ -125,24 +153,11 @@ func (b *branch) fold() {
 
 // take adds another branch to this one.
 func (b *branch) take(o *branch) {
-	for m, n := range o.methods {
-		if b.methods == nil {
-			b.methods = map[string]int{}
-		}
-		b.methods[m] += n
-	}
-	b.different += o.different
-	if b.top == "" || o.top != "" && o.top < b.top {
-		b.top = o.top
+	for m, e := range o.methods {
+		b.end(m, e)
 	}
 	for name, kid := range o.kids {
-		if b.kids == nil {
-			b.kids = map[string]*branch{}
-		}
-		if b.kids[name] == nil {
-			b.kids[name] = &branch{}
-		}
-		b.kids[name].take(kid)
+		b.kid(name).take(kid)
 	}
 }
 
@@ -162,16 +177,14 @@ func (b *branch) each(prefix string, f func(pattern string, b *branch)) {
 
 // nameOf names a segment after the one before it: of /orders it is order_id.
 func nameOf(prefix string) string {
-	word := strings.TrimSuffix(last(prefix), "s")
-	for i := range len(word) {
-		if c := word[i]; c < 'a' || c > 'z' {
-			return "id"
-		}
-	}
-	if word == "" {
+	word := last(prefix)
+	if word == "" || len(word) > maxWord || strings.Trim(word, "abcdefghijklmnopqrstuvwxyz") != "" {
 		return "id"
 	}
-	return fmt.Sprintf("%s_id", word)
+	if !strings.HasSuffix(word, "ss") {
+		word = strings.TrimSuffix(word, "s")
+	}
+	return strings.TrimPrefix(word+"_id", "_")
 }
 
 // looksLikeID reports whether a segment is a number, a UUID, a long
