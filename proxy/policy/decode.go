@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode"
+	"unicode/utf8"
 )
 
 const (
@@ -192,7 +194,7 @@ func (l *loader) name(s string, at place, path func() string) bool {
 		l.findings.add(at, path(), "is empty")
 	case len(s) > maxName:
 		l.findings.add(at, path(), "%d bytes long; at most %d are allowed", len(s), maxName)
-	case strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c == 0x7f || c == 0xfffd }):
+	case strings.ContainsFunc(s, func(c rune) bool { return c == ' ' || c == utf8.RuneError || !unicode.IsPrint(c) }):
 		l.findings.add(at, path(), "%q holds a space or control character", clip(s))
 	default:
 		return true

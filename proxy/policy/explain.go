@@ -120,7 +120,7 @@ func (r *rule) note(q *Request) RuleNote {
 	n := RuleNote{ID: r.id, Allow: r.allow, Shadow: r.shadow, File: r.place.file, Line: r.place.line, Column: r.place.column}
 	miss := func(met bool, key, format string, args ...any) {
 		if !met {
-			n.Misses = append(n.Misses, Miss{key, fmt.Sprintf(format, args...)})
+			n.Misses = append(n.Misses, Miss{key, shown(fmt.Sprintf(format, args...))})
 		}
 	}
 	miss(len(r.on) == 0 || slices.Contains(r.on, q.Listener), "on", "wants listener %s, not %q", some(r.on), q.Listener)

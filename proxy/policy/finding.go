@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Error is one thing that is wrong with a policy, at one place of a file.
@@ -17,7 +18,8 @@ type Error struct {
 	err error // what made the file unreadable
 }
 
-// Error returns "file:line:column: path: message".
+// Error returns "file:line:column: path: message", in one line, and without
+// what a terminal obeys: keys and texts of a file may hold escapes of it.
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString(e.File)
@@ -32,7 +34,21 @@ func (e *Error) Error() string {
 		b.WriteString(": ")
 	}
 	b.WriteString(e.Msg)
-	return b.String()
+	return shown(b.String())
+}
+
+// shown puts a space in the place of ends of lines and tabs, and U+FFFD in
+// that of all else that does not print.
+func shown(s string) string {
+	return strings.Map(func(c rune) rune {
+		switch {
+		case c == '\n' || c == '\r' || c == '\t':
+			return ' '
+		case !unicode.IsPrint(c):
+			return unicode.ReplacementChar
+		}
+		return c
+	}, s)
 }
 
 // Unwrap returns what made the file unreadable, such as fs.ErrNotExist; nil
