@@ -18,6 +18,10 @@ const (
 	// maxPairs bounds the pairs of a rule; beyond, the longer list becomes an
 	// atom. So the index grows with the text of a policy, not with its square.
 	maxPairs = 64
+
+	// mostListeners is up to how many listeners a rule that names them is
+	// stored pair by pair.
+	mostListeners = 16
 )
 
 // compiler builds an index.
@@ -104,11 +108,15 @@ func (c *compiler) pattern(p *member) uint32 {
 // rule stores one rule under all its pairs.
 func (c *compiler) rule(number uint32, r *rule) {
 	from, to := c.side(&r.from), c.side(&r.to)
-	if len(from)*len(to) > maxPairs {
-		if len(from) >= len(to) || len(from) > maxPairs {
+	most := maxPairs
+	if len(r.on) > mostListeners { // each pair is stored at each listener
+		most = 1
+	}
+	if len(from)*len(to) > most {
+		if len(from) >= len(to) || len(from) > most {
 			from = c.list(from, sideFrom)
 		}
-		if len(to) > len(from) && len(from)*len(to) > maxPairs {
+		if len(to) > len(from) && len(from)*len(to) > most {
 			to = c.list(to, sideTo)
 		}
 	}

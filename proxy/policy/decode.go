@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -37,6 +38,7 @@ type loader struct {
 	refs     []groupRef
 	checks   []func() // of what may be in a file not yet read
 	whens    whens
+	calls    int // services times methods
 
 	counts map[string]int   // entries seen of each top-level list, in the file being read
 	seen   map[string]place // top-level keys of the file being read
@@ -58,7 +60,8 @@ func (l *loader) read(file string, data []byte) {
 	if l.groups == nil {
 		l.groups, l.ceilings = map[string]*group{}, map[string]*ceiling{}
 		// As many rules as the file seems to hold: growing costs as much as reading.
-		n := bytes.Count(data, []byte("effect"))
+		// A comment may hold the word as often as it likes.
+		n := min(bytes.Count(data, []byte("effect")), mostAhead)
 		l.rules, l.ids, l.patterns = make([]rule, 0, n), make(map[string]place, n), make(map[string]*member, n)
 		l.limitIDs, l.mentions, l.whens = map[string]place{}, map[string]Mention{}, whens{}
 	}
@@ -218,6 +221,9 @@ func (l *loader) pattern(s string) (*member, error) {
 	l.patterns[s] = m
 	return m, nil
 }
+
+// mostAhead is for how many rules memory is taken before they are read.
+const mostAhead = 1 << 17
 
 // membersAtOnce is for how many patterns memory is taken at a time.
 const membersAtOnce = 256
@@ -401,16 +407,12 @@ func (l *loader) resolve() {
 		g, ok := l.groups[ref.name]
 		if !ok {
 			if names == nil {
-				for name := range l.groups {
-					names = append(names, name)
-				}
-				slices.Sort(names)
+				names = slices.Sorted(maps.Keys(l.groups))
+				names = names[:min(len(names), maxHints)]
 			}
-			hint := "; no group is defined"
-			if meant := nearest(ref.name, names); meant != "" {
-				hint = fmt.Sprintf("; did you mean %q?", groupPrefix+meant)
-			} else if len(names) > 0 {
-				hint = "; known: " + clip(strings.Join(names, ", "))
+			hint := "" // looking for one takes time, which many unknown groups would add up
+			if !l.findings.full() {
+				hint = groupHint(ref.name, names)
 			}
 			l.findings.add(ref.at, ref.path, "unknown group %q%s", clip(ref.name), hint)
 			continue
@@ -419,6 +421,19 @@ func (l *loader) resolve() {
 		s.groups = append(s.groups, g)
 		g.uses++
 	}
+}
+
+// maxHints is among how many groups one is looked for that may have been meant.
+const maxHints = 1000
+
+func groupHint(name string, known []string) string {
+	if meant := nearest(name, known); meant != "" {
+		return fmt.Sprintf("; did you mean %q?", groupPrefix+meant)
+	}
+	if len(known) > 0 {
+		return "; known: " + clip(strings.Join(known, ", "))
+	}
+	return "; no group is defined"
 }
 
 // side returns the side that names a group.

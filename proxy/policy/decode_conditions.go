@@ -15,6 +15,7 @@ import (
 const (
 	maxMethod      = 64   // bytes
 	maxDescription = 1024 // bytes
+	maxHeaders     = 128  // each is looked for among all of a request
 )
 
 // conditions returns those of a rule, made when the first is read.
@@ -215,6 +216,10 @@ func (l *loader) headers(n *node, path func() string) []headerCond {
 		l.findings.add(n.at, path(), "must be a block of header names, not %s", n.describe())
 		return nil
 	}
+	if len(n.pairs) > maxHeaders {
+		l.findings.add(n.at, path(), "%d headers; at most %d are allowed", len(n.pairs), maxHeaders)
+		return nil
+	}
 	var out []headerCond
 	for i := range n.pairs {
 		p := &n.pairs[i]
@@ -279,14 +284,22 @@ func (l *loader) grpc(r *rule, n *node, path func() string) {
 	if !ok {
 		return
 	}
-	if len(services)*len(methods) > maxCalls {
+	calls := max(len(services), 1) * max(len(methods), 1)
+	if calls > maxCalls && services != nil && methods != nil {
 		l.findings.add(n.at, path(), "%d services with %d methods each; use several rules", len(services), len(methods))
+		return
+	}
+	if l.calls += calls; l.calls > maxAllCalls {
+		l.findings.add(n.at, path(), "services times methods are more than %d in all rules together; leave methods out where a rule is about all", maxAllCalls)
 		return
 	}
 	l.setHTTP(r, &httpCond{grpc: true, paths: callPaths(services, methods)}, n, path)
 }
 
-const maxCalls = 4096 // services times methods of one rule
+const (
+	maxCalls    = 4096    // services times methods of one rule
+	maxAllCalls = 1 << 20 // of all: each takes some 150 bytes of memory, and next to none of the file
+)
 
 // callPaths are the paths of gRPC calls: /service/method.
 func callPaths(services, methods []string) []pathPattern {

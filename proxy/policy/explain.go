@@ -58,13 +58,20 @@ func (p *Policy) detail(r *Request, d *Decision) string {
 	case Ceiling:
 		return p.ceilingDetail(r)
 	case DenyRule, AllowRule:
-		for i := range p.rules {
-			if p.rules[i].id == d.Rule {
-				return fmt.Sprintf("%s %q (%s)", d.Reason, d.Rule, p.rules[i].place)
-			}
+		if r := p.find(d.Rule); r != nil {
+			return fmt.Sprintf("%s %q (%s)", d.Reason, d.Rule, r.place)
 		}
 	}
 	return fmt.Sprintf("%s: %s", d.Reason, r.describe())
+}
+
+// find returns the rule of that id; nil if there is none.
+func (p *Policy) find(id string) *rule {
+	i, ok := slices.BinarySearchFunc(p.rules, id, func(r rule, id string) int { return strings.Compare(r.id, id) })
+	if !ok {
+		return nil
+	}
+	return &p.rules[i]
 }
 
 func (p *Policy) revokedDetail(key string, peer *Peer) string {

@@ -90,8 +90,11 @@ func (f *findings) add(at place, path, format string, args ...any) {
 	f.take(&Error{File: at.file, Line: at.line, Column: at.column, Path: path, Msg: fmt.Sprintf(format, args...)})
 }
 
+// full reports whether what is added is counted only.
+func (f *findings) full() bool { return len(f.list) >= maxFindings }
+
 func (f *findings) take(e *Error) {
-	if len(f.list) == maxFindings {
+	if f.full() {
 		f.dropped++
 		return
 	}

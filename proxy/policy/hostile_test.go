@@ -2,6 +2,7 @@ package policy
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode"
@@ -78,4 +79,90 @@ func TestHostileEscapes(t *testing.T) {
 			}
 		}
 	}
+}
+
+// numbered returns a text once for each number below n.
+func numbered(n int, format string) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, format, i)
+	}
+	return b.String()
+}
+
+// TestHostileProducts reads texts in which two lists could be multiplied: what
+// they take grows with the text. With the product, this test takes minutes or
+// all memory.
+func TestHostileProducts(t *testing.T) {
+	t.Parallel()
+	t.Run("unknown groups", func(t *testing.T) {
+		t.Parallel()
+		const n = 20_000
+		_, err := Parse("p", []byte("version: 1\ngroups:\n"+numbered(n, "  known-group-%06d: [spiffe://a/b]\n")+
+			"rules:\n- id: a\n  effect: deny\n  from:\n"+numbered(n, "  - group:other-words-%06d\n")))
+		if err == nil || !strings.Contains(err.Error(), "and 19900 more") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("failing tests", func(t *testing.T) {
+		t.Parallel()
+		const n = 20_000
+		_, err := Parse("p", []byte("version: 1\nrules:\n- {id: z, effect: deny}\n"+numbered(n, "- {id: a%d, effect: deny, from: [spiffe://a/b]}\n")+
+			"tests:\n"+strings.Repeat("- {as: spiffe://a/c, expect: allow}\n", n)))
+		if err == nil || !strings.Contains(err.Error(), "and 19980 more") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("headers", func(t *testing.T) {
+		t.Parallel()
+		_, err := Parse("p", []byte("version: 1\nrules:\n- id: a\n  effect: deny\n  http:\n    headers:\n"+numbered(100_000, "      h%d: present\n")))
+		if err == nil || !strings.Contains(err.Error(), "at most 128 are allowed") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("gRPC calls", func(t *testing.T) {
+		t.Parallel()
+		rule := "effect: deny, grpc: {services: [" + numbered(64, "s%d, ") + "], methods: [" + numbered(64, "m%d, ") + "]}}\n"
+		_, err := Parse("p", []byte("version: 1\nrules:\n"+numbered(300, "- {id: r%d, "+rule)))
+		if err == nil || !strings.Contains(err.Error(), "more than 1048576 in all rules together") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("listeners", func(t *testing.T) {
+		t.Parallel()
+		const n = 2000
+		ids := numbered(8, "spiffe://a/%d, ")
+		p, err := Parse("p", []byte("version: 1\nrules: [{id: r, effect: allow, from: ["+ids+"], to: ["+ids+"], on: ["+numbered(n, "l%d, ")+"]}]"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(p.index.pairs.slots); got > 4*n {
+			t.Errorf("room for %d pairs", got)
+		}
+		for _, c := range []struct {
+			from, to, on string
+			allow        bool
+		}{
+			{"spiffe://a/0", "spiffe://a/7", "l0", true},
+			{"spiffe://a/7", "spiffe://a/0", "l1999", true},
+			{"spiffe://a/7", "spiffe://a/0", "l2000", false},
+			{"spiffe://a/8", "spiffe://a/0", "l0", false},
+			{"spiffe://a/0", "spiffe://a/8", "l0", false},
+		} {
+			q := request(c.from, c.to)
+			q.Listener = c.on
+			var d Decision
+			if p.Decide(&q, &d); d.Allow != c.allow {
+				t.Errorf("%+v: %+v", c, d)
+			}
+		}
+	})
+	t.Run("a word in a comment", func(t *testing.T) {
+		t.Parallel()
+		var l loader
+		l.read("p", []byte("version: 1\n# "+strings.Repeat("effect", 500_000)))
+		if cap(l.rules) > 200_000 {
+			t.Errorf("room for %d rules", cap(l.rules))
+		}
+	})
 }

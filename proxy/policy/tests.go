@@ -84,11 +84,11 @@ func (t *question) failures(p *Policy, d *Decision) []string {
 
 // whyNot says why a rule did not match, for the end of a sentence.
 func (p *Policy) whyNot(id string, q *Request) string {
-	i, ok := slices.BinarySearchFunc(p.rules, id, func(r rule, id string) int { return strings.Compare(r.id, id) })
-	if !ok {
+	r := p.find(id)
+	if r == nil {
 		return fmt.Sprintf("; there is no rule %q", id)
 	}
-	n := p.rules[i].note(q)
+	n := r.note(q)
 	if n.Matched {
 		return ""
 	}
