@@ -203,3 +203,41 @@ func TestDecideAllocatesNothing(t *testing.T) {
 		t.Errorf("generation %d, want 7", d.Generation)
 	}
 }
+
+// TestHostileGroups asks about identities in so many groups, or matched by so
+// many patterns, that all rules are asked.
+func TestHostileGroups(t *testing.T) {
+	t.Parallel()
+	const n = 2000
+	both := "version: 1\ngroups:\n" + numbered(n, "  g%d: [spiffe://a/b, spiffe://a/1, spiffe://a/2, spiffe://a/3, spiffe://a/4]\n") + "rules:\n"
+	for i := range n {
+		for j := range groupUses/2 + 1 {
+			both += fmt.Sprintf("- {id: r%d-%d, effect: deny, at: outbound, from: [group:g%d], to: [group:g%d]}\n", i, j, i, i)
+		}
+	}
+	both += "- {id: web, effect: allow, from: [spiffe://a/b], to: [group:g7]}\n- {id: web-no, effect: deny, shadow: true, from: [group:g9]}\n"
+	one := "version: 1\ngroups:\n  g:\n" + numbered(n, "  - spiffe://a/%d\n") + "rules:\n" + numbered(n, "- {id: r%d, effect: deny, from: [group:g]}\n")
+	for i := range 32 {
+		one += fmt.Sprintf("- {id: w%d, effect: deny, at: outbound, from: [spiffe://a%s]}\n", i, strings.NewReplacer("0", "/b", "1", "/*").Replace(fmt.Sprintf("%05b", i)))
+	}
+	one += "- {id: web, effect: allow, from: [\"spiffe://a/b/b/**\"], to: [spiffe://a/7]}\n- {id: web-no, effect: deny, shadow: true, from: [\"spiffe://a/b/b/**\"]}\n"
+	for _, c := range []struct{ name, text, from, to string }{
+		{"both in many groups", both, "spiffe://a/b", "spiffe://a/b"},
+		{"matched by many patterns", one, "spiffe://a/b/b/b/b/b", "spiffe://a/7"},
+	} {
+		p, err := parseAll(c.text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := request(c.from, c.to)
+		for range 3 {
+			var d Decision
+			if p.Decide(&q, &d); !d.Allow || d.Rule != "web" || !slices.Equal(d.Shadow, []string{"web-no"}) {
+				t.Fatalf("%s: %+v", c.name, d)
+			}
+			if a := p.Admit(&q); a != Always {
+				t.Fatalf("%s: admitted %v", c.name, a)
+			}
+		}
+	}
+}

@@ -70,6 +70,15 @@ func (id *identity) list(i int, where side) []ref {
 	return id.bags[i-1].refs[where]
 }
 
+// refCount is how many refs there are.
+func (id *identity) refCount(where side) int {
+	n := len(id.refs)
+	for _, b := range id.bags[:id.n] {
+		n += len(b.refs[where])
+	}
+	return n
+}
+
 // identify finds what matches a peer on its side of the request.
 func (x *index) identify(p *Peer, w *wanted, where side, out *identity) {
 	switch {

@@ -328,8 +328,9 @@ func (p *Policy) Admit(r *Request) Admission {
 }
 
 // Decide answers the request into d, all of whose fields it sets. It takes no
-// lock and allocates nothing, but for what CEL conditions do and for Shadow,
-// whose room is used again. A nil Policy denies.
+// lock and allocates nothing, but for what CEL conditions do, for Shadow, whose
+// room is used again, and for identities that more patterns match than the index
+// keeps room for. A nil Policy denies.
 func (p *Policy) Decide(r *Request, d *Decision) {
 	if p == nil {
 		*d = Decision{Shadow: d.Shadow[:0], Reason: NoPolicy}

@@ -80,20 +80,10 @@ const (
 	condAt
 	condFrom
 	condTo
-	condMore
 )
 
-// misses returns the first condition of the rule that the request does not
-// meet; met if there is none. It allocates nothing, CEL apart.
-func (r *rule) misses(q *Request) condition {
-	missed := r.missesEnds(q)
-	if missed == met && !r.meets(q, false) {
-		return condMore
-	}
-	return missed
-}
-
-// missesEnds is misses for listener and identities alone.
+// missesEnds returns the first condition on listener and identities that the
+// request does not meet; met if there is none. It allocates nothing.
 func (r *rule) missesEnds(q *Request) condition {
 	switch {
 	case len(r.on) > 0 && !slices.Contains(r.on, q.Listener):
@@ -150,13 +140,48 @@ type hit struct{ deny, allow uint32 }
 const none = ^uint32(0)
 
 // scan asks every rule. It is the way out for a request that more patterns
-// match than the index keeps room for.
+// match than the index keeps room for. A group is asked once, however many
+// rules name it: so the time grows with the text of a policy, not with its
+// square.
 func (s *search) scan() {
+	from, to := scanned{peer: &s.q.From}, scanned{peer: &s.q.To}
 	for i := range s.p.rules {
-		if r := &s.p.rules[i]; r.shadow || s.wants(r.allow, uint32(i)) {
-			if r.misses(s.q) == met {
-				s.found(uint32(i), r)
+		r := &s.p.rules[i]
+		switch {
+		case !r.shadow && !s.survey && !s.wants(r.allow, uint32(i)),
+			len(r.on) > 0 && !slices.Contains(r.on, s.q.Listener),
+			!from.match(&r.from), !to.match(&r.to):
+			continue
+		}
+		s.try(uint32(i), false)
+	}
+}
+
+// scanned is one peer of a scan, and which groups it is in.
+type scanned struct {
+	peer   *Peer
+	groups map[*group]bool
+}
+
+func (p *scanned) match(s *subjects) bool {
+	if len(s.groups) == 0 || !p.peer.Authenticated() {
+		return s.match(p.peer)
+	}
+	if matchAny(s.patterns, p.peer) {
+		return true
+	}
+	for _, g := range s.groups {
+		in, known := p.groups[g]
+		if !known {
+			in = matchAny(g.patterns, p.peer)
+			if p.groups == nil {
+				p.groups = map[*group]bool{}
 			}
+			p.groups[g] = in
+		}
+		if in {
+			return true
 		}
 	}
+	return false
 }

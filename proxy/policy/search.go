@@ -15,6 +15,11 @@ type search struct {
 	mayAllow bool       // and an allow
 }
 
+// mostPairs is how many pairs of atoms are looked at, and one more for each
+// rule, before all rules are asked instead: two identities may each be in
+// thousands of groups.
+const mostPairs = 1 << 16
+
 // maxShadows is how many shadow rules of either effect an answer names.
 const maxShadows = 8
 
@@ -118,24 +123,10 @@ func (s *search) run(from, to *identity) {
 	s.hit = hit{none, none}
 	switch {
 	case s.q.Direction > Outbound:
-	case from.overflow || to.overflow:
-		if s.survey {
-			s.scanSurvey()
-		} else {
-			s.scan()
-		}
+	case from.overflow || to.overflow, from.refCount(sideFrom)*to.refCount(sideTo) > mostPairs+len(s.p.rules):
+		s.scan()
 	default:
 		s.p.index.search(s, from, to)
-	}
-}
-
-// scanSurvey is scan for Admit.
-func (s *search) scanSurvey() {
-	for i := range s.p.rules {
-		r := &s.p.rules[i]
-		if r.missesEnds(s.q) == met {
-			s.surveyRule(uint32(i), r)
-		}
 	}
 }
 
