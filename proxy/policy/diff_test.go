@@ -88,3 +88,20 @@ func by(d *Decision) string {
 	}
 	return d.Reason.String()
 }
+
+// TestComparisonOfLongLists: lists of a hundred thousand are not compared each
+// with each, which would take hours, and that is said.
+func TestComparisonOfLongLists(t *testing.T) {
+	t.Parallel()
+	const n = 100_000
+	p, err := parseAll("version: 1\ngroups:\n  a:\n" + numbered(n, "  - spiffe://a/%d\n") + "  b:\n" + numbered(n, "  - spiffe://a/b%d\n") +
+		"rules:\n- {id: a, effect: allow, from: [group:a]}\n- {id: b, effect: allow, from: [group:b]}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewComparison(nil, p)
+	c.AskAround()
+	if !c.Incomplete || c.Asked == 0 {
+		t.Errorf("asked %d, incomplete %v", c.Asked, c.Incomplete)
+	}
+}

@@ -33,8 +33,8 @@ var RemarkKinds = map[string]string{
 	"incomplete":       "a policy too large to compare all of its rules",
 }
 
-// maxComparisons bounds how many pairs of rules are compared: about a second.
-const maxComparisons = 20_000_000
+// maxComparisons bounds how many pairs of patterns are compared: a few seconds.
+const maxComparisons = 100_000_000
 
 // Review looks for rules that contradict each other or can never decide, for
 // duplicates, and for groups that nobody names. Remarks come by file, line and
@@ -99,13 +99,15 @@ func (v *reviewer) unreachable() {
 		if !r.allow || r.shadow {
 			continue
 		}
+		if v.spend((r.from.size() + r.to.size()) * len(v.p.revoked)) {
+			return
+		}
 		if what, at, ok := v.barred(r); ok {
 			v.add("unreachable-rule", r.id, r.place, what, at, "rule %q never allows anything: %s covers all that it is about", r.id, what)
 			continue
 		}
 		for _, d := range denies.candidates(r) {
-			if v.left--; v.left < 0 {
-				v.add("incomplete", "", place{file: v.p.files[0], line: 1, column: 1}, "", place{}, "too many rules to compare each with each: some that never decide may not be named")
+			if v.spend(1 + r.from.size()*d.from.size() + r.to.size()*d.to.size()) {
 				return
 			}
 			if covers(d, r) {
@@ -114,6 +116,16 @@ func (v *reviewer) unreachable() {
 			}
 		}
 	}
+}
+
+// spend takes comparisons from those that are left. It reports, with a remark,
+// that there are not as many.
+func (v *reviewer) spend(n int) bool {
+	if v.left -= n; v.left >= 0 {
+		return false
+	}
+	v.add("incomplete", "", place{file: v.p.files[0], line: 1, column: 1}, "", place{}, "too many rules to compare each with each: some that never decide may not be named")
+	return true
 }
 
 // barred says what keeps all of an allow's callers, or all whom it lets speak
@@ -167,6 +179,15 @@ func (s *subjects) all() func(func(Pattern) bool) {
 			}
 		}
 	}
+}
+
+// size is how many patterns all yields.
+func (s *subjects) size() int {
+	n := len(s.patterns)
+	for _, g := range s.groups {
+		n += len(g.patterns)
+	}
+	return n
 }
 
 // denySet finds the denies that may cover an allow.

@@ -110,3 +110,27 @@ func TestCoversAndMeets(t *testing.T) {
 		}
 	}
 }
+
+// TestReviewOfLongLists: lists of a hundred thousand are not compared each with
+// each, which would take hours, and that is said.
+func TestReviewOfLongLists(t *testing.T) {
+	t.Parallel()
+	const n = 100_000
+	list := "version: 1\ngroups:\n  a:\n" + numbered(n, "  - spiffe://a/%d\n") + "  b:\n" + numbered(n, "  - spiffe://a/b%d\n")
+	for name, rest := range map[string]string{
+		"deny":   "rules:\n- {id: d, effect: deny, from: [spiffe://a/0, group:b]}\n- {id: a, effect: allow, from: [spiffe://a/0, group:a]}\n",
+		"revoke": "rules:\n- {id: a, effect: allow, from: [group:a, group:b]}\nrevoked:\n" + numbered(n, "- spiffe://a/%d\n"),
+	} {
+		p, err := parseAll(list + rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		incomplete := false
+		for _, r := range p.Review() {
+			incomplete = incomplete || r.Kind == "incomplete"
+		}
+		if !incomplete {
+			t.Errorf("%s: %+v", name, p.Review())
+		}
+	}
+}
