@@ -241,3 +241,30 @@ func TestHostileGroups(t *testing.T) {
 		}
 	}
 }
+
+// TestLimitsOfLargeGroups: a group that many limits name is looked through
+// once, and no limit is missed or made up.
+func TestLimitsOfLargeGroups(t *testing.T) {
+	t.Parallel()
+	const n = 20_000
+	p, err := parseAll("version: 1\ngroups:\n  few: [\"spiffe://a/*/x\", spiffe://b/1]\n  large:\n" + numbered(n, "  - spiffe://a/%d\n") + "limits:\n" +
+		numbered(200, "- {id: large-%d, rps: 1, from: [group:few, group:large]}\n") + "- {id: few, rps: 1, from: [group:few], to: [group:large]}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		from, to string
+		want     int
+	}{
+		{"spiffe://a/19999", "spiffe://b/b", 200},
+		{"spiffe://a/20000", "spiffe://b/b", 0},
+		{"spiffe://a/7/x", "spiffe://a/19999", 201},
+		{"spiffe://b/1", "spiffe://a/20000", 200},
+		{"", "spiffe://a/1", 0},
+	} {
+		q := request(c.from, c.to)
+		if got := len(p.Limits(&q, nil)); got != c.want {
+			t.Errorf("%+v: %d limits", c, got)
+		}
+	}
+}

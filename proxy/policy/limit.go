@@ -52,21 +52,19 @@ const (
 )
 
 // Limits appends the limits that apply to the request, by id. It allocates
-// nothing where dst has room. The pointers stay good as long as the policy.
+// nothing where dst has room and no limit names a large group. The pointers stay good as long as the policy.
 func (p *Policy) Limits(r *Request, dst []*Limit) []*Limit {
 	if p == nil || r.Direction != Inbound {
 		return dst
 	}
+	from, to := scanned{peer: &r.From}, scanned{peer: &r.To}
 	for i := range p.limits {
-		if l := &p.limits[i]; l.matches(r) {
+		l := &p.limits[i]
+		if (len(l.on) == 0 || slices.Contains(l.on, r.Listener)) && from.match(&l.from) && to.match(&l.to) {
 			dst = append(dst, &l.Limit)
 		}
 	}
 	return dst
-}
-
-func (l *limit) matches(r *Request) bool {
-	return (len(l.on) == 0 || slices.Contains(l.on, r.Listener)) && l.from.match(&r.From) && l.to.match(&r.To)
 }
 
 // limit takes in one entry of limits.

@@ -157,7 +157,10 @@ func (s *search) scan() {
 	}
 }
 
-// scanned is one peer of a scan, and which groups it is in.
+// fewPatterns is up to how many patterns of a group are asked again and again.
+const fewPatterns = 16
+
+// scanned is one peer of a scan, and which of the larger groups it is in.
 type scanned struct {
 	peer   *Peer
 	groups map[*group]bool
@@ -171,17 +174,24 @@ func (p *scanned) match(s *subjects) bool {
 		return true
 	}
 	for _, g := range s.groups {
-		in, known := p.groups[g]
-		if !known {
-			in = matchAny(g.patterns, p.peer)
-			if p.groups == nil {
-				p.groups = map[*group]bool{}
-			}
-			p.groups[g] = in
-		}
-		if in {
+		if p.in(g) {
 			return true
 		}
 	}
 	return false
+}
+
+func (p *scanned) in(g *group) bool {
+	if len(g.patterns) <= fewPatterns {
+		return matchAny(g.patterns, p.peer)
+	}
+	in, known := p.groups[g]
+	if !known {
+		in = matchAny(g.patterns, p.peer)
+		if p.groups == nil {
+			p.groups = map[*group]bool{}
+		}
+		p.groups[g] = in
+	}
+	return in
 }
