@@ -63,7 +63,7 @@ func (l *loader) read(file string, data []byte) {
 		// A comment may hold the word as often as it likes.
 		n := min(bytes.Count(data, []byte("effect")), mostAhead)
 		l.rules, l.ids, l.patterns = make([]rule, 0, n), make(map[string]place, n), make(map[string]*member, n)
-		l.limitIDs, l.mentions, l.whens = map[string]place{}, map[string]Mention{}, whens{}
+		l.limitIDs, l.mentions, l.whens = map[string]place{}, map[string]Mention{}, whens{known: map[string]*when{}}
 	}
 	l.counts, l.seen = map[string]int{}, map[string]place{}
 	l.files = append(l.files, file)

@@ -31,16 +31,26 @@ type when struct {
 
 // whens are the conditions of a policy by their text: each is compiled, and
 // kept, once.
-type whens map[string]*when
+type whens struct {
+	known map[string]*when
+	size  int // of their texts
+}
+
+// maxWhens bounds the texts of the conditions of a policy together, in bytes:
+// compiling takes some milliseconds a KiB, and a revocation must not wait for it.
+const maxWhens = 1 << 20
 
 // compile is compileWhen for a text that may have been seen before.
-func (all whens) compile(text string, at place) (*when, *Error) {
-	if w, ok := all[text]; ok {
+func (all *whens) compile(text string, at place) (*when, *Error) {
+	if w, ok := all.known[text]; ok {
 		return w, nil
+	}
+	if all.size += len(text); all.size > maxWhens {
+		return nil, &Error{File: at.file, Line: at.line, Column: at.column, Msg: fmt.Sprintf("the conditions of all rules, those that are alike once, have more than %d KiB together", maxWhens>>10)}
 	}
 	w, problem := compileWhen(text, at)
 	if problem == nil {
-		all[text] = w
+		all.known[text] = w
 	}
 	return w, problem
 }

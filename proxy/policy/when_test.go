@@ -322,17 +322,24 @@ func TestWhenConcurrent(t *testing.T) {
 // TestWhens compiles equal texts once.
 func TestWhens(t *testing.T) {
 	t.Parallel()
-	all := whens{}
+	all := whens{known: map[string]*when{}}
 	a, _ := all.compile("from.authenticated", place{"f", 1, 1})
 	b, _ := all.compile("from.authenticated", place{"f", 2, 1})
 	c, _ := all.compile("to.authenticated", place{"f", 3, 1})
-	if a == nil || a != b || a == c || len(all) != 2 {
-		t.Errorf("%p, %p, %p of %d", a, b, c, len(all))
+	if a == nil || a != b || a == c || len(all.known) != 2 {
+		t.Errorf("%p, %p, %p of %d", a, b, c, len(all.known))
 	}
 	for line := range 2 { // an error has the place of each
 		if _, problem := all.compile("nobody", place{"f", line, 1}); problem == nil || problem.Line != line {
 			t.Errorf("%v in line %d", problem, line)
 		}
+	}
+	all.size = maxWhens - 10
+	if _, problem := all.compile("to.authenticated", place{"f", 4, 1}); problem != nil {
+		t.Errorf("one that is there already: %v", problem)
+	}
+	if _, problem := all.compile("!to.authenticated", place{"f", 5, 1}); problem == nil || problem.Error() != "f:5:1: the conditions of all rules, those that are alike once, have more than 1024 KiB together" {
+		t.Errorf("%v beyond the bound", problem)
 	}
 }
 
