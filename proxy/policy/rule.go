@@ -151,9 +151,11 @@ func (s *search) scan() {
 		case !r.shadow && !s.survey && !s.wants(r.allow, uint32(i)),
 			len(r.on) > 0 && !slices.Contains(r.on, s.q.Listener),
 			!from.match(&r.from), !to.match(&r.to):
-			continue
+		case r.more != nil || r.shadow:
+			s.try(uint32(i), false)
+		case r.at.has(s.q.Direction): // the only one that has no check, where no other rule has
+			s.found(uint32(i), r)
 		}
-		s.try(uint32(i), false)
 	}
 }
 
