@@ -77,7 +77,7 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 	}
 	if swapped {
 		p.limits.forget()
-		applied.Rules = c.Policy.Compare(was.policy)
+		applied.Rules = policy.NewComparison(was.policy, c.Policy).Differences()
 	}
 	applied.Generation = p.world.Load().generation
 	p.logApplied(&applied, c.Policy, first, swapped)
@@ -98,7 +98,7 @@ func (p *Proxy) applyRules(rules *policy.Policy) (applied Applied) {
 		p.mu.Unlock()
 		p.instruments.generation.Set(float64(next.generation))
 		applied.count(p.ask(p.table.of(nil)))
-		applied.Rules = rules.Compare(was.policy)
+		applied.Rules = policy.NewComparison(was.policy, rules).Differences()
 	}
 	applied.Generation = p.world.Load().generation
 	p.logApplied(&applied, rules, false, was.policy != rules)

@@ -17,6 +17,8 @@ const (
 	ruleDuplicate        = "duplicate-rule"
 	ruleUnusedGroup      = "unused-group"
 	ruleIncomplete       = "incomplete"
+	ruleTestListener     = "test-listener"
+	ruleUnusualMethod    = "unusual-method"
 	ruleHTTPInvisible    = "http-not-visible"
 	rulePlaintextRefused = "plaintext-refused"
 	rulePlaintextAbsent  = "plaintext-absent"
@@ -41,6 +43,8 @@ var checkRules = []report.Rule{
 	{ID: ruleDuplicate, Text: "Two rules say the same."},
 	{ID: ruleUnusedGroup, Text: "No rule and no limit names a group."},
 	{ID: ruleIncomplete, Text: "The policy is too large to compare all of its rules with each other."},
+	{ID: ruleTestListener, Text: "A test asks at a listener that no rule and no limit names."},
+	{ID: ruleUnusualMethod, Text: "A rule asks for a method that HTTP does not have."},
 	{ID: ruleHTTPInvisible, Text: "A rule asks for HTTP at a listener where it is not visible."},
 	{ID: rulePlaintextRefused, Text: "A listener is permissive, and no rule can allow plaintext there."},
 	{ID: rulePlaintextAbsent, Text: "A rule allows plaintext on a listener where none comes."},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,12 +22,14 @@ func newPolicyExplain() *cobra.Command {
 		Use:   "explain -f POLICY --as ID [--to ID] [--do 'GET /path']",
 		Short: "Say what the rules decide of a request, and why",
 		Long: `Asks the rules what a proxy would ask them, and prints the decision, the rule,
-and of the rules that come nearest which of their conditions do not hold. Without
---do or --grpc it is asked as on a tcp listener, where HTTP is not visible.
+and, where no rule allows it, of the allows that come nearest which of their
+conditions do not hold. Without --do or --grpc it is asked as on a tcp listener,
+where HTTP is not visible. With -c and --on, --to and --port are those of the
+listener where they are left out.
 Exit status: 0 when it is allowed, 1 when it is denied, 2 when there is no answer:
 the call cannot be made sense of, or the rules cannot be read.`,
 		Example: `  narthex policy explain -f rules.yaml --on orders --as spiffe://example.org/ns/shop/sa/web --to spiffe://example.org/ns/shop/sa/orders --do "GET /v1/orders/7"
-  narthex policy explain -c /etc/narthex/narthex.yaml --as unauthenticated --source-ip 10.1.2.3
+  narthex policy explain -c /etc/narthex/narthex.yaml --on orders --as unauthenticated --source-ip 10.1.2.3
   narthex policy explain -f 'policies/*.yaml' --as spiffe://example.org/a --grpc shop.v1.Orders/Get --header x-env=prod --time 2026-01-02T03:00:00Z --format json`,
 	}
 	var files policyFiles
@@ -46,12 +49,15 @@ the call cannot be made sense of, or the rules cannot be read.`,
 	headers := f.StringArray("header", nil, "a header of the request, name=value; may be given several times")
 	at := f.String("time", "", "when it is asked, like 2026-01-02T09:00:00Z (default now)")
 	format := f.String("format", "text", "text or json")
-	all := f.Bool("all", false, "show every rule that did not match, not the nearest alone")
+	all := f.Bool("all", false, "show every rule that did not match, not the nearest allows alone")
 	completeWords(cmd, "at", "inbound", "outbound")
 	completeWords(cmd, "format", "text", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *format != "text" && *format != "json" {
 			return usageError{fmt.Errorf("--format %q: want text or json", *format)}
+		}
+		if err := files.fill(&q); err != nil {
+			return unanswered(cmd, err)
 		}
 		request, err := asked(&q, *headers, *at)
 		if err != nil {
@@ -61,15 +67,15 @@ the call cannot be made sense of, or the rules cannot be read.`,
 		if err != nil {
 			return unanswered(cmd, err)
 		}
-		e := rules.Explain(request)
-		near := nearRules
-		if *all {
-			near = len(e.Rules)
+		e := explained{Explanation: rules.Explain(request), all: *all}
+		e.limits = rules.Limits(request, nil)
+		if rules.TimeDependent() {
+			e.time = request.Time.Format(time.RFC3339)
 		}
 		if *format == "json" {
-			err = explainJSON(cmd.OutOrStdout(), &e, near)
+			err = e.json(cmd.OutOrStdout())
 		} else {
-			err = explainText(cmd.OutOrStdout(), &e, rules.Limits(request, nil), near)
+			err = e.text(cmd.OutOrStdout())
 		}
 		switch {
 		case err != nil:
@@ -80,6 +86,25 @@ the call cannot be made sense of, or the rules cannot be read.`,
 		return nil
 	}
 	return cmd
+}
+
+// explained is an explanation with what is printed beside it.
+type explained struct {
+	policy.Explanation
+	limits []*policy.Limit
+	time   string // empty: it does not matter
+	all    bool
+}
+
+// unmatched returns the rules that did not match and are shown.
+func (e *explained) unmatched() []policy.RuleNote {
+	switch {
+	case e.all:
+		return slices.DeleteFunc(slices.Clone(e.Rules), func(n policy.RuleNote) bool { return n.Matched })
+	case e.Decision.Reason == policy.NoRule:
+		return e.Near(nearRules)
+	}
+	return nil
 }
 
 // asked makes the request of flags.
@@ -116,37 +141,50 @@ func verdict(d *policy.Decision) string {
 	return "deny"
 }
 
-func explainText(w io.Writer, e *policy.Explanation, limits []*policy.Limit, near int) error {
+func (e *explained) text(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s\n", verdict(&e.Decision), e.Detail)
+	if e.time != "" {
+		fmt.Fprintf(&b, "  asked at %s; rules here go by the time\n", e.time)
+	}
 	for _, id := range e.Decision.Shadow {
 		fmt.Fprintf(&b, "  shadow rule %q would decide otherwise\n", id)
 	}
 	if e.Decision.Allow {
-		for _, l := range limits {
+		for _, l := range e.limits {
 			fmt.Fprintf(&b, "  limit %q applies: %s\n", l.ID, l)
 		}
 	}
-	left := -near
 	for _, n := range e.Rules {
-		switch {
-		case !n.Matched:
-			left++
-		case n.ID != e.Decision.Rule:
+		if n.Matched && n.ID != e.Decision.Rule {
 			fmt.Fprintf(&b, "  also matches: %s\n", ruleName(&n))
 		}
+		if n.Granted {
+			fmt.Fprintf(&b, "  rule %q asks for HTTP, which is not visible here and counts as met; --do or --grpc asks as a listener that sees it\n", n.ID)
+		}
 	}
-	for _, n := range e.Near(near) {
+	for _, n := range e.unmatched() {
 		fmt.Fprintf(&b, "  does not match: %s\n", ruleName(&n))
 		for _, m := range n.Misses {
 			fmt.Fprintf(&b, "      %s: %s\n", m.Condition, m.Why)
 		}
 	}
-	if left > 0 {
+	if left := e.left(); left > 0 && e.Decision.Reason == policy.NoRule {
 		fmt.Fprintf(&b, "  %s more %s not match; --all shows all\n", count(left, "rule"), map[bool]string{true: "does", false: "do"}[left == 1])
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// left is how many rules did not match and are not shown.
+func (e *explained) left() int {
+	n := -len(e.unmatched())
+	for i := range e.Rules {
+		if !e.Rules[i].Matched {
+			n++
+		}
+	}
+	return n
 }
 
 func ruleName(n *policy.RuleNote) string {
@@ -164,10 +202,13 @@ func ruleName(n *policy.RuleNote) string {
 type explanation struct {
 	Decision string     `json:"decision"` // allow | deny
 	Rule     string     `json:"rule"`
-	Reason   string     `json:"reason"`
+	Reason   string     `json:"reason"` // revoked | ceiling | rule | no_rule
 	Detail   string     `json:"detail"`
+	Time     string     `json:"time,omitempty"` // when it was asked, where rules go by it
 	Shadow   []string   `json:"shadow"`
-	Rules    []ruleJSON `json:"rules"` // those that match, then the nearest that do not
+	Limits   []string   `json:"limits"` // ids of those that apply
+	Rules    []ruleJSON `json:"rules"`  // those that match, then those that do not and are shown
+	Omitted  int        `json:"omitted"`
 }
 
 type ruleJSON struct {
@@ -178,6 +219,7 @@ type ruleJSON struct {
 	Line    int        `json:"line"`
 	Column  int        `json:"column"`
 	Matched bool       `json:"matched"`
+	Granted bool       `json:"granted,omitempty"` // HTTP is not visible, and what it asks of it counts as met
 	Misses  []missJSON `json:"misses,omitempty"`
 }
 
@@ -186,13 +228,18 @@ type missJSON struct {
 	Why       string `json:"why"`
 }
 
-func explainJSON(w io.Writer, e *policy.Explanation, near int) error {
+func (e *explained) json(w io.Writer) error {
 	out := explanation{
-		Decision: verdict(&e.Decision), Rule: e.Decision.Rule, Reason: e.Decision.Reason.String(), Detail: e.Detail,
-		Shadow: append([]string{}, e.Decision.Shadow...), Rules: []ruleJSON{},
+		Decision: verdict(&e.Decision), Rule: e.Decision.Rule, Reason: e.Decision.Reason.Code(), Detail: e.Detail, Time: e.time,
+		Shadow: append([]string{}, e.Decision.Shadow...), Limits: []string{}, Rules: []ruleJSON{}, Omitted: e.left(),
+	}
+	for _, l := range e.limits {
+		if e.Decision.Allow {
+			out.Limits = append(out.Limits, l.ID)
+		}
 	}
 	add := func(n *policy.RuleNote) {
-		r := ruleJSON{ID: n.ID, Effect: "deny", Shadow: n.Shadow, File: n.File, Line: n.Line, Column: n.Column, Matched: n.Matched}
+		r := ruleJSON{ID: n.ID, Effect: "deny", Shadow: n.Shadow, File: n.File, Line: n.Line, Column: n.Column, Matched: n.Matched, Granted: n.Granted}
 		if n.Allow {
 			r.Effect = "allow"
 		}
@@ -206,10 +253,11 @@ func explainJSON(w io.Writer, e *policy.Explanation, near int) error {
 			add(&e.Rules[i])
 		}
 	}
-	for _, n := range e.Near(near) {
+	for _, n := range e.unmatched() {
 		add(&n)
 	}
 	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
 	return enc.Encode(out)
 }

@@ -3,6 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -39,6 +42,42 @@ func (f *policyFiles) expand() ([]string, error) {
 		return nil, fmt.Errorf("%s has no proxy, and so no rules", f.config)
 	}
 	return c.PolicyFiles()
+}
+
+// fill takes from narthex.yaml what a question about one of its listeners
+// leaves out.
+func (f *policyFiles) fill(q *policy.Question) error {
+	if f.config == "" || q.On == "" {
+		return nil
+	}
+	c, err := config.Load(f.config)
+	if err != nil {
+		return err
+	}
+	if !c.HasProxy() {
+		return nil // expand says so
+	}
+	var names []string
+	for i := range c.Proxy.Listeners {
+		l := &c.Proxy.Listeners[i]
+		if names = append(names, l.Name); l.Name != q.On {
+			continue
+		}
+		if l.Direction == policy.Outbound.String() {
+			q.At = l.Direction
+			return nil
+		}
+		if q.To == "" && l.Identity != nil && !l.Identity.SPIFFEID.IsZero() {
+			q.To = l.Identity.SPIFFEID.String()
+		}
+		if _, port, err := net.SplitHostPort(string(l.Bind)); err == nil && q.Port == 0 {
+			if n, err := strconv.ParseUint(port, 10, 16); err == nil {
+				q.Port = uint16(n)
+			}
+		}
+		return nil
+	}
+	return usageError{fmt.Errorf("--on %q: %s has no such listener; it has %s", q.On, f.config, strings.Join(names, ", "))}
 }
 
 // given reports whether any flag was.

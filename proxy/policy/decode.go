@@ -135,6 +135,10 @@ func (l *loader) unknown(p *pair, path string, known []string) {
 		l.findings.add(p.at, path, "unknown key; did you mean %q?", meant)
 		return
 	}
+	if instead := otherWords[p.key]; instead != "" {
+		l.findings.add(p.at, path, "unknown key; %s", instead)
+		return
+	}
 	l.findings.add(p.at, path, "unknown key; known here: %s", strings.Join(known, ", "))
 }
 

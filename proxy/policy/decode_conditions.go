@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -197,6 +198,8 @@ func (l *loader) setHTTP(r *rule, c *httpCond, n *node, path func() string) {
 func parseMethod(s string) (string, error) {
 	name, err := canonical.HeaderName(s) // both are tokens (RFC 9110, section 5.6.2)
 	switch {
+	case s == one:
+		return "", errors.New("every method: leave methods out")
 	case err != nil || len(s) > maxMethod:
 		return "", fmt.Errorf("%q is no HTTP method", clip(s))
 	case s != strings.ToUpper(name):

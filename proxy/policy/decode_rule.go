@@ -198,11 +198,17 @@ func (l *loader) subjects(s *subjects, ref groupRef, n *node, path func() string
 
 // subjectHint says what a word that is no SPIFFE ID may stand for.
 func (l *loader) subjectHint(s string) string {
-	if strings.ContainsAny(s, ":/") {
+	if s == "" || strings.ContainsAny(s, ":/") {
 		return ""
 	}
 	if _, ok := l.groups[s]; ok {
 		return fmt.Sprintf("; did you mean %q?", groupPrefix+s)
 	}
-	return didYouMean(s, Unauthenticated)
+	if s == "authenticated" || s == "*" || s == "**" { // edits apart from its opposite
+		return "; whoever has an identity of a trust domain is spiffe://example.org/**"
+	}
+	if meant := didYouMean(s, Unauthenticated); meant != "" {
+		return meant
+	}
+	return fmt.Sprintf("; a group is written %q", groupPrefix+clip(s))
 }

@@ -22,6 +22,7 @@ type RuleNote struct {
 	File         string
 	Line, Column int
 	Matched      bool
+	Granted      bool   // it matched, and what it asks of HTTP, which is not visible, counts as met
 	Misses       []Miss // every condition that did not match, in the order of the language
 }
 
@@ -114,11 +115,15 @@ func (p *Peer) describe() string {
 	return p.ID.String()
 }
 
-// Near returns, of the rules that did not match, those that miss the fewest
+// Near returns, of the allows that did not match, those that miss the fewest
 // conditions, at most most of them: what a person may have meant.
 func (e *Explanation) Near(most int) []RuleNote {
-	near := slices.Clone(e.Rules)
-	near = slices.DeleteFunc(near, func(n RuleNote) bool { return n.Matched })
+	var near []RuleNote
+	for _, n := range e.Rules {
+		if n.Allow && !n.Shadow && !n.Matched {
+			near = append(near, n)
+		}
+	}
 	slices.SortStableFunc(near, func(a, b RuleNote) int { return cmp.Compare(len(a.Misses), len(b.Misses)) })
 	return near[:min(most, len(near))]
 }
@@ -138,6 +143,9 @@ func (r *rule) note(q *Request) RuleNote {
 		r.more.explain(q, r, miss)
 	}
 	n.Matched = len(n.Misses) == 0
+	if n.Matched && r.more != nil && q.HTTP == nil {
+		n.Granted, _ = r.more.aboutHTTP()
+	}
 	return n
 }
 
@@ -149,8 +157,8 @@ func (c *conditions) explain(q *Request, r *rule, miss func(met bool, key, forma
 	}
 	miss(c.networks == nil || c.source(q, r.allow), "source_ip", "wants %s, and the source is %s", some(words(c.networks)), source)
 	miss(c.notNetworks == nil || c.notSource(q, r.allow), "not_source_ip", "wants none of %s, and the source is %s", some(words(c.notNetworks)), source)
-	miss(c.ports == nil || c.port(q, r.allow), "ports", "wants %s, not %d", some(words(c.ports)), q.Port)
-	miss(c.sni == nil || c.serverName(q, r.allow), "sni", "wants %s, not %q", some(words(c.sni)), q.SNI)
+	miss(c.ports == nil || c.port(q, r.allow), "ports", "wants %s, and %s", some(words(c.ports)), portOf(q))
+	miss(c.sni == nil || c.serverName(q, r.allow), "sni", "wants %s, and %s", some(words(c.sni)), serverNameOf(q))
 	granted := q.HTTP == nil && r.grants(q.Direction)
 	switch {
 	case c.http == nil || granted:
@@ -168,6 +176,20 @@ func (c *conditions) explain(q *Request, r *rule, miss func(met bool, key, forma
 		miss(err == nil || !r.allow, "when", "%s: %v", c.when.text, err)
 		miss(err != nil || holds, "when", "%s is false", c.when.text)
 	}
+}
+
+func portOf(q *Request) string {
+	if q.Port == 0 {
+		return "the port is not known"
+	}
+	return fmt.Sprintf("the port is %d", q.Port)
+}
+
+func serverNameOf(q *Request) string {
+	if q.SNI == "" {
+		return "no server name was sent"
+	}
+	return fmt.Sprintf("the server name is %s", q.SNI)
 }
 
 // key names a condition as it is written.

@@ -28,6 +28,9 @@ func parseHost(s string, ports bool) (hostPattern, error) {
 	case strings.Contains(rest, one):
 		return hostPattern{}, fmt.Errorf("%q: \"*.\" at the beginning stands for one label or more, and nothing else does", clip(s))
 	}
+	if strings.Contains(s, "/") {
+		return hostPattern{}, fmt.Errorf("%q: write the host alone, like orders.shop.svc", clip(s))
+	}
 	host, err := canonical.Host(rest)
 	if err != nil {
 		return hostPattern{}, fmt.Errorf("%q: %w", clip(s), err)

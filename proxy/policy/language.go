@@ -97,3 +97,15 @@ var (
 	httpKeyNames, grpcKeyNames  = keysOf(httpKeys), keysOf(grpcKeys)
 	limitKeyNames, testKeyNames = keysOf(limitKeys), keysOf(testKeys)
 )
+
+// otherWords are keys of other languages, with what to write here.
+var otherWords = map[string]string{
+	"not_from":   `everybody but one is written with when: 'from.id != "spiffe://…"'`,
+	"not_to":     `everybody but one is written with when: 'to.id != "spiffe://…"'`,
+	"principals": "callers are named by from",
+	"source":     "callers are named by from, their addresses by source_ip",
+	"action":     "say effect: allow or deny",
+	"condition":  "a CEL condition is written under when",
+	"path":       "inside of http, paths is a list",
+	"method":     "inside of http, methods is a list",
+}

@@ -66,6 +66,9 @@ func Expand(patterns ...string) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("expand %q: %w", pattern, err)
 		}
+		if !strings.HasPrefix(filepath.Base(pattern), ".") { // what editors leave behind, as a shell has it
+			found = slices.DeleteFunc(found, func(name string) bool { return strings.HasPrefix(filepath.Base(name), ".") })
+		}
 		if len(found) == 0 {
 			return nil, fmt.Errorf("expand %q: no file matches: %w", pattern, fs.ErrNotExist)
 		}

@@ -38,6 +38,8 @@ func parsePath(s string) (pathPattern, error) {
 		return pathPattern{}, fmt.Errorf("%d bytes long; at most %d are allowed", len(s), maxPathPattern)
 	case s == "*" || s == "**":
 		return pathPattern{}, errors.New("a path begins with a slash; every path is /**")
+	case strings.Contains(s, "://"):
+		return pathPattern{}, errors.New("write the path alone, like /v1/orders; hosts are named by hosts")
 	case s[0] != '/':
 		return pathPattern{}, fmt.Errorf("a path begins with a slash: /%s", clip(s))
 	case strings.Contains(s, "?"):
@@ -55,6 +57,8 @@ func parsePath(s string) (pathPattern, error) {
 			return pathPattern{}, errors.New(`"**" must be the last segment; {name} stands for one segment in between`)
 		case word == one:
 			return pathPattern{}, errors.New(`"*" means nothing in a path; write {name} for one segment, and ** at the end for all that is below`)
+		case len(word) > 1 && word[0] == ':' && checkSegmentName("{"+word[1:]+"}") == nil:
+			return pathPattern{}, fmt.Errorf("segment %q: one segment of any name is written {%s}", clip(word), clip(word[1:]))
 		case word == "" && !last:
 			return pathPattern{}, errors.New("the path has an empty segment")
 		case strings.ContainsAny(word, "{}"):

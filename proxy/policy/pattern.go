@@ -86,6 +86,8 @@ func checkDomain(domain string) error {
 		return fmt.Errorf("the trust domain is %d bytes long; at most %d are allowed", len(domain), maxDomainLength)
 	case strings.Contains(domain, one):
 		return fmt.Errorf("trust domain %q: there are no wildcards in the trust domain; name each one", domain)
+	case strings.HasPrefix(domain, scheme):
+		return fmt.Errorf("trust domain %q: write its name alone, like partner.example", clip(domain))
 	case strings.Contains(domain, ":"):
 		return fmt.Errorf("trust domain %q: a SPIFFE ID has no port", domain)
 	case strings.Contains(domain, "@"):

@@ -29,6 +29,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -183,6 +184,17 @@ func (r Reason) String() string {
 		return "no rule allows it"
 	}
 	return "unknown reason"
+}
+
+// Code returns the word of tests and programs for the reason: revoked, ceiling,
+// rule, no_rule, or no_policy.
+func (r Reason) Code() string {
+	for code, reasons := range reasonWords {
+		if slices.Contains(reasons, r) {
+			return code
+		}
+	}
+	return "no_policy"
 }
 
 // Revoked reports whether an identity was revoked: such a connection is closed

@@ -112,6 +112,9 @@ func (q *Question) setSource(r *Request) error {
 	if err != nil {
 		return fmt.Errorf("%q is no address", clip(q.SourceIP))
 	}
+	if r.Direction != Inbound {
+		return errors.New("is known at the inbound end only")
+	}
 	r.Source = netip.AddrPortFrom(addr.Unmap(), 0)
 	return nil
 }

@@ -30,6 +30,8 @@ var RemarkKinds = map[string]string{
 	"unreachable-rule": "an allow that can never decide: a deny, a revocation or a ceiling covers all of it",
 	"duplicate-rule":   "two rules that say the same",
 	"unused-group":     "a group that no rule and no limit names",
+	"test-listener":    "a test asks at a listener that no rule and no limit names",
+	"unusual-method":   "a method that HTTP does not have",
 	"incomplete":       "a policy too large to compare all of its rules",
 }
 
@@ -45,6 +47,8 @@ func (p *Policy) Review() []Remark {
 	}
 	v := reviewer{p: p, left: maxComparisons}
 	v.groups()
+	v.tests()
+	v.methods()
 	v.duplicates()
 	v.unreachable()
 	slices.SortStableFunc(v.remarks, func(a, b Remark) int {
@@ -69,6 +73,44 @@ func (v *reviewer) groups() {
 	for _, g := range v.p.groups {
 		if g.uses == 0 {
 			v.add("unused-group", g.name, g.place, "", place{}, "group %q: no rule and no limit names it", g.name)
+		}
+	}
+}
+
+// tests finds those that ask at a listener nobody speaks of: a slip, for which
+// every denial is right.
+func (v *reviewer) tests() {
+	names := map[string]bool{"": true}
+	for i := range v.p.rules {
+		for _, on := range v.p.rules[i].on {
+			names[on] = true
+		}
+	}
+	for i := range v.p.limits {
+		for _, on := range v.p.limits[i].on {
+			names[on] = true
+		}
+	}
+	if len(names) == 1 {
+		return
+	}
+	for i := range v.p.tests {
+		if t := &v.p.tests[i]; !names[t.ask.On] {
+			v.add("test-listener", "", t.place, "", place{}, "this test asks at listener %q, which no rule and no limit names", clip(t.ask.On))
+		}
+	}
+}
+
+func (v *reviewer) methods() {
+	for i := range v.p.rules {
+		r := &v.p.rules[i]
+		if r.more == nil || r.more.http == nil {
+			continue
+		}
+		for _, m := range r.more.http.methods {
+			if methodBit(m) == otherMethod {
+				v.add("unusual-method", r.id, r.place, "", place{}, "rule %q: HTTP has no method %s%s", r.id, clip(m), didYouMean(m, methods...))
+			}
 		}
 	}
 }

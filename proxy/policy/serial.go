@@ -30,7 +30,9 @@ func (s serials) find(p *Peer) *revocation {
 // whether s is one.
 func normalHex(s string) (string, bool) {
 	s = strings.ToLower(strings.TrimSpace(s))
-	s = strings.TrimPrefix(s, "0x")
+	for _, lead := range []string{"0x", "serial=", "keyid:"} { // as openssl prints it
+		s = strings.TrimPrefix(s, lead)
+	}
 	if s == "" || len(s) > maxIDLength {
 		return "", false
 	}
