@@ -77,6 +77,29 @@ func TestRuleExamples(t *testing.T) {
 	}
 }
 
+// TestRuleExamplesAreCanonical: every rule file that a reader may copy, the
+// README's too, is as `narthex policy fmt` writes it.
+func TestRuleExamplesAreCanonical(t *testing.T) {
+	formatted := 0
+	for _, page := range append([]string{"README.md"}, rulePages...) {
+		for _, block := range yamlBlocks(t, page) {
+			if !strings.Contains(block, "\nversion: 1\n") {
+				continue // the README shows a narthex.yaml too
+			}
+			formatted++
+			want, err := policy.Format(page, []byte(block))
+			if err != nil {
+				t.Errorf("%v in\n%s", err, block)
+			} else if block != string(want) {
+				t.Errorf("%s: an example is not in its form:\n%s", page, lineDiff([]byte(block), want))
+			}
+		}
+	}
+	if formatted < 20 {
+		t.Errorf("%d examples are rule files", formatted)
+	}
+}
+
 // TestDocumentedSemantics asks what the tables of docs/rules.md answer.
 func TestDocumentedSemantics(t *testing.T) {
 	for _, file := range []string{"testdata/semantics.yaml", "testdata/semantics-when.yaml"} {
