@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -43,21 +44,25 @@ func TestPipelines(t *testing.T) {
 	}
 }
 
-// TestPipelinesCheck holds the calls of `narthex check` in the pipelines
-// against its flags.
+// TestPipelinesCheck holds the calls of narthex in the pipelines against its
+// commands, their flags and how many files they take.
 func TestPipelinesCheck(t *testing.T) {
-	calls := regexp.MustCompile(`narthex check [^>\n]*`).FindAllString(readPage(t, "deploy/ci/github-actions.yaml")+readPage(t, "deploy/ci/gitlab-ci.yaml")+readPage(t, "deploy/ci/Jenkinsfile"), -1)
-	if len(calls) != 6 {
-		t.Errorf("%d calls: %q", len(calls), calls)
-	}
-	for _, call := range calls {
-		cmd, args, err := newRoot().Find(strings.Fields(call)[1:])
+	pipelines := readPage(t, "deploy/ci/github-actions.yaml") + readPage(t, "deploy/ci/gitlab-ci.yaml") + readPage(t, "deploy/ci/Jenkinsfile")
+	count := map[string]int{}
+	for _, call := range regexp.MustCompile(`narthex (check|policy) [^>|#\n]*`).FindAllString(pipelines, -1) {
+		cmd, args, err := newRoot().Find(shellWords(call)[1:])
 		if err == nil {
 			err = cmd.ParseFlags(args)
 		}
-		if err != nil || cmd.Name() != "check" || len(cmd.Flags().Args()) > 0 {
+		files := map[string]int{"fmt": 1, "diff": 2}[cmd.Name()]
+		if err != nil || len(cmd.Flags().Args()) != files {
 			t.Errorf("%s: %v", call, err)
 		}
+		count[cmd.CommandPath()]++
+	}
+	want := map[string]int{"narthex check": 6, "narthex policy test": 5, "narthex policy fmt": 3, "narthex policy diff": 3}
+	if !maps.Equal(count, want) {
+		t.Errorf("the pipelines call %v, want %v", count, want)
 	}
 }
 
