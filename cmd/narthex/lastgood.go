@@ -42,6 +42,7 @@ type lastGood struct {
 	log  hclog.Logger
 	kept manifest // what is known to be there
 	said string   // the last problem that was logged
+	bars error    // where there is no dir: why the copy that is there is not used
 }
 
 // manifest says of what the copy is one. A copy is good for the narthex.yaml
@@ -83,9 +84,19 @@ func openLastGood(c *config.Config, files inherited, log hclog.Logger) *lastGood
 	}
 	if err := g.open(); err != nil {
 		log.Warn("the rules in force are not kept, so a restart with rule files that cannot be used fails", "error", err)
-		return &lastGood{log: log}
+		return &lastGood{log: log, bars: g.barred(err)}
 	}
 	return g
+}
+
+// barred is why a copy is not used whose directory cannot be; nil where there
+// is none.
+func (g *lastGood) barred(why error) error {
+	dir := filepath.Join(g.base, "last-good")
+	if _, err := os.Lstat(filepath.Join(dir, manifestName)); err == nil {
+		return notUsed(dir, why)
+	}
+	return nil
 }
 
 func (g *lastGood) open() error {
@@ -149,10 +160,19 @@ func purpose(c *config.Config, path string) manifest {
 // errNoCopy is why there is nothing to fall back on.
 var errNoCopy = errors.New("there are no last good rules")
 
+// notUsed says of a copy that is there why it is of no use, and what to do.
+func notUsed(dir string, why error) error {
+	return fmt.Errorf("there is a copy of the last good rules in %s, but it is not used: %w. Mend the rule files: once they are in force, a new copy takes its place", dir, why)
+}
+
 // load reads the copy, if it is whole and good for the purpose, and returns
-// when it was made.
+// when it was made. The error is errNoCopy, or says why the copy that is there
+// is not used.
 func (g *lastGood) load(want manifest) (*policy.Policy, time.Time, error) {
-	if g.dir == "" {
+	switch {
+	case g.bars != nil:
+		return nil, time.Time{}, g.bars
+	case g.dir == "":
 		return nil, time.Time{}, errNoCopy
 	}
 	data, err := readPlain(filepath.Join(g.dir, manifestName), manifestMax)
@@ -160,34 +180,39 @@ func (g *lastGood) load(want manifest) (*policy.Policy, time.Time, error) {
 		return nil, time.Time{}, errNoCopy
 	}
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("read the last good rules: %w", err)
+		return nil, time.Time{}, notUsed(g.dir, err)
 	}
 	m, err := parseManifest(data)
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("read the last good rules: %s: %w", filepath.Join(g.dir, manifestName), err)
+		return nil, time.Time{}, notUsed(g.dir, fmt.Errorf("%s: %w", manifestName, err))
 	}
+	rules, err := g.read(m, want)
+	if err != nil {
+		return nil, time.Time{}, notUsed(g.dir, err)
+	}
+	g.kept = m
+	return rules, m.Kept, nil
+}
+
+// read reads the copies that m names, if they are good for the purpose.
+func (g *lastGood) read(m, want manifest) (*policy.Policy, error) {
 	switch {
 	case m.Config != want.Config:
-		return nil, time.Time{}, fmt.Errorf("the last good rules are those of %s", m.Config)
+		return nil, fmt.Errorf("its rules are those of %s, not of %s: give each a data_dir of its own", m.Config, want.Config)
 	case m.Listeners != want.Listeners:
-		return nil, time.Time{}, errors.New("the last good rules were for other listeners than narthex.yaml has now")
+		return nil, errors.New("its rules were for other listeners than narthex.yaml has now; with the listeners as they were it would be used")
 	}
 	var paths []string
 	for _, f := range m.Files {
 		path := filepath.Join(g.dir, f.copyName())
 		if sum, err := hashOf(path); err != nil {
-			return nil, time.Time{}, fmt.Errorf("read the last good rules: %s: %w", f.Name, err)
+			return nil, fmt.Errorf("the copy of %s: %w", f.Name, err)
 		} else if sum != f.SHA256 {
-			return nil, time.Time{}, fmt.Errorf("read the last good rules: the copy of %s, %s, is not what was kept", f.Name, path)
+			return nil, fmt.Errorf("the copy of %s, %s, is not what was kept, so it was edited or is torn", f.Name, f.copyName())
 		}
 		paths = append(paths, path)
 	}
-	rules, err := policy.Load(paths...)
-	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("read the last good rules: %w", err)
-	}
-	g.kept = m
-	return rules, m.Kept, nil
+	return policy.Load(paths...)
 }
 
 // parseManifest reads what manifest.encode wrote, and nothing else.

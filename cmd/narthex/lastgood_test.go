@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
 )
 
@@ -173,8 +174,13 @@ func TestLastGoodIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			test.spoil(t, k)
-			if rules, _, err := k.load(k.want); err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("%d rules, %v, want %q", rules.Rules(), err, test.want)
+			rules, _, err := k.load(k.want)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Fatalf("%d rules, %v, want %q", rules.Rules(), err, test.want)
+			}
+			said := strings.Contains(err.Error(), "there is a copy of the last good rules in "+k.lastGood.dir+", but it is not used: ")
+			if none := errors.Is(err, errNoCopy); said == none {
+				t.Errorf("%v: does not say whether there is a copy", err)
 			}
 		})
 	}
@@ -190,16 +196,19 @@ func TestLastGoodIsRefused(t *testing.T) {
 // TestLastGoodNeedsItsDirectory: rules are not kept where others could put
 // theirs.
 func TestLastGoodNeedsItsDirectory(t *testing.T) {
-	for name, spoil := range map[string]func(k *keeping) error{
-		"open to others": func(k *keeping) error { return os.Chmod(k.file("data/proxy"), 0o750) },
-		"open below":     func(k *keeping) error { return os.Chmod(k.file("data/proxy/last-good"), 0o777) },
-		"a file": func(k *keeping) error {
+	for name, test := range map[string]struct {
+		spoil func(k *keeping) error
+		want  string // of a start with broken rules
+	}{
+		"open to others": {func(k *keeping) error { return os.Chmod(k.file("data/proxy"), 0o750) }, "has mode 0750"},
+		"open below":     {func(k *keeping) error { return os.Chmod(k.file("data/proxy/last-good"), 0o777) }, "has mode 0777"},
+		"a file": {func(k *keeping) error {
 			return errors.Join(os.RemoveAll(k.file("data/proxy")), os.WriteFile(k.file("data/proxy"), nil, 0o600))
-		},
+		}, errNoCopy.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := newKept(t)
-			if err := spoil(k); err != nil {
+			if err := test.spoil(k); err != nil {
 				t.Fatal(err)
 			}
 			c, err := config.Load(k.file("narthex.yaml"))
@@ -207,10 +216,74 @@ func TestLastGoodNeedsItsDirectory(t *testing.T) {
 				t.Fatal(err)
 			}
 			var log strings.Builder
-			if g := openLastGood(c, nil, hclog.New(&hclog.LoggerOptions{Output: &log})); g.dir != "" || !strings.Contains(log.String(), "the rules in force are not kept") {
+			g := openLastGood(c, nil, hclog.New(&hclog.LoggerOptions{Output: &log}))
+			if g.dir != "" || !strings.Contains(log.String(), "the rules in force are not kept") {
 				t.Errorf("kept in %q: %s", g.dir, log.String())
 			}
+			if _, _, err := g.load(k.want); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
 		})
+	}
+}
+
+// runner is a proxy that is about to start with the files.
+func (k *keeping) runner() *proxyRunner {
+	k.t.Helper()
+	c, err := config.Load(k.file("narthex.yaml"))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return &proxyRunner{
+		path: k.file("narthex.yaml"), config: c, log: hclog.NewNullLogger(), metrics: telemetry.NewMetrics(),
+		place: &succession{}, good: openLastGood(c, nil, hclog.NewNullLogger()),
+	}
+}
+
+// TestStartSaysWhyNoCopyIsUsed: who starts with broken rules is told of the
+// rules, and of the copy.
+func TestStartSaysWhyNoCopyIsUsed(t *testing.T) {
+	k := newKept(t)
+	k.write("rules.yaml", "version: 1\nrulez: []\n")
+	if r := k.runner(); r.firstRules() != nil || r.copied.IsZero() {
+		t.Error("the copy is not used")
+	}
+	k.configured(strings.Replace(inListener, "8080", "8081", 1))
+	err := k.runner().firstRules()
+	for _, want := range []string{"rules.yaml:2:1", "rulez", "there is a copy", k.lastGood.dir, "for other listeners", "Mend the rule files"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: says nothing of %q", err, want)
+		}
+	}
+}
+
+// TestReloadErrorsAreCountedOnce: one save that is no good is one error,
+// however often the watch wakes for it; a person who asks is told again.
+func TestReloadErrorsAreCountedOnce(t *testing.T) {
+	k := newKept(t)
+	r := k.runner()
+	if err := r.firstRules(); err != nil {
+		t.Fatal(err)
+	}
+	for i, step := range []struct {
+		rules string // left out: as before
+		asked bool
+		want  uint64
+	}{
+		{rules: "version: 1\nrulez: []\n", want: 1},
+		{want: 1},
+		{want: 1},
+		{asked: true, want: 2},
+		{rules: "version: 1\nrule: []\n", want: 3},
+		{want: 3},
+	} {
+		if step.rules != "" {
+			k.write("rules.yaml", step.rules)
+		}
+		r.reload(step.asked)
+		if got := r.reloads().With("error").Value(); got != step.want || r.last.Result != "error" {
+			t.Errorf("step %d: %d errors, want %d; the last reload: %+v", i, got, step.want, r.last)
+		}
 	}
 }
 

@@ -388,11 +388,11 @@ func (r *proxyRunner) firstRules() error {
 		return err
 	}
 	rules, kept, noCopy := r.good.load(purpose(r.config, r.path))
-	if noCopy != nil {
-		if !errors.Is(noCopy, errNoCopy) {
-			r.log.Error("nor can the last good rules be used", "error", noCopy)
-		}
+	switch {
+	case errors.Is(noCopy, errNoCopy):
 		return err
+	case noCopy != nil:
+		return errors.Join(err, noCopy)
 	}
 	r.reloads().With("error").Inc()
 	r.log.Error("the rule files cannot be used: the last good rules are in force until they can be", "kept", kept, "rules", rules.Rules(), "error", err)
@@ -400,7 +400,9 @@ func (r *proxyRunner) firstRules() error {
 	return nil
 }
 
-// reloads counts reloads, and starts that had to go on with the last good rules.
+// reloads counts reloads, and starts that had to go on with the last good
+// rules. One save is several events of the file system: what fails as before is
+// counted once, unless a person asked.
 func (r *proxyRunner) reloads() *telemetry.Family[telemetry.Counter] {
 	return r.metrics.Counter("narthex_policy_reloads_total", "Reloads of configuration and policy.", "result")
 }
@@ -636,13 +638,13 @@ func (r *proxyRunner) reload(asked bool) {
 	}
 	r.last = reloadStatus(&applied, err)
 	if err != nil {
-		r.reloads().With("error").Inc()
 		// A directory that was replaced looks as before and is another to the
 		// sandbox.
 		if outside := r.box.Admits(sandboxConfig(r.config, r.path)); outside != nil {
 			err = fmt.Errorf("%w; %w", err, outside)
 		}
 		if r.problem != err.Error() || asked {
+			r.reloads().With("error").Inc()
 			r.log.Error("cannot reload: what was in force stays in force", "error", err)
 		}
 		r.problem = err.Error()
