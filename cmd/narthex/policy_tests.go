@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/narthex-id/narthex/internal/config"
 	"github.com/narthex-id/narthex/internal/report"
 )
 
@@ -16,8 +19,9 @@ func newPolicyTest() *cobra.Command {
 		Short: "Run the tests of a policy",
 		Long: `Asks the questions under tests: of the rule files and compares the answers. The
 same tests run whenever a proxy loads the files, which refuses a policy that
-fails them. Exit status: 0 when all passed, 1 when one failed or the rules cannot
-be read, 2 for a call that cannot be made sense of.`,
+fails them. In the formats for programs, what keeps the rules from loading is a
+failed result each. Exit status: 0 when all passed, 1 when one failed or the rules
+cannot be read, 2 for a call that cannot be made sense of.`,
 		Example: `  narthex policy test -f rules.yaml
   narthex policy test -f 'policies/*.yaml' --format junit > policy-tests.xml
   narthex policy test -c narthex.yaml -v`,
@@ -31,11 +35,14 @@ be read, 2 for a call that cannot be made sense of.`,
 		if !slices.Contains(report.TestFormats, *format) {
 			return usageError{fmt.Errorf("--format %q: want %s", *format, strings.Join(report.TestFormats, ", "))}
 		}
-		rules, err := files.read()
-		if err != nil {
-			return err
-		}
 		run := report.TestRun{Verbose: *verbose}
+		rules, err := files.read()
+		switch usage := (usageError{}); {
+		case err != nil && (*format == "text" || errors.As(err, &usage)):
+			return err
+		case err != nil:
+			run.Results = files.unloaded(err)
+		}
 		for _, r := range rules.Test() {
 			run.Results = append(run.Results, report.TestResult{
 				Name: r.Name, File: r.File, Line: r.Line, Column: r.Column,
@@ -51,4 +58,24 @@ be read, 2 for a call that cannot be made sense of.`,
 		return nil
 	}
 	return cmd
+}
+
+// unloaded returns a failed result for each error that keeps the rules from
+// loading, so that a pipeline has a report of them too.
+func (f *policyFiles) unloaded(err error) []report.TestResult {
+	from := cmp.Or(f.config, strings.Join(f.patterns, " "))
+	findings := policyFindings(from, err)
+	if all := (*config.Error)(nil); errors.As(err, &all) {
+		findings = configFindings(from, ruleConfigSyntax, err)
+	}
+	results := make([]report.TestResult, len(findings))
+	for i := range findings {
+		one := &findings[i]
+		text := one.Text
+		if one.Path != "" {
+			text = one.Path + ": " + text
+		}
+		results[i] = report.TestResult{Name: "load " + one.File, File: one.File, Line: one.Line, Column: one.Column, Failures: []string{text}}
+	}
+	return results
 }

@@ -42,7 +42,10 @@ func (t *TestResult) diagnostic(b *strings.Builder) {
 			fmt.Fprintf(b, "    %s\n", strings.TrimSpace(printable(failure)))
 		}
 	}
-	fmt.Fprintf(b, "  at:\n    file: %s\n    line: %d\n    column: %d\n", quote(printable(t.File)), t.Line, t.Column)
+	fmt.Fprintf(b, "  at:\n    file: %s\n", quote(printable(t.File)))
+	if t.Line > 0 {
+		fmt.Fprintf(b, "    line: %d\n    column: %d\n", t.Line, t.Column)
+	}
 	fmt.Fprintf(b, "  duration_ms: %.3f\n  ...\n", float64(t.Duration.Microseconds())/1000)
 }
 

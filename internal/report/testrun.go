@@ -11,7 +11,7 @@ import (
 type TestResult struct {
 	Name         string        // of the test; need not be unique
 	File         string        // which the test stands in
-	Line, Column int           // from 1
+	Line, Column int           // from 1; 0 where the whole file is meant
 	Passed       bool          // counts, whatever Failures says
 	Failures     []string      // what was expected and what came instead, one each
 	Duration     time.Duration // that it took
