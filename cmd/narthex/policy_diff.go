@@ -29,7 +29,9 @@ rule names, somebody for each wildcard, and what is beside it. That finds what
 people mean by a change, and is no proof that nothing else changes. With --replay
 the records of access logs are asked instead; - is standard input, and logs that
 gzip packed are unpacked.
-Exit status: 0 when no decision changes, 1 when some do, 2 when there is no
+Rules in shadow decide nothing, and are listed as reported only.
+Exit status: 0 when nothing changes, 1 when a decision or a limit does, or may as
+a rule with "when" is undecided or not everything was asked, 2 when there is no
 answer: the call cannot be made sense of, or a file cannot be read.`,
 		Example: `  narthex policy diff old.yaml new.yaml
   narthex policy diff /etc/narthex/policies ./policies --replay access.log --replay access.log.1.gz
@@ -65,7 +67,7 @@ answer: the call cannot be made sense of, or a file cannot be read.`,
 		switch {
 		case err != nil:
 			return unanswered(cmd, err)
-		case len(d.changes) > 0:
+		case d.mayChange():
 			return exitError{exitFailure}
 		}
 		return nil
@@ -94,11 +96,19 @@ func escapePattern(name string) string {
 // policyDiff is what came of a comparison.
 type policyDiff struct {
 	*policy.Comparison
-	rules   policy.Changes
-	changes []policy.Change
-	changed int // decisions
-	replay  *replay
-	notes   []string
+	rules     policy.Changes
+	limits    []policy.LimitChange
+	reported  []string // rules that differ and decide nothing
+	undecided []string // what differs and was not asked as it would be
+	changes   []policy.Change
+	changed   int // decisions
+	replay    *replay
+	notes     []string
+}
+
+// mayChange reports whether anything changes, or nobody can say that it does not.
+func (d *policyDiff) mayChange() bool {
+	return len(d.changes) > 0 || len(d.limits) > 0 || len(d.undecided) > 0 || d.Incomplete
 }
 
 func comparePolicies(cmd *cobra.Command, oldName, newName string, logs []string) (*policyDiff, error) {
@@ -111,7 +121,7 @@ func comparePolicies(cmd *cobra.Command, oldName, newName string, logs []string)
 		return nil, err
 	}
 	d := &policyDiff{Comparison: policy.NewComparison(was, is)}
-	d.rules = d.Differences()
+	d.rules, d.limits, d.reported = d.Differences(), d.Limits(), d.Reported()
 	if len(logs) == 0 {
 		d.AskAround()
 		d.noteMadeUp()
@@ -136,8 +146,8 @@ func (d *policyDiff) noteMadeUp() {
 	if d.Incomplete {
 		d.notes = append(d.notes, "not everything was asked that could be made up, as there is too much of it: more may change")
 	}
-	if len(d.Conditions) > 0 {
-		d.notes = append(d.notes, fmt.Sprintf("nothing can be made up that meets a `when`, and what these rules ask for may change more: %s; try --replay", someWords(d.Conditions)))
+	if d.undecided = d.Conditions; len(d.undecided) > 0 {
+		d.notes = append(d.notes, "nothing can be made up that meets a `when`, and what the undecided rules ask for may change more; try --replay")
 	}
 }
 
@@ -147,12 +157,29 @@ func (d *policyDiff) noteReplay(was, is *policy.Policy) {
 	if rules = slices.Compact(rules); len(rules) > 0 {
 		d.notes = append(d.notes, "headers are not logged, and were taken to be missing, which is what these rules may ask for: "+someWords(rules))
 	}
+	d.undecided = slices.DeleteFunc(d.differing(), func(name string) bool {
+		_, header := slices.BinarySearch(rules, name)
+		return !header && !isCertificate(name)
+	})
 	if was.RevokesCertificates() || is.RevokesCertificates() {
 		d.notes = append(d.notes, "who issued a certificate is not logged: revocations of certificates were not looked at")
 	}
 	if n := d.replay.otherwise; n > 0 {
 		d.notes = append(d.notes, fmt.Sprintf("%s otherwise than the log says: it is of other rules than OLD, or something else than rules refused them", oldDecides(n)))
 	}
+}
+
+// differing returns the names of all that differs, sorted.
+func (d *policyDiff) differing() []string {
+	names := slices.Concat(d.rules.Added, d.rules.Changed, d.rules.Removed)
+	slices.Sort(names)
+	return names
+}
+
+// isCertificate reports whether a name of what differs is a revocation of one
+// certificate.
+func isCertificate(name string) bool {
+	return strings.HasPrefix(name, "revoked:") && strings.Contains(name, "@")
 }
 
 func oldDecides(n int) string { return "OLD decides " + count(n, "record") }
@@ -226,8 +253,11 @@ func (d *policyDiff) text() string {
 		names []string
 	}{{"added", d.rules.Added}, {"changed", d.rules.Changed}, {"removed", d.rules.Removed}} {
 		for _, name := range list.names {
-			fmt.Fprintf(&b, "%-7s  %s\n", list.word, name)
+			fmt.Fprintf(&b, "%-7s  %s%s\n", list.word, name, d.beside(name))
 		}
+	}
+	if len(d.undecided) > 0 {
+		fmt.Fprintf(&b, "\nundecided: %s\n", someWords(d.undecided))
 	}
 	what := "made-up request"
 	if d.replay != nil {
@@ -246,6 +276,33 @@ func (d *policyDiff) text() string {
 		fmt.Fprintf(&b, "\nNote: %s.\n", note)
 	}
 	return b.String()
+}
+
+// beside is what stands beside the name of something that differs: what became
+// of a limit, and that a rule is in shadow.
+func (d *policyDiff) beside(name string) string {
+	if slices.Contains(d.reported, name) {
+		return " (reported only)"
+	}
+	for i := range d.limits {
+		l := &d.limits[i]
+		was, is := limitText(l.Was), limitText(l.Is)
+		switch {
+		case name != "limit:"+l.ID:
+			continue
+		case was == is:
+			return ": " + was + ", for others than before"
+		}
+		return fmt.Sprintf(": %s → %s", was, is)
+	}
+	return ""
+}
+
+func limitText(l *policy.Limit) string {
+	if l == nil {
+		return "none"
+	}
+	return l.String()
 }
 
 func (r *replay) write(b *strings.Builder) {

@@ -5,6 +5,9 @@ import "github.com/narthex-id/narthex/proxy/policy"
 // diffJSON is the JSON of a comparison. Keys never change their meaning.
 type diffJSON struct {
 	Rules      diffRules      `json:"rules"`
+	Reported   []string       `json:"reported_only"` // of those, the rules in shadow
+	Undecided  []string       `json:"undecided"`     // of those, what may change more decisions
+	Limits     []diffLimit    `json:"limits"`
 	Source     string         `json:"source"` // made-up | replay
 	Asked      int            `json:"asked"`
 	Changed    int            `json:"changed"`
@@ -19,6 +22,13 @@ type diffRules struct {
 	Added   []string `json:"added"`
 	Changed []string `json:"changed"`
 	Removed []string `json:"removed"`
+}
+
+// diffLimit says what a limit bounds, for people; empty where there is none.
+type diffLimit struct {
+	ID  string `json:"id"`
+	Was string `json:"was"`
+	Is  string `json:"is"`
 }
 
 type diffRecords struct {
@@ -48,9 +58,20 @@ type diffStep struct {
 func (d *policyDiff) json() *diffJSON {
 	list := func(words []string) []string { return append([]string{}, words...) } // [] and not null
 	out := &diffJSON{
-		Rules:  diffRules{list(d.rules.Added), list(d.rules.Changed), list(d.rules.Removed)},
+		Rules:    diffRules{list(d.rules.Added), list(d.rules.Changed), list(d.rules.Removed)},
+		Reported: list(d.reported), Undecided: list(d.undecided), Limits: []diffLimit{},
 		Source: "made-up", Asked: d.Asked, Changed: d.changed, Redecided: d.Redecided, Incomplete: d.Incomplete,
 		Changes: []diffDecision{}, Notes: list(d.notes),
+	}
+	for _, l := range d.limits {
+		one := diffLimit{ID: l.ID}
+		if l.Was != nil {
+			one.Was = l.Was.String()
+		}
+		if l.Is != nil {
+			one.Is = l.Is.String()
+		}
+		out.Limits = append(out.Limits, one)
 	}
 	if r := d.replay; r != nil {
 		out.Source = "replay"

@@ -121,6 +121,62 @@ func (c *Comparison) Differences() Changes {
 	return out
 }
 
+// LimitChange is a limit that differs: nil where a policy has none of that id.
+// Both may bound the same, for others.
+type LimitChange struct {
+	ID      string
+	Was, Is *Limit
+}
+
+// Limits returns the limits that differ, by id. No request asks for them: a
+// limit allows and denies by what came before.
+func (c *Comparison) Limits() []LimitChange {
+	var out []LimitChange
+	differ := c.Differences()
+	names := slices.Concat(differ.Added, differ.Changed, differ.Removed)
+	slices.Sort(names)
+	for _, name := range names {
+		if id, ok := strings.CutPrefix(name, "limit:"); ok {
+			out = append(out, LimitChange{ID: id, Was: c.was.limitOf(id), Is: c.is.limitOf(id)})
+		}
+	}
+	return out
+}
+
+func (p *Policy) limitOf(id string) *Limit {
+	if p != nil {
+		for i := range p.limits {
+			if p.limits[i].ID == id {
+				return &p.limits[i].Limit
+			}
+		}
+	}
+	return nil
+}
+
+// Reported returns the rules among Differences that are in shadow in each
+// policy that has them, by id: they decide nothing, and are told of.
+func (c *Comparison) Reported() []string {
+	shadow, decides := map[string]bool{}, map[string]bool{}
+	for _, p := range []*Policy{c.was, c.is} {
+		if p == nil {
+			continue
+		}
+		for i := range p.rules {
+			to := decides
+			if p.rules[i].shadow {
+				to = shadow
+			}
+			to[p.rules[i].id] = true
+		}
+	}
+	differ := c.Differences()
+	names := slices.Concat(differ.Added, differ.Changed, differ.Removed)
+	names = slices.DeleteFunc(names, func(name string) bool { return !shadow[name] || decides[name] })
+	slices.Sort(names)
+	return names
+}
+
 // bar is a revocation or a ceiling.
 type bar struct {
 	text        string    // the same for two that mean the same

@@ -105,3 +105,38 @@ func TestComparisonOfLongLists(t *testing.T) {
 		t.Errorf("asked %d, incomplete %v", c.Asked, c.Incomplete)
 	}
 }
+
+// TestLimitsAndShadowThatDiffer: what no request shows is told of by name.
+func TestLimitsAndShadowThatDiffer(t *testing.T) {
+	const (
+		was = "rules: [{id: s, effect: deny, shadow: true}, {id: now, effect: deny, shadow: true}]\nlimits: [{id: a, rps: 5}, {id: gone, rps: 1}, {id: whom, rps: 1}, {id: same, rps: 1}]"
+		is  = "rules: [{id: s, effect: deny, shadow: true, on: [x]}, {id: now, effect: deny}, {id: new, effect: deny, shadow: true}]\nlimits: [{id: a, rps: 6}, {id: new, connections: 2}, {id: whom, rps: 1, on: [x]}, {id: same, rps: 1}]"
+	)
+	c := comparison(t, was, is)
+	var got []string
+	for _, l := range c.Limits() {
+		text := l.ID
+		for _, one := range []*Limit{l.Was, l.Is} {
+			if text += " | "; one != nil {
+				text += one.String()
+			}
+		}
+		got = append(got, text)
+	}
+	want := []string{
+		"a | 5 a second per identity, 5 at once | 6 a second per identity, 6 at once",
+		"gone | 1 a second per identity, 1 at once | ",
+		"new |  | 2 connections per identity",
+		"whom | 1 a second per identity, 1 at once | 1 a second per identity, 1 at once",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s", strings.Join(got, "\n"))
+	}
+	if got := strings.Join(c.Reported(), " "); got != "new s" {
+		t.Errorf("reported only: %s", got)
+	}
+	none := NewComparison(nil, nil)
+	if len(none.Limits()) != 0 || len(none.Reported()) != 0 {
+		t.Error("no policies differ")
+	}
+}
