@@ -145,7 +145,7 @@ func checkVisible(c *config.Config, rules *policy.Policy) (findings []report.Fin
 		if l.Direction == "outbound" {
 			d = policy.Outbound
 		}
-		for _, r := range rules.Blind(l.Name, d) {
+		for _, r := range rules.Blind(l.Name, d, ownIdentity(l)) {
 			what := "matches whatever is asked"
 			if r.Allow {
 				what = "never matches"
@@ -159,6 +159,15 @@ func checkVisible(c *config.Config, rules *policy.Policy) (findings []report.Fin
 	return findings
 }
 
+// ownIdentity returns whom a listener is to be; zero where the configuration
+// does not say.
+func ownIdentity(l *config.Listener) spiffeid.ID {
+	if l.Identity == nil {
+		return spiffeid.ID{}
+	}
+	return l.Identity.SPIFFEID
+}
+
 // checkPlaintext finds permissive listeners that no rule lets plaintext
 // through, and rules that allow plaintext where none comes.
 func checkPlaintext(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
@@ -166,11 +175,7 @@ func checkPlaintext(c *config.Config, rules *policy.Policy) (findings []report.F
 	for i := range c.Proxy.Listeners {
 		l := &c.Proxy.Listeners[i]
 		listeners[l.Name] = l
-		var own spiffeid.ID
-		if l.Identity != nil {
-			own = l.Identity.SPIFFEID
-		}
-		if l.Mode == "permissive" && l.Enforcement == "enforce" && !rules.AllowsUnauthenticated(l.Name, own) {
+		if l.Mode == "permissive" && l.Enforcement == "enforce" && !rules.AllowsUnauthenticated(l.Name, ownIdentity(l)) {
 			f := c.Finding(fmt.Sprintf("proxy.listeners[%d].mode", i), "permissive, but no rule can allow plaintext here: it needs an allow with from: [unauthenticated]")
 			findings = append(findings, fromConfig(report.Warning, rulePlaintextRefused, &f))
 		}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Remark is something in a policy that loads, and that its author hardly
@@ -351,19 +353,24 @@ func (p Pattern) meets(q Pattern) bool {
 
 // Blind returns the enforced rules that ask for HTTP and may apply at a
 // listener where it is not visible, by id: there a deny matches without what it
-// asks of HTTP, and an inbound allow, which is named only where `on` names the
-// listener, never matches.
-func (p *Policy) Blind(listener string, d Direction) []RuleNote {
+// asks of HTTP, and an inbound allow never matches. A zero own is an identity of
+// the listener not known yet. Inbound, where it is known, rules whose `to` does
+// not cover it are left out. An allow is named only where `on` names the
+// listener or `to` its identity: others are meant for whom they suit.
+func (p *Policy) Blind(listener string, d Direction, own spiffeid.ID) []RuleNote {
 	if p == nil {
 		return nil
 	}
+	known := d == Inbound && !own.IsZero()
+	to := Peer{ID: own}
 	var out []RuleNote
 	for i := range p.rules {
 		r := &p.rules[i]
-		if r.shadow || r.more == nil || !r.at.has(d) || len(r.on) > 0 && !slices.Contains(r.on, listener) {
+		if r.shadow || r.more == nil || !r.at.has(d) || len(r.on) > 0 && !slices.Contains(r.on, listener) || known && !r.to.match(&to) {
 			continue
 		}
-		if asks, _ := r.more.aboutHTTP(); !asks || r.allow && (d == Outbound || len(r.on) == 0) {
+		named := len(r.on) > 0 || known && r.to.given
+		if asks, _ := r.more.aboutHTTP(); !asks || r.allow && (d == Outbound || !named) {
 			continue
 		}
 		out = append(out, RuleNote{ID: r.id, Allow: r.allow, File: r.place.file, Line: r.place.line, Column: r.place.column})

@@ -134,3 +134,50 @@ func TestReviewOfLongLists(t *testing.T) {
 		}
 	}
 }
+
+// TestBlind: a rule is named for a listener that it is about, as far as is
+// known of it.
+func TestBlind(t *testing.T) {
+	t.Parallel()
+	const http = ", http: {methods: [GET]}}\n"
+	p, err := parseAll("version: 1\nrules:\n" +
+		"- {id: allow, effect: allow, from: ['" + web + "']" + http +
+		"- {id: allow-on, effect: allow, on: [x], from: ['" + web + "']" + http +
+		"- {id: allow-to, effect: allow, from: ['" + web + "'], to: ['" + orders + "']" + http +
+		"- {id: allow-on-to, effect: allow, on: [x], from: ['" + web + "'], to: ['" + orders + "']" + http +
+		"- {id: deny, effect: deny" + http +
+		"- {id: deny-to, effect: deny, to: ['" + orders + "']" + http +
+		"- {id: deny-in, effect: deny, at: inbound, on: [x, y]" + http +
+		"- {id: shadow, effect: deny, shadow: true" + http +
+		"- {id: plain, effect: deny}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		listener string
+		d        Direction
+		own      string
+		want     string
+	}{
+		{"x", Inbound, "", "allow-on allow-on-to deny deny-in deny-to"},
+		{"x", Inbound, orders, "allow-on allow-on-to allow-to deny deny-in deny-to"},
+		{"x", Inbound, web, "allow-on deny deny-in"},
+		{"y", Inbound, "", "deny deny-in deny-to"},
+		{"y", Inbound, orders, "allow-to deny deny-in deny-to"},
+		{"z", Inbound, web, "deny"},
+		{"x", Outbound, "", "deny deny-to"},
+		{"x", Outbound, web, "deny deny-to"},
+	} {
+		own, err := spiffeid.FromString(tt.own)
+		if err != nil && tt.own != "" {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range p.Blind(tt.listener, tt.d, own) {
+			got = append(got, r.ID)
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s, %s, own %q: %v, want %s", tt.listener, tt.d, tt.own, got, tt.want)
+		}
+	}
+}
