@@ -115,6 +115,7 @@ func checkRuleFiles(found *report.Findings, path string, c *config.Config) {
 			})
 		}
 	}
+	found.List = append(found.List, checkLimits(c, rules)...)
 	found.List = append(found.List, checkPlaintext(c, rules)...)
 	found.Summary = fmt.Sprintf("%s, %s in %s", count(len(c.Proxy.Listeners), "listener"), count(rules.Rules(), "rule"), count(len(files), "file"))
 	if c.HasAgent() {
@@ -153,6 +154,26 @@ func checkVisible(c *config.Config, rules *policy.Policy) (findings []report.Fin
 			findings = append(findings, report.Finding{
 				Level: report.Warning, Rule: ruleHTTPInvisible, File: r.File, Line: r.Line, Column: r.Column,
 				Text: fmt.Sprintf("rule %s: asks for HTTP, which listener %q does not see: there it %s", r.ID, l.Name, what),
+			})
+		}
+	}
+	return findings
+}
+
+// checkLimits finds limits on listeners that have none: they bound what peers
+// do here, at the inbound end.
+func checkLimits(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
+	outbound := map[string]bool{}
+	for i := range c.Proxy.Listeners {
+		if l := &c.Proxy.Listeners[i]; l.Direction == "outbound" {
+			outbound[l.Name] = true
+		}
+	}
+	for _, m := range rules.LimitListeners() {
+		if outbound[m.Listener] {
+			findings = append(findings, report.Finding{
+				Level: report.Warning, Rule: ruleLimitOutbound, File: m.File, Line: m.Line, Column: m.Column,
+				Text: fmt.Sprintf("limit %s: listener %q is outbound, where it limits nothing: limits are for inbound listeners", m.Rule, m.Listener),
 			})
 		}
 	}

@@ -20,6 +20,7 @@ const (
 	ruleTestListener     = "test-listener"
 	ruleUnusualMethod    = "unusual-method"
 	ruleHTTPInvisible    = "http-not-visible"
+	ruleLimitOutbound    = "limit-outbound"
 	rulePlaintextRefused = "plaintext-refused"
 	rulePlaintextAbsent  = "plaintext-absent"
 	ruleHostFile         = "host-file"
@@ -46,6 +47,7 @@ var checkRules = []report.Rule{
 	{ID: ruleTestListener, Text: "A test asks at a listener that no rule and no limit names."},
 	{ID: ruleUnusualMethod, Text: "A rule asks for a method that HTTP does not have."},
 	{ID: ruleHTTPInvisible, Text: "A rule asks for HTTP at a listener where it is not visible."},
+	{ID: ruleLimitOutbound, Text: "A limit names a listener that is outbound, where it limits nothing."},
 	{ID: rulePlaintextRefused, Text: "A listener is permissive, and no rule can allow plaintext there."},
 	{ID: rulePlaintextAbsent, Text: "A rule allows plaintext on a listener where none comes."},
 	{ID: ruleHostFile, Text: "A file that the configuration names cannot be read on this host."},

@@ -67,6 +67,22 @@ func (p *Policy) Limits(r *Request, dst []*Limit) []*Limit {
 	return dst
 }
 
+// LimitListeners returns, for each limit, the listeners that it names in `on`,
+// in the order of limit ids, with the limit's id as Rule and its place.
+func (p *Policy) LimitListeners() []Mention {
+	if p == nil {
+		return nil
+	}
+	var mentions []Mention
+	for i := range p.limits {
+		l := &p.limits[i]
+		for _, name := range l.on {
+			mentions = append(mentions, Mention{name, l.ID, l.place.file, l.place.line, l.place.column})
+		}
+	}
+	return mentions
+}
+
 // limit takes in one entry of limits.
 func (l *loader) limit(n *node, path func() string) {
 	m := limit{place: n.at}
