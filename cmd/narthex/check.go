@@ -96,31 +96,42 @@ func checkRuleFiles(found *report.Findings, path string, c *config.Config) {
 		found.List = append(found.List, policyFindings(path, err)...)
 		return
 	}
+	list := checkLoaded(c, rules)
+	slices.SortStableFunc(list, func(a, b report.Finding) int {
+		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	found.List = append(found.List, list...)
+	found.Summary = fmt.Sprintf("%s, %s in %s", count(len(c.Proxy.Listeners), "listener"), count(rules.Rules(), "rule"), count(len(files), "file"))
+	if c.HasAgent() {
+		found.Summary = "agent, " + found.Summary
+	}
+}
+
+// checkLoaded finds what of rules that load was hardly meant for these
+// listeners.
+func checkLoaded(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
 	if rules.Allowing() == 0 {
 		what := "every connection will be refused"
 		if slices.ContainsFunc(c.Proxy.Listeners, func(l config.Listener) bool { return l.Enforcement == "audit" }) {
 			what += ", but on listeners that only audit"
 		}
-		found.List = append(found.List, report.Finding{
-			Level: report.Warning, Rule: ruleNothingAllowed, File: files[0], Text: "no rule allows anything: " + what,
+		findings = append(findings, report.Finding{
+			Level: report.Warning, Rule: ruleNothingAllowed, File: rules.Files()[0], Text: "no rule allows anything: " + what,
 		})
 	}
-	found.List = append(found.List, reviewRules(rules)...)
-	found.List = append(found.List, checkVisible(c, rules)...)
+	findings = append(findings, reviewRules(rules)...)
+	findings = append(findings, checkVisible(c, rules)...)
 	for _, m := range rules.Listeners() {
 		if !hasListener(c, m.Listener) {
-			found.List = append(found.List, report.Finding{
+			findings = append(findings, report.Finding{
 				Level: report.Warning, Rule: ruleUnknownListener, File: m.File, Line: m.Line, Column: m.Column,
 				Path: "on", Text: fmt.Sprintf("this node has no listener %q", m.Listener),
 			})
 		}
 	}
-	found.List = append(found.List, checkLimits(c, rules)...)
-	found.List = append(found.List, checkPlaintext(c, rules)...)
-	found.Summary = fmt.Sprintf("%s, %s in %s", count(len(c.Proxy.Listeners), "listener"), count(rules.Rules(), "rule"), count(len(files), "file"))
-	if c.HasAgent() {
-		found.Summary = "agent, " + found.Summary
-	}
+	findings = append(findings, checkLimits(c, rules)...)
+	findings = append(findings, checkPlaintext(c, rules)...)
+	return findings
 }
 
 // reviewRules finds rules that contradict each other, or that nobody needs.
@@ -368,7 +379,10 @@ func policyFindings(path string, err error) (findings []report.Finding) {
 	}
 	for _, e := range all {
 		rule := rulePolicySyntax
-		if e.Unwrap() != nil {
+		switch {
+		case all[0].Test: // the last may only say how many more there are
+			rule = rulePolicyTest
+		case e.Unwrap() != nil:
 			rule = rulePolicyUnreadable
 		}
 		findings = append(findings, report.Finding{

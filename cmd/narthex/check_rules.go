@@ -11,6 +11,7 @@ const (
 	ruleNoPolicyFile     = "no-policy-file"
 	rulePolicyUnreadable = "policy-unreadable"
 	rulePolicySyntax     = "policy-syntax"
+	rulePolicyTest       = "policy-test"
 	ruleNothingAllowed   = "nothing-allowed"
 	ruleUnknownListener  = "unknown-listener"
 	ruleUnreachable      = "unreachable-rule"
@@ -38,6 +39,7 @@ var checkRules = []report.Rule{
 	{ID: ruleNoPolicyFile, Text: "A pattern of proxy.policies names no rule file."},
 	{ID: rulePolicyUnreadable, Text: "A rule file cannot be read."},
 	{ID: rulePolicySyntax, Text: "A rule file has an unknown key, a wrong value or a combination that cannot be."},
+	{ID: rulePolicyTest, Text: "A test that stands beside the rules fails."},
 	{ID: ruleNothingAllowed, Text: "No rule allows anything."},
 	{ID: ruleUnknownListener, Text: "A rule names a listener that this configuration does not have."},
 	{ID: ruleUnreachable, Text: "An allow can never decide: a deny, a revocation or a ceiling covers all of it."},

@@ -14,6 +14,7 @@ type Error struct {
 	Line, Column int    // from 1; 0 where the whole file is meant
 	Path         string // the key, like rules[3].from[0]; empty where none is meant
 	Msg          string // what is wrong and what to do
+	Test         bool   // the policy is sound, and this test of its own fails; then all are of that kind
 
 	err error // what made the file unreadable
 }

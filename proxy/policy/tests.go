@@ -110,7 +110,10 @@ func tested(p *Policy, err error) (*Policy, error) {
 	var f findings
 	for _, r := range p.Test() {
 		if len(r.Failures) > 0 {
-			f.add(place{r.File, r.Line, r.Column}, "tests", "%s: %s", clip(r.Name), strings.Join(r.Failures, "; "))
+			f.take(&Error{
+				File: r.File, Line: r.Line, Column: r.Column, Path: "tests", Test: true,
+				Msg: fmt.Sprintf("%s: %s", clip(r.Name), strings.Join(r.Failures, "; ")),
+			})
 		}
 	}
 	if len(f.list) > maxTestFailures {
