@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -23,8 +24,9 @@ func newPolicyFmt() *cobra.Command {
 		Long: `Rewrites rule files in the canonical form: sections and keys in one order, one
 layout, one way to quote. What the rules say stays the same; the order of rules,
 tests and items is yours; comments stay with what they stand at. A file that
-does not load is formatted too, if it is YAML. One that cannot be read is left
-as it is, and the others are still written.
+does not load is formatted too, if it is YAML and has a section of rules. One that
+cannot be read is left as it is, and the others are still written. The names of
+files that were rewritten go to standard error.
 A symbolic link is followed: the file it names is replaced. - reads standard
 input and writes standard output.
 Exit status: 0 when all is well, 1 when a file could not be formatted or, with
@@ -47,7 +49,7 @@ Exit status: 0 when all is well, 1 when a file could not be formatted or, with
 		case len(args) > 1 && slices.Contains(args, "-"):
 			return usageError{errors.New("- is standard input, and stands alone")}
 		}
-		f := policyFmt{in: cmd.InOrStdin(), out: cmd.OutOrStdout(), check: *check, diff: *diff}
+		f := policyFmt{in: cmd.InOrStdin(), out: cmd.OutOrStdout(), errOut: cmd.ErrOrStderr(), check: *check, diff: *diff}
 		good := true
 		for _, name := range args {
 			if err := f.file(name); err != nil {
@@ -66,7 +68,7 @@ Exit status: 0 when all is well, 1 when a file could not be formatted or, with
 // policyFmt is one call of the command.
 type policyFmt struct {
 	in          io.Reader
-	out         io.Writer
+	out, errOut io.Writer
 	check, diff bool
 
 	changed bool // a file is not in its form
@@ -93,6 +95,9 @@ func (f *policyFmt) file(name string) error {
 	if err != nil {
 		return err
 	}
+	if !policy.HasSections(formatted) {
+		return fmt.Errorf("%s: not a rule file: it has none of %s", shown, strings.Join(policy.Sections(), ", "))
+	}
 	same := bytes.Equal(data, formatted)
 	f.changed = f.changed || !same
 	switch {
@@ -107,7 +112,8 @@ func (f *policyFmt) file(name string) error {
 	if err := rewriteFile(target, formatted); err != nil {
 		return fmt.Errorf("%s: write formatted rules: %w", shown, err)
 	}
-	return nil
+	_, err = fmt.Fprintln(f.errOut, shown)
+	return err
 }
 
 // show prints what would change of a file, or its name alone.

@@ -38,6 +38,20 @@ func Format(name string, data []byte) ([]byte, error) {
 	return out, nil
 }
 
+// Sections are the top-level keys by which a file is known to hold rules: files
+// of other kinds have a version too.
+func Sections() []string {
+	return slices.DeleteFunc(keysOf(topKeys), func(key string) bool { return key == "version" })
+}
+
+// HasSections reports whether a file that Format takes has any of Sections:
+// one that has none is likely of another kind, and none of ours to rewrite.
+func HasSections(data []byte) bool {
+	f, known := formatter{discard: true}, Sections()
+	return len(data) <= MaxSize && f.read("", data) == nil &&
+		slices.ContainsFunc(f.sections, func(s section) bool { return slices.Contains(known, s.key) })
+}
+
 // formatter takes a file in, piece by piece, and keeps what is to be written.
 type formatter struct {
 	discard bool // only the fingerprint is wanted

@@ -279,6 +279,24 @@ func TestFormatErrors(t *testing.T) {
 	}
 }
 
+func TestHasSections(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{
+		"version: 1\nrules: []\n":              true,
+		"tests: []\nfoo: bar\n":                true,
+		"foo: {rules: []}\n":                   false,
+		"version: 1\n":                         false,
+		"trust_domain: example.org\nproxy: {}": false,
+		"- rules\n":                            false,
+		"rules: [":                             false,
+		"":                                     false,
+	} {
+		if got := HasSections([]byte(text)); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
 func FuzzFormat(f *testing.F) {
 	for _, pattern := range []string{"good/*.yaml", "bad/*.yaml", "format/*.txtar"} {
 		files, _ := filepath.Glob("testdata/" + pattern)
