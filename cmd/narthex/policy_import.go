@@ -21,10 +21,11 @@ func newPolicyImport() *cobra.Command {
 		Use:   "import",
 		Short: "Make a rule file of the rules of another product",
 		Long: `Reads the access rules of another product and prints a rule file that means
-exactly the same. What the rules cannot say is refused, with its file, line and
-the reason, and never said nearly: then nothing is printed, and the exit status
-is 1. With --partial, what can be said is printed as long as leaving out the
-rest allows nothing more, and the rest is there as comments.`,
+exactly the same, in the form that policy fmt gives it. What the rules cannot say
+is refused, with its file, line and the reason, and never said nearly: then
+nothing is printed, and the exit status is 1. With --partial, what can be said is
+printed as long as leaving out the rest allows nothing more, and the rest is there
+as comments.`,
 		Example: `  kubectl get authorizationpolicies -A -o yaml | narthex policy import istio --trust-domain example.org -
   narthex policy import consul --trust-domain 1234.consul intentions/*.hcl
   narthex policy import ghostunnel -- server --allow-uri 'spiffe://example.org/ns/*/sa/web'`,
@@ -207,10 +208,14 @@ func printImport(cmd *cobra.Command, r *importer.Result, partial bool) error {
 		if _, err := policy.Parse("rules", r.Text); err != nil {
 			return fmt.Errorf("the rules that come of it cannot be loaded, so that nothing was printed: %w", err)
 		}
+		text, err := policy.Format("rules", r.Text)
+		if err != nil {
+			return fmt.Errorf("the rules that come of it have no canonical form, so that nothing was printed: %w", err)
+		}
 		if len(r.Refusals) > 0 {
 			fmt.Fprintf(errOut, "%s not imported; the output has them as comments\n", count(len(r.Refusals), "thing"))
 		}
-		_, err := cmd.OutOrStdout().Write(r.Text)
+		_, err = cmd.OutOrStdout().Write(text)
 		return err
 	}
 	for i := range r.Refusals {

@@ -98,6 +98,10 @@ type group struct {
 	patterns []string
 }
 
+// noteHTTP is what whoever imports rules for HTTP must know of listeners.
+const noteHTTP = "Some of these rules ask for HTTP. At a tcp listener, which sees no HTTP, " +
+	"such an allow never matches at the inbound end, and such a deny matches whatever is asked."
+
 func (d *draft) note(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); len(d.notes) < maxNotes && !slices.Contains(d.notes, text) {
 		d.notes = append(d.notes, text)
@@ -133,6 +137,9 @@ func (d *draft) result(product string) *Result {
 	})
 	if d.dropped > 0 {
 		d.refusals = append(d.refusals, Refusal{Msg: fmt.Sprintf("and %d more", d.dropped), Widens: d.widens})
+	}
+	if slices.ContainsFunc(d.rules, func(r rule) bool { return r.asksHTTP() }) {
+		d.notes = append(d.notes, noteHTTP) // however many there are
 	}
 	return &Result{Text: d.text(product), Refusals: d.refusals}
 }

@@ -137,3 +137,21 @@ func TestPorts(t *testing.T) {
 		t.Errorf("nothing is left, which is not any: %v", got)
 	}
 }
+
+// TestNoteOfHTTP: who imports rules for HTTP is told of listeners that see none.
+func TestNoteOfHTTP(t *testing.T) {
+	t.Parallel()
+	const policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: shop}\nspec: {rules: [{RULE}]}\n"
+	for rule, want := range map[string]bool{
+		"from: [{source: {namespaces: [shop]}}]":                                           false,
+		"to: [{operation: {methods: [GET]}}]":                                              true,
+		"when: [{key: 'request.headers[x-env]', values: [prod]}]":                          true,
+		"to: [{operation: {ports: ['8080']}}], from: [{source: {ipBlocks: [10.0.0.0/8]}}]": false,
+	} {
+		r := Istio([]Input{{"p.yaml", []byte(strings.Replace(policy, "RULE", rule, 1))}}, IstioOptions{TrustDomains: []string{"example.org"}})
+		loads(t, r)
+		if got := strings.Contains(string(r.Text), "# Some of these rules ask for HTTP."); got != want || len(r.Refusals) > 0 {
+			t.Errorf("%s: %v, %s", rule, got, refusals(r))
+		}
+	}
+}

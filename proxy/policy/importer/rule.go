@@ -114,6 +114,11 @@ func (r *rule) write(b *strings.Builder) {
 	}
 }
 
+// asksHTTP reports whether the rule asks for a request, in http or in when.
+func (r *rule) asksHTTP() bool {
+	return r.http() != "" || strings.Contains(r.when, "request.")
+}
+
 func (r *rule) http() string {
 	var parts []string
 	for _, part := range []struct {
