@@ -34,6 +34,7 @@ test: check-test ## Run everything: lint, unit tests with the race detector, rea
 .PHONY: test-unit
 test-unit: check-go ## Unit tests and command-line scripts, with the race detector
 	$(GO) test -race -timeout 15m ./...
+	$(GO) test -run TestDecideAgreesWithTheSlowEvaluator ./proxy/policy # a million pairs, which the race detector would take minutes for
 
 .PHONY: test-integration
 test-integration: check-test ## The product against real components (SPIRE Server, openssl, …)
