@@ -409,11 +409,11 @@ func TestActiveHealth(t *testing.T) {
 			t.Errorf("connections while a fails its checks: %v", got)
 		}
 		n.is(a, nil)
-		time.Sleep(20 * time.Second)
+		time.Sleep(15 * time.Second) // two at most: they come each 10 s, by a tenth sooner or later
 		if got := many(t, g, 2); got[b] != 2 {
 			t.Errorf("connections after too few good checks: %v", got)
 		}
-		time.Sleep(20 * time.Second)
+		time.Sleep(25 * time.Second)
 		if got := many(t, g, 10); got[a] != 5 {
 			t.Errorf("connections after enough good checks: %v", got)
 		}
