@@ -67,6 +67,39 @@ type Workload interface {
 	Attest(ctx context.Context, p *Process) ([]Selector, error)
 }
 
+// Follower is a Workload that learns of a process what can change while it
+// lives, such as the labels of its pod.
+type Follower interface {
+	Workload
+
+	// Follow calls changed at most once: as soon as it is known that Attest of
+	// p would not find the same any more. found is what Attest found, of this
+	// attestor's type or of several. changed is called from another goroutine,
+	// or before Follow returns, and does not block. stop ends the following
+	// and may be called more than once; changed may still be running when it
+	// returns.
+	Follow(p *Process, found []Selector, changed func()) (stop func())
+}
+
+// Housing is a Workload that can tell from the kernel alone, in microseconds,
+// where a process lives.
+type Housing interface {
+	Workload
+
+	// House names the pod or container that p is in, empty where it is in
+	// none. It is for sharing out resources among callers that are not
+	// attested yet; it entitles to nothing.
+	House(p *Process) string
+}
+
+// Runner is a Workload with work of its own.
+type Runner interface {
+	Workload
+
+	// Run does it until ctx ends, which is no error.
+	Run(ctx context.Context) error
+}
+
 // Node attests this node to the SPIRE Server.
 type Node interface {
 	// Type is the name of the server's plugin, such as "join_token".
