@@ -33,6 +33,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -53,10 +54,16 @@ type Selector struct {
 // "unix:uid:1000".
 func (s Selector) String() string { return s.Type + ":" + s.Value }
 
+// Compare orders selectors by type, then value.
+func (s Selector) Compare(o Selector) int {
+	return cmp.Or(cmp.Compare(s.Type, o.Type), cmp.Compare(s.Value, o.Value))
+}
+
 // Workload attests local processes. Its methods may be called from several
 // goroutines at once.
 type Workload interface {
-	// Type is the type of the selectors, such as "unix".
+	// Type is the type of all its selectors, such as "unix". No other
+	// attestor has the same.
 	Type() string
 
 	// Attest returns what is known of p. It returns soon after ctx ends. It
@@ -123,13 +130,37 @@ type Attempt interface {
 	Close() error
 }
 
-// Outcome is what one attestor made of a process.
+// Outcome is what one attestor made of a process. Which selectors it found is
+// told by their type.
 type Outcome struct {
 	Type      string        // of the attestor
 	Duration  time.Duration // of its Attest
 	Selectors int           // how many it found
 	Err       error         // nil when it succeeded
 }
+
+// Failure returns the error with the attestor's type before it, or nil.
+func (o Outcome) Failure() error {
+	if o.Err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", o.Type, o.Err)
+}
+
+// failures are those of several attestors, told on one line.
+type failures []error
+
+// Error implements error.
+func (f failures) Error() string {
+	texts := make([]string, len(f))
+	for i, err := range f {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+// Unwrap returns all of them.
+func (f failures) Unwrap() []error { return f }
 
 // Attest asks all attestors side by side what they know of p and returns
 // their selectors together, sorted and without duplicates. Some attestors may
@@ -168,13 +199,13 @@ func AttestObserved(ctx context.Context, p *Process, attestors []Workload, obser
 	ask(0)
 	others.Wait()
 
-	var failed []error
+	var failed failures
 	for _, o := range outcomes {
 		if observe != nil {
 			observe(o)
 		}
-		if o.Err != nil {
-			failed = append(failed, fmt.Errorf("%s: %w", o.Type, o.Err))
+		if err := o.Failure(); err != nil {
+			failed = append(failed, err)
 		}
 	}
 	// First of all: an attestor that failed because the process exited is not
@@ -183,13 +214,9 @@ func AttestObserved(ctx context.Context, p *Process, attestors []Workload, obser
 		return nil, fmt.Errorf("attest %w", err)
 	}
 	if len(failed) == len(attestors) {
-		return nil, fmt.Errorf("attest process %d: %w: %w", p.PID, ErrAttestation, errors.Join(failed...))
+		return nil, fmt.Errorf("attest process %d: %w: %w", p.PID, ErrAttestation, failed)
 	}
 	selectors := slices.Concat(found...)
-	slices.SortFunc(selectors, compareSelectors)
+	slices.SortFunc(selectors, Selector.Compare)
 	return slices.Compact(selectors), nil
-}
-
-func compareSelectors(a, b Selector) int {
-	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Value, b.Value))
 }

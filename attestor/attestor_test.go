@@ -77,6 +77,9 @@ func TestAttest(t *testing.T) {
 			if (err != nil) != (len(test.err) > 0) {
 				t.Errorf("error %v", err)
 			}
+			if err != nil && strings.Contains(err.Error(), "\n") {
+				t.Errorf("error of several lines: %v", err)
+			}
 			for _, want := range test.err {
 				if !errors.Is(err, want) {
 					t.Errorf("error %v does not wrap %v", err, want)

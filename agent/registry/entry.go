@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"cmp"
 	"math/bits"
 	"slices"
 	"time"
@@ -59,17 +58,10 @@ func (e *Entry) older(o *Entry) bool {
 	return e.ID < o.ID
 }
 
-func compareSelectors(a, b attestor.Selector) int {
-	if c := cmp.Compare(a.Type, b.Type); c != 0 {
-		return c
-	}
-	return cmp.Compare(a.Value, b.Value)
-}
-
 // normalise returns s sorted and without duplicates, leaving s alone.
 func normalise(s []attestor.Selector) []attestor.Selector {
 	s = slices.Clone(s)
-	slices.SortFunc(s, compareSelectors)
+	slices.SortFunc(s, attestor.Selector.Compare)
 	return slices.Clip(slices.Compact(s))
 }
 
@@ -83,7 +75,7 @@ func sameSelectors(normal, s []attestor.Selector) bool {
 	}
 	var seen uint64 // those of normal, by index; without allocating, as this is asked of every entry at every sync
 	for i := range s {
-		at, found := slices.BinarySearchFunc(normal, s[i], compareSelectors)
+		at, found := slices.BinarySearchFunc(normal, s[i], attestor.Selector.Compare)
 		if !found {
 			return false
 		}

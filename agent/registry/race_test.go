@@ -128,6 +128,7 @@ func TestNextWaits(t *testing.T) {
 	}{
 		{"a change", func(r *Registry, _ *Watch, _ context.CancelFunc) { r.Apply(Update{HasEntries: true}) }, "synced: nothing"},
 		{"its context", func(_ *Registry, _ *Watch, cancel context.CancelFunc) { cancel() }, "context canceled"},
+		{"Interrupt", func(_ *Registry, w *Watch, _ context.CancelFunc) { w.Interrupt() }, "watch was interrupted"},
 		{"Close", func(_ *Registry, w *Watch, _ context.CancelFunc) { w.Close() }, "watch is closed"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -144,6 +144,12 @@ func (p *player) run(t *testing.T, words []string) string {
 		p.watches[args[0]] = p.r.Watch(selectors(args[1:]...))
 	case "next":
 		return next(t, p.watches[args[0]])
+	case "become":
+		w := p.r.Watch(selectors(args[1:]...))
+		w.Succeed(p.watches[args[0]])
+		p.watches[args[0]] = w
+	case "interrupt":
+		p.watches[args[0]].Interrupt()
 	case "close":
 		p.watches[args[0]].Close()
 	case "status":

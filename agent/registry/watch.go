@@ -10,8 +10,13 @@ import (
 	"github.com/narthex-id/narthex/attestor"
 )
 
-// ErrClosed is what Next returns once the watch is closed.
-var ErrClosed = errors.New("watch is closed")
+var (
+	// ErrClosed is what Next returns once the watch is closed.
+	ErrClosed = errors.New("watch is closed")
+
+	// ErrInterrupted is what one Next returns after Interrupt.
+	ErrInterrupted = errors.New("watch was interrupted")
+)
 
 // View is what a caller may have, at one moment. It is immutable and shared by
 // all callers that may have the same.
@@ -108,7 +113,7 @@ func (a *audience) includes(selectors []attestor.Selector) bool {
 	rest := a.nodes
 	for _, s := range selectors {
 		i, found := slices.BinarySearchFunc(rest, s, func(n *node, s attestor.Selector) int {
-			return compareSelectors(n.selector, s)
+			return n.selector.Compare(s)
 		})
 		if !found {
 			return false
@@ -145,15 +150,16 @@ func (a *audience) remove(r *record) {
 }
 
 // Watch follows what a caller with certain selectors may have. It is used by
-// one goroutine at a time, Close apart.
+// one goroutine at a time, Close and Interrupt apart.
 type Watch struct {
 	registry *Registry
 	audience *audience
 
 	// The following is guarded by the registry's mutex.
-	last    *View // what Next returned last
-	settled bool  // last had identities: from now on what changes is told at once
-	closed  bool
+	last        *View // what Next returned last
+	settled     bool  // last had identities: from now on what changes is told at once
+	interrupted bool
+	closed      bool
 }
 
 // Watch starts to watch for a caller with these selectors, in any order. The
@@ -182,7 +188,7 @@ func (r *Registry) Watch(selectors []attestor.Selector) *Watch {
 // newest. A view without identities of which some are still being signed is
 // held back.
 //
-// It fails with the error of ctx, or with ErrClosed.
+// It fails with the error of ctx, with ErrClosed, or once with ErrInterrupted.
 func (w *Watch) Next(ctx context.Context) (*View, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -206,6 +212,10 @@ func (w *Watch) poll() (*View, <-chan struct{}, error) {
 	if w.closed {
 		return nil, nil, ErrClosed
 	}
+	if w.interrupted {
+		w.interrupted = false
+		return nil, nil, ErrInterrupted
+	}
 	v := w.audience.view
 	if !w.ready(v) {
 		return nil, w.audience.wait(), nil
@@ -224,6 +234,38 @@ func (w *Watch) ready(v *View) bool {
 	default:
 		return w.settled && len(v.Identities) > 0
 	}
+}
+
+// Interrupt ends a Next that is waiting, or else the next one, with
+// ErrInterrupted. The watch stays as it is: what Next did not tell, it tells
+// when it is called again. Interrupts that no Next came between are one.
+func (w *Watch) Interrupt() {
+	w.registry.mu.Lock()
+	defer w.registry.mu.Unlock()
+	if !w.closed && !w.interrupted {
+		w.interrupted = true
+		w.audience.wake()
+	}
+}
+
+// Selectors returns those of the caller, sorted and without duplicates. Their
+// text is shared with everybody who has the same.
+func (w *Watch) Selectors() []attestor.Selector {
+	all := make([]attestor.Selector, len(w.audience.nodes))
+	for i, n := range w.audience.nodes {
+		all[i] = n.selector // neither ever changes
+	}
+	return all
+}
+
+// Succeed makes w, on which Next was not called yet, go on where old is, which
+// it closes: Next compares with what old told. It is for a caller whose
+// selectors became others, who is told of it like of a change of entries.
+func (w *Watch) Succeed(old *Watch) {
+	w.registry.mu.Lock()
+	w.last, w.settled = old.last, old.settled
+	w.registry.mu.Unlock()
+	old.Close()
 }
 
 // Close ends the watch and a Next that is waiting. Closing twice is harmless.
