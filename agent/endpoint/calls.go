@@ -210,7 +210,11 @@ func (s *Server) complain(msg string, args ...any) {
 // note logs a line about a caller.
 func (s *Server) note(c *conn, msg string, args ...any) {
 	if muted, ok := s.limits.mayLog(c.user, time.Now()); ok {
-		s.log.Warn(msg, append(args, "pid", c.process.PID, "uid", c.process.UID, "gid", c.process.GID, "muted", muted)...)
+		args = append(args, "pid", c.process.PID, "uid", c.process.UID, "gid", c.process.GID)
+		if c.user.house != "" {
+			args = append(args, "pod", c.user.house)
+		}
+		s.log.Warn(msg, append(args, "muted", muted)...)
 	}
 }
 

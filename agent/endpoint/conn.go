@@ -86,14 +86,14 @@ func newConn(u *net.UnixConn, limits *limiter) (*conn, error) {
 }
 
 // identify pins the process at the other end and counts the connection
-// against its user's limits. It belongs directly behind accept. After an
-// error the caller closes the connection.
-func (c *conn) identify(now time.Time) error {
+// against the limits of its user, or of its house. It belongs directly behind
+// accept. After an error the caller closes the connection.
+func (c *conn) identify(housing []attestor.Housing, now time.Time) error {
 	process, err := attestor.PeerOf(c.Conn.(*net.UnixConn))
 	if err != nil {
 		return err
 	}
-	user, refusal, ok := c.limits.connect(process.UID, now)
+	user, refusal, ok := c.limits.connect(originOf(process, housing), now)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.counted = ok; !ok {
@@ -205,7 +205,7 @@ type peerCredentials struct{ server *Server }
 // ServerHandshake pins the process that made the connection.
 func (p peerCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c := raw.(*conn)
-	if err := c.identify(time.Now()); err != nil {
+	if err := c.identify(p.server.housing, time.Now()); err != nil {
 		p.server.complain("connection closed", "error", err)
 		return nil, nil, err // gRPC closes raw
 	}

@@ -101,6 +101,7 @@ const maxHeaders = 4 << 10
 type Server struct {
 	agent     Agent
 	attestors []attestor.Workload
+	housing   []attestor.Housing // those of attestors that are
 	log       hclog.Logger
 
 	listener *listener
@@ -153,6 +154,11 @@ func Listen(cfg Config) (*Server, error) {
 	reflection.Register(services)
 	s.meter = newMeter(cfg.Metrics, s.grpc.GetServiceInfo(), cfg.Attestors)
 	s.attestors = cfg.Attestors
+	for _, a := range cfg.Attestors {
+		if h, ok := a.(attestor.Housing); ok {
+			s.housing = append(s.housing, h)
+		}
+	}
 	return s, nil
 }
 

@@ -2,19 +2,31 @@ package endpoint
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"syscall"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/narthex-id/narthex/attestor"
 )
 
-// Limits bound what one local user, and all of them, can make the agent hold
-// and do before it knows who calls. A field that is 0 has its default. They
-// are counted by uid, and on a Kubernetes node many pods run as uid 0: where
-// the process may open 32,768 files, the defaults let 4,000 workloads of one
-// uid start at the same moment.
+// Limits bound what one local user or pod, and all of them, can make the agent
+// hold and do before it knows who calls. A field that is 0 has its default.
+//
+// On a node of Kubernetes many pods run as one uid, and root in a pod can be
+// any. So a caller in a house (see attestor.Housing) counts for that house,
+// whatever its uid, and others for their uid. All houses together may hold
+// three quarters of what there is: the rest is for callers outside, and for
+// houses that hold next to nothing, a 512th. That is room for 128 of them,
+// more than a node has pods by default, whatever the others do. Houses are
+// made by the node's root alone, and a caller's is told by the kernel; one who
+// could make houses could fill the agent.
+//
+// Where the process may open 32,768 files, the defaults let 4,000 workloads of
+// one uid start at the same moment, or 1,000 of one pod.
 type Limits struct {
 	// Connections bounds those open at a time: 8192, or a quarter of the
 	// files the process may open where that is less, as each takes two.
@@ -26,6 +38,12 @@ type Limits struct {
 	// status, so a workload that watches holds one, on a connection of its
 	// own, and what a user's calls make the agent hold stays below 100 MiB.
 	Streams, StreamsPerUID int
+	// HouseShare says what one house may have: this part of Connections,
+	// Streams and Attestations, and of the RequestsPerSecond and Burst of a
+	// uid, though one of each at least. It is 8, an eighth: a pod with a
+	// workload in each of a thousand processes fits, and pods that take all
+	// they may are a handful to be found.
+	HouseShare int
 	// StreamsPerConnection bounds the calls open on one connection: 32.
 	// Clients hold back what is over it, or open another connection.
 	StreamsPerConnection int
@@ -54,8 +72,7 @@ const (
 	// that their callers read why they are refused; more are only closed.
 	maxRefused  = 64
 	refusedTime = 5 * time.Second
-	// attestationWait is how long a caller waits for others of its user to
-	// be attested.
+	// attestationWait is how long a caller waits for others to be attested.
 	attestationWait = 2 * time.Second
 	// A user causes at most logBurst lines in the log at once, and logRate a
 	// second.
@@ -73,6 +90,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Streams, 8192)
 	set(&l.StreamsPerUID, (l.Streams+1)/2)
 	set(&l.StreamsPerConnection, 32)
+	set(&l.HouseShare, 8)
 	if l.FirstMessage <= 0 {
 		l.FirstMessage = 10 * time.Second
 	}
@@ -103,20 +121,49 @@ func openFiles() int {
 // full again.
 type limiter struct {
 	Limits
-	attestations chan struct{} // a slot each
-	nobody       *user         // of connections that have no user yet
+	perUID, perHouse share
+	attestations     chan struct{} // a slot each
+	housed           chan struct{} // those that houses may take
+	nobody           *user         // of connections that have no user yet
 
 	mu          sync.Mutex // guards the following
-	connections int
-	streams     int
+	connections pool
+	streams     pool
 	refused     int
-	users       map[uint32]*user
+	users       map[origin]*user
 	sweepAt     int // number of users at which to look for those to forget
 }
 
-// user is what one uid holds and has left.
+// origin is where a caller comes from: a house, or else a uid.
+type origin struct {
+	uid   uint32 // 0 in a house: root of a pod has all uids at hand
+	house string
+}
+
+func originOf(p *attestor.Process, housing []attestor.Housing) origin {
+	for _, h := range housing {
+		if house := h.House(p); house != "" {
+			return origin{house: house}
+		}
+	}
+	return origin{uid: p.UID}
+}
+
+// String names it to a caller.
+func (o origin) String() string {
+	if o.house != "" {
+		return "pod " + o.house
+	}
+	return fmt.Sprintf("uid %d", o.uid)
+}
+
+// share is what one user may have.
+type share struct{ connections, streams, attestations, rate, burst int }
+
+// user is what one origin holds and has left.
 type user struct {
-	uid          uint32
+	origin
+	may          *share
 	attestations chan struct{} // a slot each
 
 	// guarded by limiter.mu:
@@ -126,6 +173,37 @@ type user struct {
 	lines       bucket
 	muted       int // lines since the last that was let through
 }
+
+// pool is how many of one kind of thing there may be, and are.
+type pool struct {
+	most, taken int
+	housed      int // those of taken that houses have
+}
+
+// refuse returns nil where u, who holds so many, may have one more as far as
+// others are concerned.
+func (p *pool) refuse(u *user, held int, what string) error {
+	switch {
+	case p.taken >= p.most:
+		return status.Errorf(codes.ResourceExhausted, "the agent holds %d %s, as many as it may: call again later", p.taken, what)
+	case u.house != "" && p.housed >= ofHouses(p.most) && held >= ofAnyHouse(p.most):
+		return status.Errorf(codes.ResourceExhausted, "the agent holds %d %s of pods, as many as it may: call again later", p.housed, what)
+	}
+	return nil
+}
+
+// add counts one more that u has, or less.
+func (p *pool) add(u *user, n int) {
+	p.taken += n
+	if u.house != "" {
+		p.housed += n
+	}
+}
+
+// ofHouses is how many of most all houses may have together; ofAnyHouse how
+// many one may have whatever others have.
+func ofHouses(most int) int   { return most - most/4 }
+func ofAnyHouse(most int) int { return max(1, most/512) }
 
 // bucket is a token bucket. The zero bucket is full.
 type bucket struct {
@@ -149,26 +227,32 @@ func (b *bucket) take(now time.Time, rate, burst int) bool {
 
 func newLimiter(l Limits) *limiter {
 	l = l.withDefaults()
-	return &limiter{Limits: l, attestations: make(chan struct{}, l.Attestations), nobody: &user{}, users: map[uint32]*user{}, sweepAt: 64}
+	part := func(of int) int { return max(1, of/l.HouseShare) }
+	return &limiter{
+		Limits:       l,
+		perUID:       share{l.ConnectionsPerUID, l.StreamsPerUID, l.AttestationsPerUID, l.RequestsPerSecond, l.Burst},
+		perHouse:     share{part(l.Connections), part(l.Streams), part(l.Attestations), part(l.RequestsPerSecond), part(l.Burst)},
+		attestations: make(chan struct{}, l.Attestations),
+		housed:       make(chan struct{}, ofHouses(l.Attestations)),
+		nobody:       &user{},
+		connections:  pool{most: l.Connections},
+		streams:      pool{most: l.Streams},
+		users:        map[origin]*user{},
+		sweepAt:      64,
+	}
 }
 
-// connect counts a connection of uid. Where it is over a limit, it returns
+// connect counts a connection from o. Where it is over a limit, it returns
 // the status with which to refuse its calls and a nil user; ok is false where
 // the connection should be closed at once. Each connect that is ok is
 // followed by one disconnect with what it returned.
-func (l *limiter) connect(uid uint32, now time.Time) (u *user, refusal error, ok bool) {
+func (l *limiter) connect(o origin, now time.Time) (u *user, refusal error, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u = l.user(uid, now)
-	switch {
-	case u == nil || l.connections >= l.Connections:
-		refusal = status.Errorf(codes.ResourceExhausted, "the agent holds %d connections, as many as it may: call again later", l.connections)
-	case u.connections >= l.ConnectionsPerUID:
-		refusal = status.Errorf(codes.ResourceExhausted, "uid %d holds %d connections to the agent, as many as one user may: close some, or share one", uid, u.connections)
-	case !u.requests.take(now, l.RequestsPerSecond, l.Burst):
-		refusal = l.tooFast(uid)
-	default:
-		l.connections++
+	if u = l.user(o, now); u == nil {
+		refusal = status.Error(codes.ResourceExhausted, "the agent was called by as many users as it may know: call again later")
+	} else if refusal = l.mayConnect(u, now); refusal == nil {
+		l.connections.add(u, 1)
 		u.connections++
 		return u, nil, true
 	}
@@ -179,6 +263,16 @@ func (l *limiter) connect(uid uint32, now time.Time) (u *user, refusal error, ok
 	return nil, refusal, true
 }
 
+func (l *limiter) mayConnect(u *user, now time.Time) error {
+	if err := l.connections.refuse(u, u.connections, "connections"); err != nil {
+		return err
+	}
+	if u.connections >= u.may.connections {
+		return status.Errorf(codes.ResourceExhausted, "%s holds %d connections to the agent, as many as one may: close some, or share one", u.origin, u.connections)
+	}
+	return u.request(now)
+}
+
 func (l *limiter) disconnect(u *user) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -186,22 +280,22 @@ func (l *limiter) disconnect(u *user) {
 		l.refused--
 		return
 	}
-	l.connections--
+	l.connections.add(u, -1)
 	u.connections--
 }
 
-// user returns the state of uid, new where there is none, or nil where more
+// user returns the state of o, new where there is none, or nil where more
 // users than there may be connections are known.
-func (l *limiter) user(uid uint32, now time.Time) *user {
-	if u := l.users[uid]; u != nil {
+func (l *limiter) user(o origin, now time.Time) *user {
+	if u := l.users[o]; u != nil {
 		return u
 	}
 	if len(l.users) >= l.sweepAt {
 		for _, u := range l.users {
-			u.requests.refill(now, l.RequestsPerSecond)
+			u.requests.refill(now, u.may.rate)
 			u.lines.refill(now, logRate)
 			if u.connections == 0 && u.streams == 0 && u.requests.spent == 0 && u.lines.spent == 0 {
-				delete(l.users, u.uid)
+				delete(l.users, u.origin)
 			}
 		}
 		l.sweepAt = min(max(64, 2*len(l.users)), 2*l.Connections)
@@ -209,8 +303,12 @@ func (l *limiter) user(uid uint32, now time.Time) *user {
 			return nil
 		}
 	}
-	u := &user{uid: uid, attestations: make(chan struct{}, l.AttestationsPerUID)}
-	l.users[uid] = u
+	u := &user{origin: o, may: &l.perUID}
+	if o.house != "" {
+		u.may = &l.perHouse
+	}
+	u.attestations = make(chan struct{}, u.may.attestations)
+	l.users[o] = u
 	return u
 }
 
@@ -220,15 +318,16 @@ func (l *limiter) user(uid uint32, now time.Time) *user {
 func (l *limiter) beginStream(u *user, now time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case l.streams >= l.Streams:
-		return status.Errorf(codes.ResourceExhausted, "the agent holds %d calls open, as many as it may: call again later", l.streams)
-	case u.streams >= l.StreamsPerUID:
-		return status.Errorf(codes.ResourceExhausted, "uid %d holds %d calls to the agent open, as many as one user may: end some, or share one", u.uid, u.streams)
-	case !u.requests.take(now, l.RequestsPerSecond, l.Burst):
-		return l.tooFast(u.uid)
+	if err := l.streams.refuse(u, u.streams, "calls"); err != nil {
+		return err
 	}
-	l.streams++
+	if u.streams >= u.may.streams {
+		return status.Errorf(codes.ResourceExhausted, "%s holds %d calls to the agent open, as many as one may: end some, or share one", u.origin, u.streams)
+	}
+	if err := u.request(now); err != nil {
+		return err
+	}
+	l.streams.add(u, 1)
 	u.streams++
 	return nil
 }
@@ -236,7 +335,7 @@ func (l *limiter) beginStream(u *user, now time.Time) error {
 func (l *limiter) endStream(u *user) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.streams--
+	l.streams.add(u, -1)
 	u.streams--
 }
 
@@ -245,48 +344,75 @@ func (l *limiter) endStream(u *user) {
 func (l *limiter) request(u *user, now time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !u.requests.take(now, l.RequestsPerSecond, l.Burst) {
-		return l.tooFast(u.uid)
+	return u.request(now)
+}
+
+// request is called with limiter.mu held.
+func (u *user) request(now time.Time) error {
+	if !u.requests.take(now, u.may.rate, u.may.burst) {
+		return status.Errorf(codes.ResourceExhausted, "%s calls the agent more than %d times a second: call again later, and hold a stream rather than fetching again", u.origin, u.may.rate)
 	}
 	return nil
 }
 
-func (l *limiter) tooFast(uid uint32) error {
-	return status.Errorf(codes.ResourceExhausted, "uid %d calls the agent more than %d times a second: call again later, and hold a stream rather than fetching again", uid, l.RequestsPerSecond)
+// beginAttestation takes the slots of an attestation, for which it waits
+// attestationWait at most. Where it succeeds, end gives them back.
+func (l *limiter) beginAttestation(ctx context.Context, u *user) (end func(), err error) {
+	wait := waiting{ctx: ctx, slots: make([]chan struct{}, 0, 3)}
+	if !wait.take(u.attestations) {
+		return nil, wait.refused("%d callers of %s are being attested, as many as may be at a time: call again later", cap(u.attestations), u.origin)
+	}
+	// Its own slot is among those it counts here, so no more than the few
+	// come past at a time.
+	if u.house != "" && len(u.attestations) > ofAnyHouse(l.Attestations) && !wait.take(l.housed) {
+		return nil, wait.refused("%d callers in pods are being attested, as many as may be at a time: call again later", cap(l.housed))
+	}
+	if !wait.take(l.attestations) {
+		return nil, wait.refused("%d callers are being attested, as many as may be at a time: call again later", cap(l.attestations))
+	}
+	return wait.free, nil
 }
 
-// beginAttestation takes a slot, for which it waits attestationWait at most.
-// Each one that succeeds is followed by endAttestation.
-func (l *limiter) beginAttestation(ctx context.Context, u *user) error {
+// waiting is a caller that takes several slots within attestationWait.
+type waiting struct {
+	ctx   context.Context
+	late  <-chan time.Time // nil until it has to wait
+	slots []chan struct{}  // taken
+}
+
+func (w *waiting) take(slot chan struct{}) bool {
 	select {
-	case u.attestations <- struct{}{}:
-		select {
-		case l.attestations <- struct{}{}:
-			return nil
-		default:
-			<-u.attestations
-		}
+	case slot <- struct{}{}:
+		w.slots = append(w.slots, slot)
+		return true
 	default:
 	}
-	ctx, cancel := context.WithTimeout(ctx, attestationWait)
-	defer cancel()
-	select {
-	case u.attestations <- struct{}{}:
-	case <-ctx.Done():
-		return status.Errorf(codes.ResourceExhausted, "%d callers of uid %d are being attested, as many as may be at a time: call again later", cap(u.attestations), u.uid)
+	if w.late == nil {
+		w.late = time.After(attestationWait)
 	}
 	select {
-	case l.attestations <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		<-u.attestations
-		return status.Errorf(codes.ResourceExhausted, "%d callers are being attested, as many as may be at a time: call again later", cap(l.attestations))
+	case slot <- struct{}{}:
+		w.slots = append(w.slots, slot)
+		return true
+	case <-w.late:
+	case <-w.ctx.Done():
 	}
+	return false
 }
 
-func (l *limiter) endAttestation(u *user) {
-	<-l.attestations
-	<-u.attestations
+// refused gives back what was taken, and says why.
+func (w *waiting) refused(format string, args ...any) error {
+	w.free()
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
+	return status.Errorf(codes.ResourceExhausted, format, args...)
+}
+
+func (w *waiting) free() {
+	for _, slot := range w.slots {
+		<-slot
+	}
 }
 
 // mayLog tells whether u may cause another line in the log, and how many were

@@ -41,7 +41,7 @@ func TestConnectionLimits(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	connect := func(uid uint32, wantUser bool, say string) *user {
 		t.Helper()
-		u, refusal, ok := l.connect(uid, now)
+		u, refusal, ok := l.connect(origin{uid: uid}, now)
 		if !ok || (u != nil) != wantUser {
 			t.Fatalf("uid %d: got %v, %v, %t", uid, u, refusal, ok)
 		}
@@ -60,7 +60,7 @@ func TestConnectionLimits(t *testing.T) {
 	for l.refused < maxRefused {
 		connect(4, false, "the agent holds 3 connections")
 	}
-	if _, _, ok := l.connect(4, now); ok {
+	if _, _, ok := l.connect(origin{uid: 4}, now); ok {
 		t.Error("more refused connections than there may be")
 	}
 	l.disconnect(nil)
@@ -71,7 +71,7 @@ func TestStreamLimits(t *testing.T) {
 	l := newLimiter(Limits{Streams: 3, StreamsPerUID: 2})
 	now := time.Unix(1e9, 0)
 	connect := func(uid uint32) *user {
-		u, _, _ := l.connect(uid, now)
+		u, _, _ := l.connect(origin{uid: uid}, now)
 		return u
 	}
 	a, b := connect(0), connect(1) // root is a user like others
@@ -86,7 +86,7 @@ func TestStreamLimits(t *testing.T) {
 		l.endStream(b)
 	}
 	l.endStream(a)
-	if l.streams+a.streams+b.streams != 0 {
+	if l.streams.taken+a.streams+b.streams != 0 {
 		t.Error("streams are left counted")
 	}
 }
@@ -94,7 +94,7 @@ func TestStreamLimits(t *testing.T) {
 func TestRequestRate(t *testing.T) {
 	l := newLimiter(Limits{RequestsPerSecond: 10, Burst: 20})
 	now := time.Unix(1e9, 0)
-	u, _, _ := l.connect(1, now) // the first of the burst
+	u, _, _ := l.connect(origin{uid: 1}, now) // the first of the burst
 	for i := range 19 {
 		if err := l.request(u, now); err != nil {
 			t.Fatalf("request %d: %v", i, err)
@@ -103,7 +103,7 @@ func TestRequestRate(t *testing.T) {
 	wantCode(t, l.request(u, now), codes.ResourceExhausted, "uid 1", "more than 10 times a second")
 	// Hanging up and connecting again does not help.
 	l.disconnect(u)
-	if _, refusal, _ := l.connect(1, now); refusal == nil {
+	if _, refusal, _ := l.connect(origin{uid: 1}, now); refusal == nil {
 		t.Error("a new connection began with a new burst")
 	}
 	now = now.Add(100 * time.Millisecond)
@@ -123,7 +123,7 @@ func TestUsersAreForgotten(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	most := 0
 	for uid := range uint32(100_000) {
-		if u, _, ok := l.connect(uid, now); ok {
+		if u, _, ok := l.connect(origin{uid: uid}, now); ok {
 			l.disconnect(u)
 		}
 		most = max(most, len(l.users))
@@ -140,25 +140,38 @@ func TestUsersAreForgotten(t *testing.T) {
 func TestAttestationSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLimiter(Limits{Attestations: 3, AttestationsPerUID: 2})
-		a, _, _ := l.connect(1, time.Now())
-		b, _, _ := l.connect(2, time.Now())
-		must(t, l.beginAttestation(t.Context(), a))
-		must(t, l.beginAttestation(t.Context(), a))
+		a, _, _ := l.connect(origin{uid: 1}, time.Now())
+		b, _, _ := l.connect(origin{uid: 2}, time.Now())
+		begin := func(u *user, say string) (end func()) {
+			t.Helper()
+			end, err := l.beginAttestation(t.Context(), u)
+			if say == "" {
+				must(t, err)
+				return end
+			}
+			wantCode(t, err, codes.ResourceExhausted, say)
+			return nil
+		}
+		first, second := begin(a, ""), begin(a, "")
 		start := time.Now()
-		wantCode(t, l.beginAttestation(t.Context(), a), codes.ResourceExhausted, "2 callers of uid 1")
+		begin(a, "2 callers of uid 1")
 		if waited := time.Since(start); waited != attestationWait {
 			t.Errorf("waited %s for a slot", waited)
 		}
-		must(t, l.beginAttestation(t.Context(), b))
-		wantCode(t, l.beginAttestation(t.Context(), b), codes.ResourceExhausted, "3 callers are being attested")
-		waiting := make(chan error)
-		go func() { waiting <- l.beginAttestation(context.Background(), a) }()
+		third := begin(b, "")
+		begin(b, "3 callers are being attested")
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(attestationWait/2, cancel)
+		if _, err := l.beginAttestation(ctx, b); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v for a caller that went away", err)
+		}
+		waiting := make(chan func())
+		go func() { waiting <- begin(a, "") }()
 		synctest.Wait()
-		l.endAttestation(a)
-		must(t, <-waiting)
-		l.endAttestation(a)
-		l.endAttestation(a)
-		l.endAttestation(b)
+		first()
+		(<-waiting)()
+		second()
+		third()
 		if len(l.attestations)+len(a.attestations)+len(b.attestations) != 0 {
 			t.Error("slots are left taken")
 		}
@@ -168,7 +181,7 @@ func TestAttestationSlots(t *testing.T) {
 func TestLogIsBounded(t *testing.T) {
 	l := newLimiter(Limits{})
 	now := time.Unix(1e9, 0)
-	u, _, _ := l.connect(1, now)
+	u, _, _ := l.connect(origin{uid: 1}, now)
 	lines := 0
 	for range 1000 {
 		if _, ok := l.mayLog(u, now); ok {
@@ -224,7 +237,7 @@ func TestFloodOfConnections(t *testing.T) {
 	eventually(t, "all connections are forgotten", func() bool {
 		f.server.limits.mu.Lock()
 		defer f.server.limits.mu.Unlock()
-		return f.server.limits.connections == 0 && f.server.limits.refused == 0
+		return f.server.limits.connections.taken == 0 && f.server.limits.refused == 0
 	})
 	f.register(f.entry("a", "/a"))
 	if _, err := f.fetch(testContext(t)).Recv(); err != nil {
@@ -312,7 +325,7 @@ func TestTooManyStreams(t *testing.T) {
 			eventually(t, "the calls are forgotten", func() bool {
 				f.server.limits.mu.Lock()
 				defer f.server.limits.mu.Unlock()
-				return f.server.limits.streams == 0
+				return f.server.limits.streams.taken == 0
 			})
 			if _, err := f.fetch(testContext(t)).Recv(); err != nil {
 				t.Errorf("after the flood: %v", err)

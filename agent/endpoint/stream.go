@@ -170,14 +170,15 @@ func gone(err error) error {
 
 // attest returns the selectors of the process at the other end.
 func (s *Server) attest(ctx context.Context, c *conn) ([]attestor.Selector, error) {
-	if err := s.limits.beginAttestation(ctx, c.user); err != nil {
+	end, err := s.limits.beginAttestation(ctx, c.user)
+	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		s.note(c, "attestation refused", "error", err)
 		return nil, err
 	}
-	defer s.limits.endAttestation(c.user)
+	defer end()
 	bounded, cancel := context.WithTimeout(ctx, s.limits.AttestationTime)
 	defer cancel()
 	selectors, err := attestor.AttestObserved(bounded, c.process, s.attestors, func(o attestor.Outcome) {
