@@ -153,6 +153,21 @@ func BenchmarkHeldStream(b *testing.B) {
 	}
 }
 
+// BenchmarkHeldStreamFollowed is one whose caller's labels are followed; what
+// the attestor of the test keeps is counted too.
+func BenchmarkHeldStreamFollowed(b *testing.B) {
+	l := newLabels("k8s", "label:a")
+	f := serve(b, func(c *Config) { c.Attestors = append(c.Attestors, l) })
+	f.register(f.entry("a", "/a"))
+	for b.Loop() {
+		l.asked = nil
+		m := heldStreamMemory(b, f, 1000)
+		b.ReportMetric(m.heap, "heap-B/stream")
+		b.ReportMetric(m.stacks, "stack-B/stream")
+		b.ReportMetric(m.resident, "resident-B/stream")
+	}
+}
+
 // The bound finds a buffer of 32 KiB on each side of each connection, not a
 // new field.
 func TestHeldStreamMemory(t *testing.T) {

@@ -101,7 +101,8 @@ const maxHeaders = 4 << 10
 type Server struct {
 	agent     Agent
 	attestors []attestor.Workload
-	housing   []attestor.Housing // those of attestors that are
+	followers []attestor.Follower // those of attestors that are
+	housing   []attestor.Housing  // likewise
 	log       hclog.Logger
 
 	listener *listener
@@ -155,6 +156,9 @@ func Listen(cfg Config) (*Server, error) {
 	s.meter = newMeter(cfg.Metrics, s.grpc.GetServiceInfo(), cfg.Attestors)
 	s.attestors = cfg.Attestors
 	for _, a := range cfg.Attestors {
+		if f, ok := a.(attestor.Follower); ok {
+			s.followers = append(s.followers, f)
+		}
 		if h, ok := a.(attestor.Housing); ok {
 			s.housing = append(s.housing, h)
 		}

@@ -149,6 +149,21 @@ type fixture struct {
 // the end of the test.
 func serve(t testing.TB, options ...func(*Config)) *fixture {
 	t.Helper()
+	f := listen(t, options...)
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- f.server.Serve(ctx) }()
+	f.stop = sync.OnceValue(func() error {
+		cancel()
+		return <-served
+	})
+	t.Cleanup(func() { must(t, f.stop()) })
+	return f
+}
+
+// listen makes a server that is not served yet.
+func listen(t testing.TB, options ...func(*Config)) *fixture {
+	t.Helper()
 	f := &fixture{
 		t: t, ca: newAuthority(t, td), metrics: telemetry.NewMetrics(), log: &logBuffer{},
 		agent:  &fakeAgent{Registry: registry.New(registry.Options{TrustDomain: td})},
@@ -166,14 +181,6 @@ func serve(t testing.TB, options ...func(*Config)) *fixture {
 	var err error
 	f.server, err = Listen(cfg)
 	must(t, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- f.server.Serve(ctx) }()
-	f.stop = sync.OnceValue(func() error {
-		cancel()
-		return <-served
-	})
-	t.Cleanup(func() { must(t, f.stop()) })
 	return f
 }
 

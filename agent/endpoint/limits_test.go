@@ -28,7 +28,7 @@ import (
 func TestDefaultLimits(t *testing.T) {
 	l := Limits{}.withDefaults()
 	if l.Connections < 1 || l.Connections > 8192 || l.ConnectionsPerUID < 1 || l.ConnectionsPerUID > l.Connections ||
-		l.StreamsPerConnection < 1 || l.StreamsPerUID < 1 || l.StreamsPerUID > l.Streams || l.FirstMessage <= 0 || l.Unread <= 0 || l.AttestationTime <= 0 || l.AttestationsPerUID < 1 || l.AttestationsPerUID > l.Attestations || l.RequestsPerSecond < 1 || l.Burst < l.RequestsPerSecond {
+		l.StreamsPerConnection < 1 || l.HouseShare < 1 || l.StreamsPerUID < 1 || l.StreamsPerUID > l.Streams || l.FirstMessage <= 0 || l.Unread <= 0 || l.AttestationTime <= 0 || l.AttestationsPerUID < 1 || l.AttestationsPerUID > l.Attestations || l.RequestsPerSecond < 1 || l.Burst < l.RequestsPerSecond {
 		t.Errorf("unusable defaults %+v", l)
 	}
 	if l := (Limits{Connections: 1}).withDefaults(); l.ConnectionsPerUID != 1 {

@@ -2,7 +2,6 @@ package endpoint
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -64,30 +63,25 @@ func standingOf(v *registry.View) standing {
 func hasBundle(v *registry.View) bool { return v.Bundle != nil && len(v.Bundle.DER) > 0 }
 
 // watch answers a caller for as long as it stays: attest it, watch what it
-// may have, and send what e makes of each view. Its selectors are those it
-// had when it called. It returns the status that ends the stream.
+// may have, and send what e makes of each view. It returns the status that
+// ends the stream.
 func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 	ctx := stream.Context()
-	c := connOf(ctx)
-	var selectors []attestor.Selector
-	var w *registry.Watch
+	c := &caller{server: s, conn: connOf(ctx), encoder: e}
 	var view *registry.View
 	err := elsewhere(func() (err error) {
 		ctx, free := s.tie(ctx)
 		defer free()
-		if selectors, err = s.attest(ctx, c); err == nil {
-			w, view, err = s.first(ctx, c, selectors, e)
-		}
+		view, err = c.begin(ctx)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	defer w.Close()
-	if !s.held.add(w) {
+	defer c.end()
+	if !s.held.add(c.watch) {
 		return errStopping
 	}
-	defer s.held.remove(w)
 	var sent *frame
 	defer func() { s.frames.release(sent) }()
 	for {
@@ -101,7 +95,10 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 			}
 			return s.notReady(view)
 		case denied:
-			return s.deny(c, selectors, e, nil)
+			if sent == nil && c.failed != "" {
+				return c.unknown()
+			}
+			return c.deny(nil)
 		case entitled:
 			next := s.frames.acquire(e, view)
 			if next.same(sent) {
@@ -110,13 +107,13 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 			}
 			s.frames.release(sent)
 			sent = next
-			if err := s.send(stream, c, next); err != nil {
+			if err := send(stream, c.conn, next); err != nil {
 				return err
 			}
 		case pending:
 			// The caller keeps what it has: its SVID is being replaced.
 		}
-		if view, err = w.Next(ctx); err != nil {
+		if view, err = c.next(ctx); err != nil {
 			return err
 		}
 	}
@@ -140,6 +137,18 @@ func (h *held) add(w *registry.Watch) bool {
 	return !h.closed
 }
 
+// replace returns false, and adds nothing, where the server has been told to
+// stop.
+func (h *held) replace(old, w *registry.Watch) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.closed {
+		delete(h.watches, old)
+		h.watches[w] = struct{}{}
+	}
+	return !h.closed
+}
+
 func (h *held) remove(w *registry.Watch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -157,7 +166,7 @@ func (h *held) close() {
 
 // send sends one answer, to the process that called and to no other: a child
 // that got hold of its socket is not entitled to what comes after its end.
-func (s *Server) send(stream grpc.ServerStream, c *conn, f *frame) error {
+func send(stream grpc.ServerStream, c *conn, f *frame) error {
 	if err := elsewhere(c.process.Alive); err != nil {
 		return gone(err)
 	}
@@ -168,71 +177,41 @@ func gone(err error) error {
 	return status.Errorf(codes.Unauthenticated, "the process that connected is not the caller any more: %v", err)
 }
 
-// attest returns the selectors of the process at the other end.
-func (s *Server) attest(ctx context.Context, c *conn) ([]attestor.Selector, error) {
-	end, err := s.limits.beginAttestation(ctx, c.user)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		s.note(c, "attestation refused", "error", err)
-		return nil, err
-	}
-	defer end()
-	bounded, cancel := context.WithTimeout(ctx, s.limits.AttestationTime)
-	defer cancel()
-	selectors, err := attestor.AttestObserved(bounded, c.process, s.attestors, func(o attestor.Outcome) {
-		s.meter.attested(o)
-		if o.Err != nil && ctx.Err() == nil {
-			s.note(c, "attestor failed", "attestor", o.Type, "error", o.Err)
-		}
-	})
-	switch {
-	case err == nil:
-		return selectors, nil
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case errors.Is(err, attestor.ErrProcessGone):
-		return nil, gone(err)
-	}
-	return nil, status.Error(codes.Unavailable, err.Error())
-}
-
 // first waits until there is an answer for the caller, or until it is known
-// that there is none: nothing known of a caller has the server asked at once.
-// The watch it returns is the caller's to close.
-func (s *Server) first(ctx context.Context, c *conn, selectors []attestor.Selector, e *encoder) (*registry.Watch, *registry.View, error) {
+// that there is none: nothing known of a caller has the server asked at once,
+// unless an attestor failed. It leaves a watch, whatever it returns.
+func (c *caller) first(ctx context.Context, selectors []attestor.Selector) (*registry.View, error) {
 	wait, cancel := context.WithTimeout(ctx, firstWait(ctx))
 	defer cancel()
-	w := s.agent.Watch(selectors)
+	s := c.server
+	c.watch = s.agent.Watch(selectors)
 	var view *registry.View
 	var synced bool
 	var syncErr error
 	for {
-		next, err := w.Next(wait)
+		next, err := c.watch.Next(wait)
 		if err == nil {
 			view = unexpired(next, time.Now())
-			if e.standing(view) == entitled {
-				return w, view, nil
+			if c.encoder.standing(view) == entitled {
+				return view, nil
 			}
 		}
-		isDenied := view != nil && e.standing(view) == denied
+		isDenied := view != nil && c.encoder.standing(view) == denied
 		switch {
 		case ctx.Err() != nil:
-			w.Close()
-			return nil, nil, ctx.Err()
+			return nil, ctx.Err()
+		case isDenied && c.failed != "":
+			return nil, c.unknown()
 		case isDenied && !synced:
 			// A new watch tells what there is after the sync also where
 			// that is what there was.
-			w.Close()
+			c.watch.Close()
 			synced, syncErr = true, s.sync(wait)
-			w = s.agent.Watch(selectors)
+			c.watch = s.agent.Watch(selectors)
 		case isDenied && s.agent.Unready() == nil:
-			w.Close()
-			return nil, nil, s.deny(c, selectors, e, syncErr)
+			return nil, c.deny(syncErr)
 		case isDenied || err != nil:
-			w.Close()
-			return nil, nil, s.notReady(view)
+			return nil, s.notReady(view)
 		}
 	}
 }
@@ -269,18 +248,28 @@ func (s *Server) notReady(view *registry.View) error {
 	return status.Error(codes.Unavailable, "the caller is entitled to an identity that is not signed yet")
 }
 
+// unknown is the answer to a caller of which not all is known, and no entry
+// matches what is.
+func (c *caller) unknown() error {
+	return status.Errorf(codes.Unavailable, "the caller was not attested in full, and what is known of it entitles it to nothing; call again: %s", c.failed)
+}
+
 // deny is the answer to a caller no entry matches. What would make it match
 // is for the operator, in the log: the caller may be anybody.
-func (s *Server) deny(c *conn, selectors []attestor.Selector, e *encoder, syncErr error) error {
+func (c *caller) deny(syncErr error) error {
+	selectors := c.watch.Selectors()
 	found := make([]string, len(selectors))
 	for i, selector := range selectors {
 		found[i] = selector.String()
 	}
-	args := []any{"method", e.method, "selectors", found, "hint", "no registration entry of this agent has only selectors that are among these"}
+	args := []any{"method", c.encoder.method, "selectors", found, "hint", "no registration entry of this agent has only selectors that are among these"}
 	if syncErr != nil {
 		args = append(args, "sync_error", syncErr)
 	}
-	s.note(c, "no identity issued", args...)
+	if c.failed != "" {
+		args = append(args, "attestation_error", c.failed)
+	}
+	c.server.note(c.conn, "no identity issued", args...)
 	return status.Error(codes.PermissionDenied, "no identity issued: no registration entry matches the caller; the agent's log has the selectors it was found to have")
 }
 

@@ -532,29 +532,37 @@ var childProcesses = map[string]func(){
 }
 
 func TestHeirIsNotServed(t *testing.T) {
-	f := serve(t)
-	f.register(f.entry("a", "/a"))
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "ENDPOINT_TEST_CHILD=parent", "ENDPOINT_TEST_SOCKET="+f.socket)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	must(t, err)
-	// Not StdoutPipe: the heir writes to it after the parent was waited for.
-	out, w, err := os.Pipe()
-	must(t, err)
-	defer out.Close()
-	cmd.Stdout = w
-	must(t, cmd.Start())
-	must(t, w.Close())
-	lines := bufio.NewScanner(out)
-	if !lines.Scan() || lines.Text() != "spiffe://example.org/a" {
-		t.Fatalf("the child said %q, want its identity", lines.Text())
-	}
-	must(t, in.Close()) // the parent exits, the heir holds the connection
-	must(t, cmd.Wait())
-	f.sign(time.Hour)
-	if !lines.Scan() || lines.Text() != "Unauthenticated" {
-		t.Errorf("the heir of the connection was told %q, want Unauthenticated", lines.Text())
+	for name, happens := range map[string]func(*fixture, *labels){
+		"rotation": func(f *fixture, _ *labels) { f.sign(time.Hour) },
+		"change":   func(_ *fixture, l *labels) { l.set("label:b") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLabels("k8s", "label:a")
+			f := serve(t, func(c *Config) { c.Attestors = append(c.Attestors, l) })
+			f.register(f.entry("a", "/a"))
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), "ENDPOINT_TEST_CHILD=parent", "ENDPOINT_TEST_SOCKET="+f.socket)
+			cmd.Stderr = os.Stderr
+			in, err := cmd.StdinPipe()
+			must(t, err)
+			// Not StdoutPipe: the heir writes to it after the parent was waited for.
+			out, w, err := os.Pipe()
+			must(t, err)
+			defer out.Close()
+			cmd.Stdout = w
+			must(t, cmd.Start())
+			must(t, w.Close())
+			lines := bufio.NewScanner(out)
+			if !lines.Scan() || lines.Text() != "spiffe://example.org/a" {
+				t.Fatalf("the child said %q, want its identity", lines.Text())
+			}
+			must(t, in.Close()) // the parent exits, the heir holds the connection
+			must(t, cmd.Wait())
+			happens(f, l)
+			if !lines.Scan() || lines.Text() != "Unauthenticated" {
+				t.Errorf("the heir of the connection was told %q, want Unauthenticated", lines.Text())
+			}
+		})
 	}
 }
 
