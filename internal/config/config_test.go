@@ -159,6 +159,18 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestNoListeners is a proxy that waits for its first listener; the other
+// lists say nothing when they are empty.
+func TestNoListeners(t *testing.T) {
+	c, err := Parse("n.yaml", []byte("proxy: {policies: [r.yaml], listeners: []}"))
+	if err != nil || len(c.Proxy.Listeners) != 0 {
+		t.Errorf("%v, %v", c, err)
+	}
+	if _, err := Parse("n.yaml", []byte("proxy: {policies: [], listeners: []}")); err == nil || !strings.Contains(err.Error(), "proxy.policies: is an empty list") {
+		t.Errorf("no policies: %v", err)
+	}
+}
+
 func TestAliases(t *testing.T) {
 	c, err := Parse("n.yaml", []byte(`proxy:
   policies: [p.yaml]

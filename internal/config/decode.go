@@ -303,7 +303,7 @@ func (d *decoder) list(n ast.Node, v reflect.Value, path string, tag reflect.Str
 		d.wrongType(n, path, "a list")
 		return
 	}
-	if len(seq.Values) == 0 {
+	if len(seq.Values) == 0 && tag.Get("empty") == "" {
 		d.add(at(n), path, "is an empty list; give it an element or leave the key out")
 		return
 	}

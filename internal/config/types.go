@@ -12,6 +12,7 @@ import "github.com/spiffe/go-spiffe/v2/spiffeid"
 //	enum      the allowed values, separated by |
 //	min, max  bounds of a number or duration, inclusive
 //	oneof     "true": exactly one of the block's keys must be there
+//	empty     "true": the list may be empty where it is given
 //	example   a value for the reference
 
 // Config is narthex.yaml. Relative paths in it are relative to the directory
@@ -173,8 +174,8 @@ type Proxy struct {
 	Handover *Handover `yaml:"handover"`
 	// The most live connections of all listeners together; more wait in the kernel's queue. Each takes two open files of the process. 0: as many as the hard limit of open files leaves room for, which is logged at start.
 	MaxConnections int `yaml:"max_connections" default:"0" min:"0" max:"10000000"`
-	// What the proxy listens on.
-	Listeners []Listener `yaml:"listeners" required:"true"`
+	// What the proxy listens on. [] is a proxy that waits for its first listener, which a reload can bring: for nodes whose listeners come and go.
+	Listeners []Listener `yaml:"listeners" required:"true" empty:"true"`
 }
 
 // Files are PEM files that other tools write: cert-manager, spiffe-helper,
