@@ -34,6 +34,7 @@ var rooms = []struct {
 	{"proxy/upstream", "internal/telemetry", "chooses and dials addresses: it knows nothing of what goes over them, so that every kind of listener can stand on it"},
 	{"proxy/identity", "internal/telemetry internal/watch", "whom to believe is decided by bundles and CRLs alone: it knows nothing of connections and rules"},
 	{"proxy", "proxy/identity proxy/policy proxy/proxyproto proxy/upstream internal/telemetry", "parses what strangers send: it never shares a process with the agent, which holds every workload's key"},
+	{"internal/csi", "internal/watch", "mounts the Workload API's directory into pods; knows nothing of identities"},
 	{"internal/config", "", "the file and its types; what they mean to a half is wired in cmd/narthex"},
 	{"internal/config/gen", "internal/config proxy/policy", "makes the reference and the schemas from the types and the keys; only `go generate` and a test run it"},
 	{"internal/handover", "", "passes sockets from one process to the next, and knows nothing of what they are for"},

@@ -37,6 +37,7 @@ type Config struct {
 	Connect  []string // Unix sockets that are connected to: only looked at by Check
 	Watched  bool     // leave processes of the same user a way to look at this one, as an agent of that user does to attest it; core files are forbidden all the same
 	LowPorts bool     // keep CAP_NET_BIND_SERVICE, where the process has it
+	Mounts   bool     // keep CAP_SYS_ADMIN and the calls that bind and detach mounts. Landlock, which forbids every change of mounts, is left out; no socket but Unix ones can be made
 }
 
 // Sandbox is the sandbox that this process is in. A nil Sandbox is none: it
@@ -65,10 +66,15 @@ func Enter(c Config) *Sandbox {
 	if c.LowPorts {
 		keep, name = 1<<unix.CAP_NET_BIND_SERVICE, "no capabilities but CAP_NET_BIND_SERVICE"
 	}
+	if c.Mounts {
+		keep, name = keep|1<<unix.CAP_SYS_ADMIN, "no capabilities but CAP_SYS_ADMIN"
+	}
 	s.lowPortsGone = !c.LowPorts && lowPortsMatter()
 	s.step(func() error { return dropCapabilities(keep) }, name)
-	s.landlock(c)
-	s.step(filterSyscalls, "seccomp")
+	if !c.Mounts {
+		s.landlock(c)
+	}
+	s.step(func() error { return filterSyscalls(c.Mounts) }, "seccomp")
 	return s
 }
 

@@ -12,8 +12,8 @@ import (
 
 // filterSyscalls installs the filter on all threads. It is the last step: what
 // the other steps call is not on its list.
-func filterSyscalls() error {
-	code, err := filter()
+func filterSyscalls(mounts bool) error {
+	code, err := filter(mounts)
 	if err != nil {
 		return err
 	}
@@ -112,8 +112,8 @@ func none(arg int, mask uint32, other block) block {
 // a binary tree, then what is said of it. From Linux 5.11 on the kernel keeps
 // a bitmap of the numbers that are allowed whatever their arguments, and does
 // not run the program for them at all.
-func filter() (block, error) {
-	rules, err := syscalls(uint32(unix.Getpid()))
+func filter(mounts bool) (block, error) {
+	rules, err := syscalls(uint32(unix.Getpid()), mounts)
 	if err != nil {
 		return nil, err
 	}

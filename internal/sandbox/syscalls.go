@@ -52,12 +52,26 @@ var deadly = []uint32{
 	unix.SYS_SETTIMEOFDAY, unix.SYS_CLOCK_SETTIME, unix.SYS_ADJTIMEX, unix.SYS_CLOCK_ADJTIME,
 }
 
+// binding are the calls that bind and detach mounts, by open descriptors. None
+// of them makes a file system or looks up a path that is given as text, but
+// umount2, which takes /proc/self/fd.
+var binding = []uint32{unix.SYS_OPEN_TREE, unix.SYS_MOUNT_SETATTR, unix.SYS_MOVE_MOUNT, unix.SYS_UMOUNT2}
+
+// allowMounts changes the rules to those of a process that mounts and speaks to
+// its own host only: what it listens on by then, it keeps.
+func allowMounts(rules map[uint32]block) {
+	for _, number := range binding {
+		rules[number] = allow
+	}
+	rules[unix.SYS_SOCKET] = oneOf(0, refuse(unix.EAFNOSUPPORT), unix.AF_UNIX)
+}
+
 // Protocols of AF_INET and AF_INET6.
 const protoMPTCP = 262 // Go listens with it, for plain TCP too
 
 // syscalls says of each number what is done; numbers that are not in it get
-// the fallback. pid is this process's.
-func syscalls(pid uint32) (map[uint32]block, error) {
+// the fallback. pid is this process's; mounts is Config.Mounts.
+func syscalls(pid uint32, mounts bool) (map[uint32]block, error) {
 	rules := map[uint32]block{}
 	for _, list := range [][]uint32{plain, plainHere} {
 		for _, number := range list {
@@ -113,6 +127,9 @@ func syscalls(pid uint32) (map[uint32]block, error) {
 		unix.PR_GET_SECCOMP, unix.PR_CAPBSET_READ, unix.PR_SET_THP_DISABLE, unix.PR_GET_THP_DISABLE)
 	for number, verdict := range checkedHere {
 		rules[number] = verdict
+	}
+	if mounts {
+		allowMounts(rules)
 	}
 	return rules, nil
 }
