@@ -51,7 +51,7 @@ func (d *Driver) NodePublishVolume(_ context.Context, req *spec.NodePublishVolum
 		"uid", printable(req.GetVolumeContext()[podUID]), "volume", printable(req.GetVolumeId()), "target", printable(req.GetTargetPath()))
 	did, err := d.publish(req)
 	if err != nil {
-		log.Error("cannot publish a volume", "error", err)
+		log.Error("cannot publish a volume", "error", status.Convert(err).Message())
 		return nil, err
 	}
 	log.Info(did)
@@ -183,7 +183,7 @@ var errNotDirectory = errors.New("what is there is not a directory, and not ours
 func (d *Driver) NodeUnpublishVolume(_ context.Context, req *spec.NodeUnpublishVolumeRequest) (*spec.NodeUnpublishVolumeResponse, error) {
 	log := d.log.With("volume", printable(req.GetVolumeId()), "target", printable(req.GetTargetPath()))
 	if err := d.unpublish(req); err != nil {
-		log.Error("cannot unpublish a volume", "error", err)
+		log.Error("cannot unpublish a volume", "error", status.Convert(err).Message())
 		return nil, err
 	}
 	log.Info("unpublished a volume")
@@ -303,8 +303,8 @@ func usageOf(f *os.File) ([]*spec.VolumeUsage, error) {
 	}
 	block := int64(st.Bsize) //nolint:unconvert // of another type on some architectures
 	return []*spec.VolumeUsage{
-		{Unit: spec.VolumeUsage_BYTES, Total: int64(st.Blocks) * block, Available: int64(st.Bavail) * block, Used: int64(st.Blocks-st.Bfree) * block}, //nolint:gosec // sizes of a file system
-		{Unit: spec.VolumeUsage_INODES, Total: int64(st.Files), Available: int64(st.Ffree), Used: int64(st.Files - st.Ffree)},                         //nolint:gosec // likewise
+		{Unit: spec.VolumeUsage_BYTES, Total: int64(st.Blocks) * block, Available: int64(st.Bavail) * block, Used: int64(st.Blocks-st.Bfree) * block},
+		{Unit: spec.VolumeUsage_INODES, Total: int64(st.Files), Available: int64(st.Ffree), Used: int64(st.Files - st.Ffree)},
 	}, nil
 }
 

@@ -89,6 +89,16 @@ var tries = map[string]func(box *sandbox.Sandbox, dir string) error{
 	"ptrace":      func(*sandbox.Sandbox, string) error { return unix.PtraceAttach(os.Getppid()) },
 	"unshare":     func(*sandbox.Sandbox, string) error { return unix.Unshare(unix.CLONE_NEWUSER) },
 	"mount":       func(_ *sandbox.Sandbox, dir string) error { return unix.Mount("x", dir, "tmpfs", 0, "") },
+	"rebind":      rebind,
+	"setns":       func(*sandbox.Sandbox, string) error { return unix.Setns(0, unix.CLONE_NEWNS) },
+	"fsopen":      func(*sandbox.Sandbox, string) error { _, err := unix.Fsopen("tmpfs", 0); return err },
+	"byHandle": func(*sandbox.Sandbox, string) error {
+		_, err := unix.OpenByHandleAt(0, unix.NewFileHandle(1, []byte{0}), 0)
+		return err
+	},
+	"tcp":   socket(unix.AF_INET, unix.SOCK_STREAM, 0),
+	"udp":   socket(unix.AF_INET6, unix.SOCK_DGRAM, 0),
+	"route": socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE),
 	"keyctl": func(*sandbox.Sandbox, string) error {
 		_, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
 		return err
@@ -297,6 +307,62 @@ func TestLowPortsKeepOneCapability(t *testing.T) {
 	if out, _ := try(t, "lowPort", dir, c); !strings.Contains(out, "capabilities: 0000000000000400") {
 		t.Errorf("with LowPorts: %q", out)
 	}
+}
+
+// TestMounts gives a process its mounts, and nothing else that comes with them.
+func TestMounts(t *testing.T) {
+	const killed = "killed"
+	for name, want := range map[string]string{
+		"mount": killed, "unshare": killed, "setns": killed, "fsopen": killed, "byHandle": killed, "exec": killed,
+		"rebind": "operation not permitted|rebound", // no capability to start with where the tests are not root
+		"tcp":    "not supported",
+		"udp":    "not supported",
+		"route":  "not supported",
+		"status": "NoNewPrivs 1 Seccomp 2 CapBnd 0000000000000000 CapEff 0000000000200000 CapPrm 0000000000200000 CapAmb 0000000000000000 dumpable 0",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, c := world(t)
+			c.Mounts = true
+			if os.Geteuid() != 0 && name == "status" {
+				want = "NoNewPrivs 1 Seccomp 2 "
+			}
+			if os.Geteuid() == 0 && name == "rebind" {
+				want = "rebound"
+			}
+			out, state := try(t, name, dir, c)
+			if want == killed {
+				if status := state.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != unix.SIGSYS {
+					t.Errorf("ended by %v, want SIGSYS: %s", state, out)
+				}
+				return
+			}
+			for _, alternative := range strings.Split(want, "|") {
+				if strings.Contains(out, alternative) {
+					return
+				}
+			}
+			t.Errorf("%v: %q, want %q", state, out, want)
+		})
+	}
+}
+
+// rebind mounts a directory on another and takes it away again.
+func rebind(_ *sandbox.Sandbox, dir string) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir+"/read", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, dir+"/outside", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return err
+	}
+	if err := unix.Unmount(dir+"/outside", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return errors.New("rebound")
 }
 
 func TestNotifyGoesOn(t *testing.T) {
