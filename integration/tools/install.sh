@@ -3,7 +3,7 @@
 #
 #   install.sh check TOOL…       are go, git, gcc there? prints how to get them
 #   install.sh apt test|bench    installs Debian packages where it may, else names what is missing
-#   install.sh spire|lint|ghostunnel
+#   install.sh spire|lint|ghostunnel|helm|kustomize
 #                                builds the tools of that module, prints the folder they are in
 #
 # Each folder here with a go.mod is a module of its own, so that a tool is
@@ -79,6 +79,6 @@ build() {
 case ${1:-} in
   check) shift; ok=0; for t in "$@"; do need "$t" || ok=1; done; exit $ok ;;
   apt) install_packages "$2" ;;
-  spire|lint|ghostunnel) build "$1" ;;
+  spire|lint|ghostunnel|helm|kustomize) build "$1" ;;
   *) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
