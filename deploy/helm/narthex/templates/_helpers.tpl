@@ -1,0 +1,93 @@
+{{/* What all objects carry. */}}
+{{- define "narthex.labels" -}}
+app.kubernetes.io/name: narthex
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "narthex.image" -}}
+{{- with .Values.image -}}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* The port of an address, and whether others than this pod reach it: host:port, :port. Sockets have none. */}}
+{{- define "narthex.openPort" -}}
+{{- if not (or (hasPrefix "unix:" .) (hasPrefix "127." .) (hasPrefix "localhost:" .) (hasPrefix "[::1]" .)) -}}
+{{- regexFind "[0-9]+$" . -}}
+{{- end }}
+{{- end }}
+
+{{/* The ports of the listeners that the Service and the policy know, by comma. */}}
+{{- define "narthex.listenerPorts" -}}
+{{- $ports := list -}}
+{{- if .Values.proxy.enabled }}
+{{- range .Values.proxy.listeners }}
+{{- with include "narthex.openPort" .bind }}{{ $ports = append $ports . }}{{ end }}
+{{- end }}
+{{- end }}
+{{- join "," $ports }}
+{{- end }}
+
+{{/* narthex.yaml of the agent. */}}
+{{- define "narthex.agentConfig" -}}
+{{- $kubelet := dict "port" (int .Values.agent.kubelet.port) "read_only" .Values.agent.kubelet.readOnly -}}
+{{- if not .Values.agent.kubelet.readOnly }}
+{{- $_ := set $kubelet "skip_verification" .Values.agent.kubelet.skipVerification }}
+{{- end }}
+{{- if .Values.hostNetwork }}
+{{- $_ := set $kubelet "host" "127.0.0.1" }}
+{{- else }}
+{{- $_ := set $kubelet "host_env" "NODE_IP" }}
+{{- end }}
+{{- $agent := dict
+  "server" (dict "address" .Values.server.address "bundle" (dict "file" (printf "/etc/narthex/bundle/%s" .Values.server.bundleKey)))
+  "node_attestor" (dict "k8s_psat" (dict "cluster" .Values.clusterName "token" "/var/run/secrets/tokens/spire-agent"))
+  "workload_attestors" (dict "k8s" (dict "node_name_env" "NODE_NAME" "kubelet" $kubelet "containers" .Values.agent.containers))
+  "workload_api" (dict "socket" "/run/narthex/public/api.sock")
+-}}
+{{- dict
+  "trust_domain" .Values.trustDomain
+  "data_dir" "/var/lib/narthex"
+  "agent" (mustMergeOverwrite $agent (deepCopy .Values.agent.config))
+  "telemetry" (dict "listen" (printf "%s:9901" (ternary "" "127.0.0.1" .Values.metrics.podAddress)) "health" ":9902")
+  "log" .Values.log
+  | toYaml }}
+{{- end }}
+
+{{/* narthex.yaml of the proxy. Its ports are its own: it shares the pod's network with the agent. */}}
+{{- define "narthex.proxyConfig" -}}
+{{- $proxy := dict
+  "source" "workload_api"
+  "workload_api" (dict "socket" "/run/narthex/public/api.sock")
+  "policies" (list "/etc/narthex/policies/*.yaml")
+  "listeners" .Values.proxy.listeners
+-}}
+{{- if .Values.hostNetwork }}
+{{- $_ := set $proxy "handover" (dict "socket" "/run/narthex-proxy/handover.sock") }}
+{{- end }}
+{{- dict
+  "trust_domain" .Values.trustDomain
+  "data_dir" "/var/lib/narthex"
+  "proxy" (mustMergeOverwrite $proxy (deepCopy .Values.proxy.config))
+  "telemetry" (dict "listen" (printf "%s:9904" (ternary "" "127.0.0.1" .Values.metrics.podAddress)) "health" ":9903")
+  "log" .Values.log
+  | toYaml }}
+{{- end }}
+
+{{/* Values that each are good and do not go together. */}}
+{{- define "narthex.validate" -}}
+{{- if and .Values.proxy.enabled (not .Values.proxy.listeners) }}
+{{- fail "proxy.enabled needs proxy.listeners: a gateway without listeners has nothing to do" }}
+{{- end }}
+{{- if and .Values.proxy.listeners (not .Values.proxy.enabled) }}
+{{- fail "proxy.listeners are given and proxy.enabled is false: nobody would listen there" }}
+{{- end }}
+{{- if and .Values.metrics.podMonitor.enabled (not .Values.metrics.podAddress) }}
+{{- fail "metrics.podMonitor.enabled needs metrics.podAddress: Prometheus reaches the pod by its address" }}
+{{- end }}
+{{- if and .Values.agent.kubelet.readOnly (ne .Values.rbac.kubelet "none") }}
+{{- fail "agent.kubelet.readOnly asks without a token: set rbac.kubelet to none, so that the token can do nothing" }}
+{{- end }}
+{{- end }}
