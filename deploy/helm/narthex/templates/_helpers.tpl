@@ -30,6 +30,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- join "," $ports }}
 {{- end }}
 
+{{- define "narthex.socket" -}}/run/narthex/public/{{ .Values.workloadAPI.socketName }}{{- end }}
+
 {{/* narthex.yaml of the agent. */}}
 {{- define "narthex.agentConfig" -}}
 {{- $kubelet := dict "port" (int .Values.agent.kubelet.port) "read_only" .Values.agent.kubelet.readOnly -}}
@@ -45,7 +47,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   "server" (dict "address" .Values.server.address "bundle" (dict "file" (printf "/etc/narthex/bundle/%s" .Values.server.bundleKey)))
   "node_attestor" (dict "k8s_psat" (dict "cluster" .Values.clusterName "token" "/var/run/secrets/tokens/spire-agent"))
   "workload_attestors" (dict "k8s" (dict "node_name_env" "NODE_NAME" "kubelet" $kubelet "containers" .Values.agent.containers))
-  "workload_api" (dict "socket" "/run/narthex/public/api.sock")
+  "workload_api" (dict "socket" (include "narthex.socket" .))
 -}}
 {{- dict
   "trust_domain" .Values.trustDomain
@@ -60,7 +62,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "narthex.proxyConfig" -}}
 {{- $proxy := dict
   "source" "workload_api"
-  "workload_api" (dict "socket" "/run/narthex/public/api.sock")
+  "workload_api" (dict "socket" (include "narthex.socket" .))
   "policies" (list "/etc/narthex/policies/*.yaml")
   "listeners" .Values.proxy.listeners
 -}}
