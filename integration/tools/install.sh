@@ -3,12 +3,12 @@
 #
 #   install.sh check TOOL…       are go, git, gcc there? prints how to get them
 #   install.sh apt test|bench    installs Debian packages where it may, else names what is missing
-#   install.sh spire|lint|ghostunnel|helm|kustomize
+#   install.sh spire|lint|ghostunnel|helm|kustomize|manifests
 #                                builds the tools of that module, prints the folder they are in
 #
 # Each folder here with a go.mod is a module of its own, so that a tool is
 # built with exactly the dependencies it was released with. Built tools are
-# kept in a cache under a name made from the module's go.sum and the Go
+# kept in a cache under a name made from the module's files and the Go
 # version: $NARTHEX_CACHE, or narthex/ in the user's cache directory.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -62,7 +62,7 @@ install_packages() {
 
 build() {
   local module=$here/$1 key cache out
-  key=$(cat "$module/go.mod" "$module/go.sum" <("$GO" env GOVERSION GOARCH) | sha256sum | cut -c1-16)
+  key=$(cat "$module"/* <("$GO" env GOVERSION GOARCH) | sha256sum | cut -c1-16)
   cache=${NARTHEX_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/narthex}
   out=$cache/tools/$1-$key
   if [ ! -e "$out/.done" ]; then
@@ -79,6 +79,6 @@ build() {
 case ${1:-} in
   check) shift; ok=0; for t in "$@"; do need "$t" || ok=1; done; exit $ok ;;
   apt) install_packages "$2" ;;
-  spire|lint|ghostunnel|helm|kustomize) build "$1" ;;
+  spire|lint|ghostunnel|helm|kustomize|manifests) build "$1" ;;
   *) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac

@@ -83,6 +83,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.proxy.enabled (not .Values.proxy.listeners) }}
 {{- fail "proxy.enabled needs proxy.listeners: a gateway without listeners has nothing to do" }}
 {{- end }}
+{{- if and .Values.proxy.enabled (not .Values.proxy.policies) (not .Values.proxy.policiesConfigMap) }}
+{{- fail "proxy.enabled needs proxy.policies, or proxy.policiesConfigMap: what no rule allows is refused" }}
+{{- end }}
+{{- if and .Values.proxy.policies .Values.proxy.policiesConfigMap }}
+{{- fail "proxy.policies and proxy.policiesConfigMap: only one of them can say what is allowed" }}
+{{- end }}
 {{- if and .Values.proxy.listeners (not .Values.proxy.enabled) }}
 {{- fail "proxy.listeners are given and proxy.enabled is false: nobody would listen there" }}
 {{- end }}
