@@ -34,20 +34,22 @@ func yamlBlocks(t *testing.T, page string) []string {
 	return blocks
 }
 
-// pages returns the README and all pages below docs.
+// pages returns the README and all pages below docs and deploy.
 func pages(t *testing.T) []string {
 	t.Helper()
 	root := filepath.Join("..", "..")
 	found := []string{"README.md"}
-	err := filepath.WalkDir(filepath.Join(root, "docs"), func(file string, _ fs.DirEntry, err error) error {
-		if err == nil && strings.HasSuffix(file, ".md") {
-			file, err = filepath.Rel(root, file)
-			found = append(found, file)
+	for _, dir := range []string{"docs", "deploy"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(file string, _ fs.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(file, ".md") {
+				file, err = filepath.Rel(root, file)
+				found = append(found, file)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 	return found
 }
