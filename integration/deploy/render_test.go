@@ -1,0 +1,486 @@
+//go:build integration
+
+// Package deploy renders the packages for Kubernetes with Helm and kustomize.
+// To run it:
+//
+//	go test -tags integration ./integration/deploy/
+package deploy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/narthex-id/narthex/integration/internal/stage"
+)
+
+var helm, kustomize, manifests string
+
+func TestMain(m *testing.M) { os.Exit(stage.Main(m, 4, findTools)) }
+
+func findTools() error {
+	for _, tool := range []struct {
+		path           *string
+		name, variable string
+	}{{&helm, "helm", "NARTHEX_HELM"}, {&kustomize, "kustomize", "NARTHEX_KUSTOMIZE"}, {&manifests, "manifests", "NARTHEX_MANIFESTS"}} {
+		dir, err := stage.Tools(tool.name, tool.variable, tool.name)
+		if err != nil {
+			return err
+		}
+		*tool.path = filepath.Join(dir, tool.name)
+	}
+	return nil
+}
+
+// kubernetes is the version that is rendered for: built as it is here, Helm
+// takes a very old one for granted.
+const kubernetes = "1.34.0"
+
+// chart renders the chart.
+func chart(args ...string) ([]byte, error) {
+	return run(helm, append([]string{"template", "narthex", "../../deploy/helm/narthex", "-n", "narthex", "--kube-version", kubernetes}, args...)...)
+}
+
+func run(program string, args ...string) ([]byte, error) {
+	cmd := exec.Command(program, args...)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		return out, fmt.Errorf("%s: %w\n%s", filepath.Base(program), err, said.Bytes())
+	}
+	return out, nil
+}
+
+// object is one of Kubernetes'.
+type object map[string]any
+
+// at returns the value at a path of keys and indexes; nil where there is none.
+func at(value any, path ...any) any {
+	for _, p := range path {
+		switch p := p.(type) {
+		case string:
+			if o, ok := value.(object); ok {
+				value = o[p]
+				continue
+			}
+			m, _ := value.(map[string]any)
+			value = m[p]
+		case int:
+			l, _ := value.([]any)
+			if p >= len(l) {
+				return nil
+			}
+			value = l[p]
+		}
+	}
+	return value
+}
+
+// objects reads a render, by "Kind/name".
+func objects(t *testing.T, render []byte, err error) map[string]object {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	strict(t, render)
+	found := map[string]object{}
+	decoder := yaml.NewDecoder(bytes.NewReader(render))
+	for {
+		var o object
+		err := decoder.Decode(&o)
+		if errors.Is(err, io.EOF) {
+			return found
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o == nil {
+			continue
+		}
+		name := fmt.Sprint(o["kind"], "/", at(o, "metadata", "name"))
+		if found[name] != nil {
+			t.Errorf("%s is there twice", name)
+		}
+		found[name] = o
+	}
+}
+
+// strict has every key of every object known.
+func strict(t *testing.T, render []byte) {
+	t.Helper()
+	cmd := exec.Command(manifests, "-other", "PodMonitor")
+	cmd.Stdin = bytes.NewReader(render)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestHelmAndKustomizeAgree: both packages make the same objects, field by
+// field. What differs is who says that it made them.
+func TestHelmAndKustomizeAgree(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, overlay string
+		values        []string
+	}{
+		{name: "defaults", overlay: "deploy/kustomize/base"},
+		{name: "example", overlay: "deploy/kustomize/example", values: []string{"-f", "testdata/example.yaml"}},
+		{name: "nodes-proxy", overlay: "integration/deploy/testdata/nodes-proxy", values: []string{"--set", "rbac.kubelet=nodes-proxy"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			render, err := chart(tt.values...)
+			ours := objects(t, render, err)
+			render, err = run(kustomize, "build", filepath.Join("..", "..", tt.overlay))
+			theirs := objects(t, render, err)
+			delete(theirs, "Namespace/narthex") // Helm's user makes it
+			for name := range theirs {
+				if ours[name] == nil {
+					t.Errorf("the chart has no %s", name)
+				}
+			}
+			for name, o := range ours {
+				k := theirs[name]
+				if k == nil {
+					t.Errorf("kustomize has no %s", name)
+					continue
+				}
+				compare(t, name, plain(t, o), plain(t, k))
+			}
+		})
+	}
+}
+
+// plain returns an object without what only Helm writes, and with the files of
+// a ConfigMap as what they say. Numbers are all of one type after it.
+func plain(t *testing.T, o object) any {
+	t.Helper()
+	meta := at(o, "metadata").(map[string]any)
+	if labels, ok := meta["labels"].(map[string]any); ok {
+		for _, l := range []string{"name", "instance", "version", "managed-by"} {
+			delete(labels, "app.kubernetes.io/"+l)
+		}
+		if len(labels) == 0 {
+			delete(meta, "labels")
+		}
+	}
+	if a, ok := at(o, "spec", "template", "metadata", "annotations").(map[string]any); ok {
+		delete(a, "checksum/agent")
+		if len(a) == 0 {
+			delete(at(o, "spec", "template", "metadata").(map[string]any), "annotations")
+		}
+	}
+	if data, ok := at(o, "data").(map[string]any); ok {
+		for name, text := range data {
+			var said any
+			if err := yaml.Unmarshal([]byte(text.(string)), &said); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			data[name] = said
+		}
+	}
+	text, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out any
+	if err := json.Unmarshal(text, &out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// compare names each field in which two values differ.
+func compare(t *testing.T, path string, a, b any) {
+	t.Helper()
+	switch x := a.(type) {
+	case map[string]any:
+		y, ok := b.(map[string]any)
+		if !ok {
+			break
+		}
+		for key := range x {
+			compare(t, path+"."+key, x[key], y[key])
+		}
+		for key := range y {
+			if _, ok := x[key]; !ok {
+				t.Errorf("%s.%s: only kustomize has it: %v", path, key, y[key])
+			}
+		}
+		return
+	case []any:
+		y, ok := b.([]any)
+		if !ok || len(x) != len(y) {
+			break
+		}
+		for i := range x {
+			compare(t, fmt.Sprintf("%s[%d]", path, i), x[i], y[i])
+		}
+		return
+	}
+	if !reflect.DeepEqual(a, b) {
+		t.Errorf("%s: the chart has %v, kustomize %v", path, a, b)
+	}
+}
+
+// TestExamplesAreStrict: no example has a key that its kind has not.
+func TestExamplesAreStrict(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../../deploy/examples/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		strict(t, text)
+	}
+}
+
+// TestRenderedFilesAreGood: `narthex check` accepts what a render holds.
+func TestRenderedFilesAreGood(t *testing.T) {
+	t.Parallel()
+	for _, values := range [][]string{
+		nil,
+		{"-f", "testdata/example.yaml"},
+		{"-f", "testdata/everything.yaml"},
+		{"-f", "testdata/example.yaml", "--set", "hostNetwork=true"},
+	} {
+		render, err := chart(values...)
+		found := objects(t, render, err)
+		files := found["ConfigMap/narthex"]["data"].(map[string]any)
+		rules, _ := at(found["ConfigMap/narthex-rules"], "data").(map[string]any)
+		for name, text := range files {
+			dir := t.TempDir()
+			write(t, filepath.Join(dir, "narthex.yaml"), strings.ReplaceAll(text.(string), "/etc/narthex/", dir+"/"))
+			for name, text := range rules {
+				write(t, filepath.Join(dir, "policies", name), text.(string))
+			}
+			if out, err := run(stage.Narthex, "check", "-c", filepath.Join(dir, "narthex.yaml"), "--level", "error"); err != nil {
+				t.Errorf("%v: %s: %v\n%s", values, name, err, out)
+			}
+		}
+	}
+}
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRulesRollNoPod: what the proxy follows leaves the DaemonSet as it is, and
+// what only a start reads does not.
+func TestRulesRollNoPod(t *testing.T) {
+	t.Parallel()
+	template := func(args ...string) any {
+		render, err := chart(append([]string{"-f", "testdata/example.yaml"}, args...)...)
+		return plainTemplate(objects(t, render, err)["DaemonSet/narthex"])
+	}
+	before := template()
+	for _, change := range []string{
+		"proxy.policies.rules\\.yaml=version: 1",
+		"proxy.listeners[0].bind=0.0.0.0:9443",
+		"proxy.config.max_connections=7",
+	} {
+		if !reflect.DeepEqual(template("--set", change), before) {
+			t.Errorf("%s: rolls the pods", change)
+		}
+	}
+	for _, change := range []string{"trustDomain=other.example", "agent.config.sync.interval=1m", "server.address=other:1"} {
+		if reflect.DeepEqual(template("--set", change), before) {
+			t.Errorf("%s: reaches no agent that runs", change)
+		}
+	}
+}
+
+func plainTemplate(o object) any { return at(o, "spec", "template") }
+
+// TestLeastPrivilege: what a container must never have, whatever the values.
+func TestLeastPrivilege(t *testing.T) {
+	t.Parallel()
+	for _, file := range []string{"example", "everything"} {
+		render, err := chart("-f", "testdata/"+file+".yaml")
+		found := objects(t, render, err)
+		pod := at(found["DaemonSet/narthex"], "spec", "template", "spec")
+		if at(pod, "automountServiceAccountToken") != false || at(pod, "securityContext", "seccompProfile", "type") != "RuntimeDefault" {
+			t.Errorf("%s: the pod has a token for all, or no seccomp profile", file)
+		}
+		allowed := map[string]string{ // volumes
+			"agent": "run data agent-config bundle node-token api-token",
+			"proxy": "workload-api proxy-data proxy-config rules handover",
+		}
+		for _, c := range at(pod, "containers").([]any) {
+			name := at(c, "name").(string)
+			security := at(c, "securityContext")
+			if at(security, "readOnlyRootFilesystem") != true || at(security, "allowPrivilegeEscalation") != false ||
+				at(security, "privileged") != nil || fmt.Sprint(at(security, "capabilities", "drop")) != "[ALL]" {
+				t.Errorf("%s: %s: %v", file, name, security)
+			}
+			if add := at(security, "capabilities", "add"); name == "agent" && fmt.Sprint(add) != "[SYS_PTRACE]" || name == "proxy" && add != nil {
+				t.Errorf("%s: %s adds %v", file, name, add)
+			}
+			if uid := fmt.Sprint(at(security, "runAsUser")); (name == "proxy") != (uid == "65532") {
+				t.Errorf("%s: %s runs as %s", file, name, uid)
+			}
+			for _, m := range at(c, "volumeMounts").([]any) {
+				if !strings.Contains(" "+allowed[name]+" ", " "+at(m, "name").(string)+" ") {
+					t.Errorf("%s: %s mounts %v", file, name, at(m, "name"))
+				}
+				if at(m, "subPath") != nil {
+					t.Errorf("%s: %s: subPath follows no change", file, name)
+				}
+			}
+		}
+		csi := at(found["DaemonSet/narthex-csi"], "spec", "template", "spec")
+		if at(csi, "hostPID") != nil || at(csi, "hostNetwork") != nil || at(csi, "serviceAccountName") != nil || at(csi, "automountServiceAccountToken") != false {
+			t.Errorf("%s: the driver has more than its mounts: %v", file, csi)
+		}
+	}
+}
+
+// TestHostNetwork: two pods of an update are on the node at a time, so neither
+// may claim a port of it.
+func TestHostNetwork(t *testing.T) {
+	t.Parallel()
+	render, err := chart("-f", "testdata/everything.yaml")
+	pod := at(objects(t, render, err)["DaemonSet/narthex"], "spec", "template", "spec")
+	if at(pod, "dnsPolicy") != "ClusterFirstWithHostNet" {
+		t.Errorf("dnsPolicy %v", at(pod, "dnsPolicy"))
+	}
+	for _, c := range at(pod, "containers").([]any) {
+		if at(c, "ports") != nil {
+			t.Errorf("%v claims %v", at(c, "name"), at(c, "ports"))
+		}
+		if !strings.Contains(fmt.Sprint(at(c, "args")), "--standby") {
+			t.Errorf("%v: %v", at(c, "name"), at(c, "args"))
+		}
+	}
+}
+
+// TestServicePorts: the listeners that others than the pod reach.
+func TestServicePorts(t *testing.T) {
+	t.Parallel()
+	render, err := chart("-f", "testdata/everything.yaml")
+	var ports []string
+	for _, p := range at(objects(t, render, err)["Service/narthex"], "spec", "ports").([]any) {
+		ports = append(ports, fmt.Sprint(at(p, "port")))
+	}
+	if got := strings.Join(ports, " "); got != "8443 15002" {
+		t.Errorf("ports %s", got)
+	}
+}
+
+// TestBadValues: Helm refuses what cannot be, before anything is applied.
+func TestBadValues(t *testing.T) {
+	t.Parallel()
+	example := []string{"-f", "testdata/example.yaml"}
+	tests := []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--set", "trustDomian=example.org"}, "trustDomian"},
+		{[]string{"--set", "agent.kubelet.skipverification=true"}, "skipverification"},
+		{[]string{"--set", "trustDomain=spiffe://example.org"}, "trustDomain"},
+		{[]string{"--set", "server.address=spire-server"}, "address"},
+		{[]string{"--set", "rbac.kubelet=all"}, "kubelet"},
+		{[]string{"--set", "image.digest=sha256:0"}, "digest"},
+		{[]string{"--set", "log.level=verbose"}, "level"},
+		{[]string{"--set", "agent.resources.limits.memory=lots"}, "memory"},
+		{[]string{"--set", "terminationGracePeriodSeconds=1"}, "terminationGracePeriodSeconds"},
+		{[]string{"--set", "proxy.enabled=true"}, "proxy.enabled needs proxy.listeners"},
+		{[]string{"--set-json", `proxy.policies={"rules.yaml": {"version": 1}}`}, "rules.yaml"},
+		{append(example, "--set", "proxy.policies=null"), "proxy.enabled needs proxy.policies"},
+		{append(example, "--set", "proxy.policiesConfigMap=rules"), "only one of them"},
+		{append(example, "--set", "proxy.enabled=false"), "nobody would listen"},
+		{append(example, "--set", "proxy.listeners[0].bind=8443"), "bind"},
+		{append(example, "--set", "metrics.podAddress=false"), "needs metrics.podAddress"},
+		{[]string{"--set", "agent.kubelet.readOnly=true"}, "set rbac.kubelet to none"},
+		{[]string{"--kube-version", "1.29.0"}, "requires kubeVersion"},
+	}
+	for _, tt := range tests {
+		_, err := chart(tt.args...)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%v: %v, want it to name %q", tt.args, err, tt.want)
+		}
+	}
+}
+
+// TestNotes: what is said after an install names what is risky in it. Without
+// a cluster Helm shows the notes to nobody, so they are made an object's text.
+func TestNotes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("../../deploy/helm/narthex")); err != nil {
+		t.Fatal(err)
+	}
+	notes, err := os.ReadFile(filepath.Join(dir, "templates", "NOTES.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "templates", "notes.yaml"), "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: notes}\ndata:\n  notes: |\n    "+
+		strings.ReplaceAll(string(notes), "\n", "\n    "))
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "create configmap spire-bundle --from-file=bundle.crt=/dev/stdin"},
+		{[]string{"-f", "testdata/example.yaml"}, "k8s:container-name:proxy"},
+		{[]string{"--set", "rbac.kubelet=nodes-proxy"}, "run commands in any pod"},
+		{[]string{"--set", "agent.kubelet.skipVerification=true"}, "WARNING: agent.kubelet.skipVerification"},
+		{[]string{"--set", "metrics.podAddress=true"}, "without authentication"},
+		{[]string{"--kube-version", "1.32.0"}, "older than 1.33"},
+	} {
+		args := []string{"template", "narthex", dir, "-n", "narthex", "--kube-version", kubernetes, "--show-only", "templates/notes.yaml"}
+		out, err := run(helm, append(args, tt.args...)...)
+		if err != nil || !strings.Contains(string(out), tt.want) {
+			t.Errorf("%v: %v\n%s", tt.args, err, out)
+		}
+	}
+}
+
+// TestImageBuilds does what the Dockerfile's build stage does, for both
+// platforms.
+func TestImageBuilds(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^RUN (CGO_ENABLED=0 .* -o )/narthex( \./cmd/narthex)$`).FindStringSubmatch(string(text))
+	if m == nil {
+		t.Fatal("the Dockerfile builds nothing that this test knows")
+	}
+	for _, arch := range []string{"amd64", "arm64"} {
+		program := filepath.Join(t.TempDir(), "narthex")
+		cmd := exec.Command("sh", "-c", m[1]+program+m[2])
+		cmd.Dir = "../.."
+		cmd.Env = append(os.Environ(), "TARGETOS=linux", "TARGETARCH="+arch, "VERSION=v1.2.3")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", arch, err, out)
+		}
+		out, err := run("go", "version", "-m", program)
+		if err != nil || !strings.Contains(string(out), "GOARCH="+arch) || !strings.Contains(string(out), "CGO_ENABLED=0") {
+			t.Errorf("%s: %v\n%s", arch, err, out)
+		}
+	}
+}
