@@ -40,6 +40,7 @@ test-unit: check-go ## Unit tests and command-line scripts, with the race detect
 test-integration: check-test ## The product against real components (SPIRE Server, openssl, …)
 	integration/tools/install.sh apt test
 	NARTHEX_TOOLS=$$(integration/tools/install.sh spire) NARTHEX_GHOSTUNNEL=$$(integration/tools/install.sh ghostunnel) \
+	NARTHEX_HELM=$$(integration/tools/install.sh helm) NARTHEX_KUSTOMIZE=$$(integration/tools/install.sh kustomize) NARTHEX_MANIFESTS=$$(integration/tools/install.sh manifests) \
 	  $(GO) test -tags integration -timeout 30m -count=1 -v ./integration/... 2>&1 | integration/quiet.sh
 
 .PHONY: lint
