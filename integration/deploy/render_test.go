@@ -236,6 +236,23 @@ func compare(t *testing.T, path string, a, b any) {
 	}
 }
 
+// TestStrictIsStrict: what the tests here call strict finds what it is for.
+func TestStrictIsStrict(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {port: 1}\n",
+		"apiVersion: v1\nkind: Service\nmetadata: {name: a, name: b}\n",
+		"apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: x}]}\n",
+		"apiVersion: v1\nkind: Servce\nmetadata: {name: a}\n",
+	} {
+		cmd := exec.Command(manifests, "-other", "PodMonitor")
+		cmd.Stdin = strings.NewReader(text)
+		if out, err := cmd.CombinedOutput(); err == nil {
+			t.Errorf("accepted:\n%s%s", text, out)
+		}
+	}
+}
+
 // TestExamplesAreStrict: no example has a key that its kind has not.
 func TestExamplesAreStrict(t *testing.T) {
 	t.Parallel()
@@ -260,6 +277,7 @@ func TestRenderedFilesAreGood(t *testing.T) {
 		{"-f", "testdata/example.yaml"},
 		{"-f", "testdata/everything.yaml"},
 		{"-f", "testdata/example.yaml", "--set", "hostNetwork=true"},
+		{"--set", "agent.kubelet.clientSecret=kubelet,rbac.kubelet=none"},
 	} {
 		render, err := chart(values...)
 		found := objects(t, render, err)
@@ -326,7 +344,7 @@ func TestLeastPrivilege(t *testing.T) {
 			t.Errorf("%s: the pod has a token for all, or no seccomp profile", file)
 		}
 		allowed := map[string]string{ // volumes
-			"agent": "run data agent-config bundle node-token api-token",
+			"agent": "run data agent-config bundle node-token api-token kubelet-client",
 			"proxy": "workload-api proxy-data proxy-config rules handover",
 		}
 		for _, c := range at(pod, "containers").([]any) {
@@ -415,6 +433,9 @@ func TestBadValues(t *testing.T) {
 		{append(example, "--set", "proxy.listeners[0].bind=8443"), "bind"},
 		{append(example, "--set", "metrics.podAddress=false"), "needs metrics.podAddress"},
 		{[]string{"--set", "agent.kubelet.readOnly=true"}, "set rbac.kubelet to none"},
+		{[]string{"--set", "agent.kubelet.clientSecret=kubelet"}, "set rbac.kubelet to none"},
+		{[]string{"--set", "agent.kubelet.clientSecret=kubelet,agent.kubelet.readOnly=true,rbac.kubelet=none"}, "no use with readOnly"},
+		{[]string{"--set", "rbac.kubelet=none"}, "would refuse the agent"},
 		{[]string{"--kube-version", "1.29.0"}, "requires kubeVersion"},
 	}
 	for _, tt := range tests {

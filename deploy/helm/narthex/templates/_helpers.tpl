@@ -38,6 +38,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if not .Values.agent.kubelet.readOnly }}
 {{- $_ := set $kubelet "skip_verification" .Values.agent.kubelet.skipVerification }}
 {{- end }}
+{{- if .Values.agent.kubelet.clientSecret }}
+{{- $_ := set $kubelet "certificate" "/etc/narthex/kubelet/tls.crt" }}
+{{- $_ := set $kubelet "key" "/etc/narthex/kubelet/tls.key" }}
+{{- end }}
 {{- if .Values.hostNetwork }}
 {{- $_ := set $kubelet "host" "127.0.0.1" }}
 {{- else }}
@@ -95,7 +99,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.metrics.podMonitor.enabled (not .Values.metrics.podAddress) }}
 {{- fail "metrics.podMonitor.enabled needs metrics.podAddress: Prometheus reaches the pod by its address" }}
 {{- end }}
-{{- if and .Values.agent.kubelet.readOnly (ne .Values.rbac.kubelet "none") }}
-{{- fail "agent.kubelet.readOnly asks without a token: set rbac.kubelet to none, so that the token can do nothing" }}
+{{- if and (or .Values.agent.kubelet.readOnly .Values.agent.kubelet.clientSecret) (ne .Values.rbac.kubelet "none") }}
+{{- fail "agent.kubelet.readOnly and clientSecret ask without a token: set rbac.kubelet to none, so that there is none" }}
+{{- end }}
+{{- if and .Values.agent.kubelet.readOnly .Values.agent.kubelet.clientSecret }}
+{{- fail "agent.kubelet.clientSecret has no use with readOnly: nothing is authenticated there" }}
+{{- end }}
+{{- if and (eq .Values.rbac.kubelet "none") (not .Values.agent.kubelet.readOnly) (not .Values.agent.kubelet.clientSecret) }}
+{{- fail "rbac.kubelet is none: the kubelet would refuse the agent; set agent.kubelet.clientSecret, or readOnly" }}
 {{- end }}
 {{- end }}
