@@ -23,8 +23,9 @@
 //
 // The package works on Linux. Here are the kinds that need no more than the
 // standard library: the workload attestor "unix", the node attestors
-// "join_token" and "x509pop". A kind with a foreign dependency has a folder
-// of its own below this one.
+// "join_token", "x509pop" and "k8s_psat". A kind that takes more than a file
+// or has a foreign dependency has a folder of its own below this one, as
+// attestor/k8s.
 package attestor
 
 import (
@@ -128,6 +129,15 @@ type Attempt interface {
 
 	// Close frees what the attempt holds.
 	Close() error
+}
+
+// Adviser is an Attempt that knows what to look at where the server refuses
+// it.
+type Adviser interface {
+	Attempt
+
+	// Advice says so to a person, in one line without secrets.
+	Advice() string
 }
 
 // Outcome is what one attestor made of a process. Which selectors it found is

@@ -1,6 +1,7 @@
 package attestor
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -303,6 +304,16 @@ func (p *Process) Close() error {
 // such as ProcPath("cgroup"), HOST_PROC respected. What is read there counts
 // only if Alive returns nil afterwards.
 func (p *Process) ProcPath(name string) string { return filepath.Join(p.proc, name) }
+
+// ReadProc returns the content of a file of this process in the proc file
+// system, or an error if it is longer than limit bytes. See ProcPath for when
+// it counts.
+func (p *Process) ReadProc(name string, limit int) ([]byte, error) {
+	b := buffers.Get().(*buffer)
+	defer b.free()
+	content, err := b.whole(p.ProcPath(name), limit)
+	return bytes.Clone(content), err
+}
 
 func procFolder(pid int) string { return filepath.Join(procRoot(), strconv.Itoa(pid)) }
 

@@ -87,13 +87,27 @@ func (c *Client) Attest(ctx context.Context, trust Trust, node attestor.Node, cs
 	a, err := c.attest(ctx, cn, node.Type(), attempt, csr)
 	c.endAttest(err == nil)
 	if err != nil {
-		return nil, err
+		return nil, advise(err, attempt)
 	}
 	if _, err := c.checkAgentSVID(a.Chain, key, bundle.X509); err != nil {
 		return nil, c.explain(ctx, stepAttest, cn, badAnswer("the agent's new SVID: %w", err))
 	}
 	a.Bundle = bundle
 	return a, nil
+}
+
+// advise adds to a refusal what the attestor knows of its reasons. Of those
+// the server says little, on purpose.
+func advise(err error, attempt attestor.Attempt) error {
+	a, ok := attempt.(attestor.Adviser)
+	var denied *DeniedError
+	var failed *CallError
+	answered := errors.As(err, &denied) ||
+		errors.As(err, &failed) && (failed.Code == codes.InvalidArgument || failed.Code == codes.Internal || failed.Code == codes.FailedPrecondition)
+	if !ok || !answered {
+		return err
+	}
+	return fmt.Errorf("%w; %s", err, a.Advice())
 }
 
 func (c *Client) attestBundle(ctx context.Context, cn *conn) (*registry.Bundle, error) {
