@@ -1,0 +1,213 @@
+// Package k8s is the workload attestor "k8s": it tells in which pod and
+// container of this node a process runs, and what the kubelet says of them.
+//
+//	a := k8s.New(k8s.Config{NodeName: os.Getenv("NODE_NAME"), Kubelet: k8s.Kubelet{Host: nodeIP}})
+//	go a.Run(ctx) // makes all requests to the kubelet, in whose answers Attest looks
+//	selectors, err := a.Attest(ctx, p)
+//
+// The kernel says where the process is: cgroup.go reads the pod's UID and the
+// container's ID out of /proc/PID/cgroup, and nothing else of the process is
+// believed. The kubelet says what that is: kubelet.go asks it for the pods of
+// the node, pods.go decodes and indexes them, selectors.go makes the
+// selectors of them. cache.go shares one request among all who wait, and
+// follow.go tells those who follow a process when its pod changes.
+//
+// Which selectors entitle to what is left to agent/registry, whether the
+// process is still the one that called to attestor.Attest, and the signatures
+// of images to whoever implements Signatures. The API server is never asked.
+// Why it is built so is in docs/design/0014-kubernetes-attestor.md.
+package k8s
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/narthex-id/narthex/attestor"
+)
+
+const typeK8s = "k8s"
+
+// Config is what New needs. Its zero value works on a node whose kubelet is
+// reached at 127.0.0.1 with the service account of the pod.
+type Config struct {
+	// NodeName is this node's name. Pods that the kubelet lists for another
+	// one are not believed. Empty: it is not compared.
+	NodeName string
+
+	// Kubelet is where to ask, and with what.
+	Kubelet Kubelet
+
+	// PodOnly leaves out the selectors of the container, and the wait for it:
+	// the pod of a process is known from its cgroup and the API server, its
+	// containers only once the kubelet has seen them run. It is spire-agent's
+	// disable_container_selectors.
+	PodOnly bool
+
+	// Signatures, unless nil, are asked for the signatures of each image.
+	// There is no attestation by the pod alone then, PodOnly or not.
+	Signatures Signatures
+
+	// Report, unless nil, is called from Run when requests begin to fail, for
+	// every tenth failure after that, and with nil once they succeed again.
+	Report func(error)
+}
+
+// Signatures tells who signed an image.
+type Signatures interface {
+	// Selectors returns the values of the selectors of this image, which is
+	// given by the ID that the kubelet has for it (name@sha256:…).
+	Selectors(ctx context.Context, image string) ([]string, error)
+}
+
+// Attestor is the workload attestor "k8s". It is an attestor.Follower,
+// attestor.Housing and attestor.Runner.
+type Attestor struct {
+	podOnly    bool
+	signatures Signatures
+	source     *source
+
+	readCgroup func(*attestor.Process) (string, error)
+	readOwn    func() (string, error)
+
+	mu  sync.Mutex // guards the following
+	own string     // the agent's own cgroups; empty until they are read
+}
+
+// New returns the attestor. It reads no file and asks nobody: that begins
+// with Run, without which Attest finds nothing.
+func New(cfg Config) *Attestor {
+	return &Attestor{
+		podOnly:    cfg.PodOnly,
+		signatures: cfg.Signatures,
+		source:     newSource(newClient(cfg.Kubelet, cfg.NodeName).pods, cfg.Report),
+		readCgroup: cgroupOf,
+		readOwn:    ownCgroup,
+	}
+}
+
+// Type returns "k8s".
+func (*Attestor) Type() string { return typeK8s }
+
+// Attest implements attestor.Workload. For a process that is in no container
+// of a pod there is nothing to find, and the kubelet is not asked. A container
+// that the kubelet does not know yet is waited for until ctx ends, at most
+// 30 s. The selectors are shared: they are not to be changed.
+func (a *Attestor) Attest(ctx context.Context, p *attestor.Process) ([]attestor.Selector, error) {
+	at, err := a.place(p)
+	if err != nil || at == (place{}) {
+		return nil, err
+	}
+	found, err := a.source.find(ctx, a.question(at), p.Alive)
+	if err != nil {
+		return nil, err
+	}
+	if a.signatures == nil {
+		return found.selectors, nil
+	}
+	values, err := a.signatures.Selectors(ctx, found.image)
+	if err != nil {
+		return nil, fmt.Errorf("signatures of image %.200q: %w", found.image, err)
+	}
+	selectors := found.selectors
+	if a.podOnly {
+		selectors = found.ofPod.selectors
+	}
+	for _, value := range values {
+		selectors = append(selectors, attestor.Selector{Type: typeK8s, Value: value}) // the shared slice has no room: it is copied
+	}
+	return selectors, nil
+}
+
+// House implements attestor.Housing: the pod's UID, or the container's ID
+// where the cgroup does not name the pod.
+func (a *Attestor) House(p *attestor.Process) string {
+	at, err := a.place(p)
+	switch {
+	case err != nil:
+		return ""
+	case at.pod != "":
+		return at.pod
+	}
+	return at.container
+}
+
+// place returns where p runs.
+func (a *Attestor) place(p *attestor.Process) (place, error) {
+	own, err := a.ownPlace()
+	if err != nil {
+		return place{}, fmt.Errorf("read the agent's own cgroups: %w", err)
+	}
+	cgroup, err := a.readCgroup(p)
+	if err != nil {
+		return place{}, err
+	}
+	at, err := placeOf(cgroup, own)
+	if err != nil {
+		return place{}, fmt.Errorf("process %d: %w", p.PID, err)
+	}
+	return at, nil
+}
+
+// ownPlace reads the agent's cgroups once: it stays where it was started.
+func (a *Attestor) ownPlace() (string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.own == "" {
+		own, err := a.readOwn()
+		if err != nil {
+			return "", err
+		}
+		a.own = own
+	}
+	return a.own, nil
+}
+
+func ownCgroup() (string, error) {
+	self, err := attestor.Pin(os.Getpid())
+	if err != nil {
+		return "", err
+	}
+	defer self.Close()
+	return cgroupOf(self)
+}
+
+func cgroupOf(p *attestor.Process) (string, error) {
+	content, err := p.ReadProc("cgroup", maxCgroup)
+	return string(content), err
+}
+
+// question is what is asked of a list.
+type question struct {
+	place
+	podOnly bool // the pod is answer enough, also where the container is not known yet
+}
+
+func (a *Attestor) question(at place) question {
+	return question{place: at, podOnly: a.podOnly && a.signatures == nil}
+}
+
+// in returns the answer of a list: nil without an error where it does not
+// know the container yet.
+func (q question) in(l *list) (*record, error) {
+	if ofPod := l.pods[q.pod]; ofPod != nil && ofPod.err != nil {
+		return nil, ofPod.err
+	}
+	c := l.containers[q.container]
+	switch {
+	case c == nil && q.podOnly && q.pod != "" && l.pods[q.pod] != nil:
+		return l.pods[q.pod], nil
+	case c == nil:
+		return nil, nil
+	case c.err != nil:
+		return nil, c.err
+	case q.pod != "" && c.uid != q.pod:
+		return nil, fmt.Errorf("container %s is of pod %s by its cgroup, and of pod %s (%.200s) by the kubelet", q.container, q.pod, c.uid, c.who)
+	case l.pods[c.uid].err != nil:
+		return nil, l.pods[c.uid].err
+	case q.podOnly:
+		return c.ofPod, nil
+	}
+	return c, nil
+}

@@ -1,0 +1,289 @@
+package k8s
+
+import (
+	"bytes"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestSelectors(t *testing.T) {
+	image := func(key, name string) string {
+		return "k8s:" + key + ":registry.example.org/shop/" + name + ":1.4\nk8s:" + key + ":registry.example.org/shop/" + name + "@sha256:" + strings.Repeat("e", 64) + "\n"
+	}
+	rest := `k8s:node-name:node-1
+k8s:ns:shop
+k8s:pod-image-count:2
+` + image("pod-image", "app") + image("pod-image", "log") +
+		"k8s:pod-init-image-count:2\n" + image("pod-init-image", "mesh") + image("pod-init-image", "migrate") + `k8s:pod-label:app.kubernetes.io/part-of:shop
+k8s:pod-label:app:orders
+k8s:pod-label:pod-template-hash:7d9c5b8f6d
+k8s:pod-label:version:v1
+k8s:pod-name:orders-7
+k8s:pod-owner-uid:ReplicaSet:11111111-2222-3333-4444-555555555555
+k8s:pod-owner:ReplicaSet:orders-7d9c5b8f6d
+k8s:pod-uid:` + podUID(7) + `
+k8s:sa:orders`
+	l, err := decode(bytes.NewReader(podList(podJSON(7, nil))), nodeName, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := values(l.pods[podUID(7)].selectors); got != rest {
+		t.Errorf("pod:\n%s\nwant:\n%s", got, rest)
+	}
+	for kind, name := range map[string]string{"app": "app", "log": "log", "init": "migrate", "sidecar": "mesh", "debug": "debugger"} {
+		got, err := question{place: place{podUID(7), containerID(7, kind)}}.in(l)
+		if err != nil || got == nil {
+			t.Errorf("%s: %v, %v", kind, got, err)
+			continue
+		}
+		want := image("container-image", name) + "k8s:container-name:" + name + "\n" + rest
+		if got := values(got.selectors); got != want {
+			t.Errorf("%s:\n%s\nwant:\n%s", kind, got, want)
+		}
+	}
+}
+
+// TestOddPods are pods that are not as most are: of each, the container
+// "app" of the first is asked for.
+func TestOddPods(t *testing.T) {
+	meta := func(p map[string]any) map[string]any { return p["metadata"].(map[string]any) }
+	inPod := func(n int) place { return place{podUID(n), containerID(n, "app")} }
+	with := func(change func(map[string]any)) map[string]any { return podJSON(1, change) }
+	for name, test := range map[string]struct {
+		pods    []map[string]any
+		at      place
+		podOnly bool
+		has     string // a selector that is there
+		hasNot  string
+		err     string // neither: not known yet
+	}{
+		"another pod's":     {pods: []map[string]any{podJSON(2, nil)}, at: inPod(1)},
+		"no UID":            {pods: []map[string]any{with(func(p map[string]any) { delete(meta(p), "uid") })}, at: inPod(1)},
+		"no UID, no pod":    {pods: []map[string]any{with(func(p map[string]any) { delete(meta(p), "uid") })}, at: place{"", containerID(1, "app")}},
+		"no name":           {pods: []map[string]any{with(func(p map[string]any) { delete(meta(p), "name") })}, at: inPod(1), has: "k8s:pod-name:\n"},
+		"no labels":         {pods: []map[string]any{with(func(p map[string]any) { delete(meta(p), "labels") })}, at: inPod(1), has: "k8s:ns:shop\n", hasNot: "pod-label"},
+		"no owners":         {pods: []map[string]any{with(func(p map[string]any) { meta(p)["ownerReferences"] = nil })}, at: inPod(1), has: "k8s:ns:shop\n", hasNot: "pod-owner"},
+		"null status":       {pods: []map[string]any{with(func(p map[string]any) { p["status"] = nil })}, at: inPod(1)},
+		"null status, pod":  {pods: []map[string]any{with(func(p map[string]any) { p["status"] = nil })}, at: inPod(1), podOnly: true, has: "k8s:pod-image-count:0\n", hasNot: "container-name"},
+		"not made yet":      {pods: []map[string]any{with(func(p map[string]any) { status(p, "containerStatuses", 0)["containerID"] = "" })}, at: inPod(1)},
+		"not made yet, pod": {pods: []map[string]any{with(func(p map[string]any) { status(p, "containerStatuses", 0)["containerID"] = "" })}, at: inPod(1), podOnly: true, has: "k8s:ns:shop\n", hasNot: "container-name"},
+		"pod only":          {pods: []map[string]any{with(nil)}, at: inPod(1), podOnly: true, has: "k8s:ns:shop\n", hasNot: "container-name"},
+		"pod only, no UID":  {pods: []map[string]any{with(nil)}, at: place{"", containerID(1, "app")}, podOnly: true, has: "k8s:ns:shop\n"},
+		"pod only, unknown": {pods: []map[string]any{with(nil)}, at: place{"", containerID(2, "app")}, podOnly: true},
+		"cri-o": {pods: []map[string]any{with(func(p map[string]any) {
+			status(p, "containerStatuses", 0)["containerID"] = "cri-o://" + containerID(1, "app")
+		})}, at: inPod(1), has: "k8s:container-name:app\n"},
+		"docker": {pods: []map[string]any{with(func(p map[string]any) {
+			status(p, "containerStatuses", 0)["containerID"] = "docker://" + containerID(1, "app")
+		})}, at: inPod(1), has: "k8s:container-name:app\n"},
+		"ID of another kind": {pods: []map[string]any{with(func(p map[string]any) { status(p, "containerStatuses", 0)["containerID"] = "app" })}, at: inPod(1)},
+		"no image ID":        {pods: []map[string]any{with(func(p map[string]any) { delete(status(p, "containerStatuses", 0), "imageID") })}, at: inPod(1), has: "k8s:container-image:\n"},
+		"label with colons":  {pods: []map[string]any{with(func(p map[string]any) { labels(p)["a"] = "b:c" })}, at: inPod(1), has: "k8s:pod-label:a:b:c\n"},
+
+		"another UID": {
+			pods: []map[string]any{with(nil)}, at: place{podUID(2), containerID(1, "app")},
+			err: "is of pod " + podUID(2) + " by its cgroup, and of pod " + podUID(1) + " (shop/orders-1 app) by the kubelet",
+		},
+		"another UID, pod only": {pods: []map[string]any{with(nil), podJSON(2, nil)}, at: place{podUID(2), containerID(1, "app")}, podOnly: true, err: "by its cgroup"},
+		"another node": {
+			pods: []map[string]any{with(func(p map[string]any) { p["spec"].(map[string]any)["nodeName"] = "node-2" })}, at: inPod(1),
+			err: `pod shop/orders-1 is one of node "node-2", and this is node "node-1"; is node_name_env right?`,
+		},
+		"two of an ID": {
+			pods: []map[string]any{with(nil), podJSON(2, func(p map[string]any) {
+				status(p, "containerStatuses", 1)["containerID"] = "containerd://" + containerID(1, "app")
+			})}, at: inPod(1),
+			err: "two containers with the ID " + containerID(1, "app") + ": shop/orders-1 app and shop/orders-2 log",
+		},
+		"two of an ID in a pod": {
+			pods: []map[string]any{with(func(p map[string]any) {
+				status(p, "ephemeralContainerStatuses", 0)["containerID"] = "containerd://" + containerID(1, "app")
+			})}, at: inPod(1), podOnly: true, err: "two containers",
+		},
+		"two of a UID": {pods: []map[string]any{with(nil), podJSON(2, func(p map[string]any) { meta(p)["uid"] = podUID(1) })}, at: inPod(1), err: "two pods with the UID"},
+		"two of a UID, no pod": {
+			pods: []map[string]any{with(nil), podJSON(2, func(p map[string]any) { meta(p)["uid"] = podUID(1) })}, at: place{"", containerID(1, "app")}, err: "two pods with the UID",
+		},
+		"too many labels": {
+			pods: []map[string]any{with(func(p map[string]any) {
+				for i := range maxSelectors {
+					labels(p)[fmt.Sprint(i)] = ""
+				}
+			})}, at: inPod(1), err: "more than 4096 selectors",
+		},
+		"too many labels of another": {
+			pods: []map[string]any{with(nil), podJSON(2, func(p map[string]any) {
+				for i := range maxSelectors {
+					labels(p)[fmt.Sprint(i)] = ""
+				}
+			})}, at: inPod(1), has: "k8s:ns:shop\n",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, err := decode(bytes.NewReader(podList(test.pods...)), nodeName, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := question{place: test.at, podOnly: test.podOnly}.in(l)
+			switch {
+			case test.err != "":
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Fatalf("%v, %v; want error %q", got, err, test.err)
+				}
+			case err != nil:
+				t.Fatal(err)
+			case test.has == "":
+				if got != nil {
+					t.Fatalf("found %s", got.who)
+				}
+			case got == nil:
+				t.Fatal("not known")
+			default:
+				all := values(got.selectors) + "\n"
+				if !strings.Contains(all, test.has) || test.hasNot != "" && strings.Contains(all, test.hasNot) {
+					t.Fatalf("got:\n%swant %q and not %q", all, test.has, test.hasNot)
+				}
+			}
+		})
+	}
+}
+
+func TestBadLists(t *testing.T) {
+	good := string(manyPods(3))
+	for name, test := range map[string]struct{ list, err string }{
+		"nothing":         {"", "ends in the middle"},
+		"no JSON":         {"<html>", "invalid character"},
+		"cut off":         {good[:len(good)/2], "items[1]: it ends in the middle"},
+		"cut at the end":  {good[:len(good)-1], "ends in the middle"},
+		"two of them":     {good + good, "something follows"},
+		"a list":          {"[]", `"[" where "{" should be`},
+		"a word":          {`"PodList"`, "should be"},
+		"another kind":    {`{"kind":"Status","items":[]}`, `kind "Status"`},
+		"kind no text":    {`{"kind":7}`, "cannot unmarshal"},
+		"no items":        {`{"kind":"PodList"}`, "no items"},
+		"items twice":     {`{"items":[],"items":[]}`, "two lists"},
+		"items no list":   {`{"items":{}}`, "items is no list"},
+		"pod no object":   {`{"items":[7]}`, "items[0]: json: cannot unmarshal"},
+		"labels no text":  {`{"items":[{"metadata":{"labels":{"a":1}}}]}`, "items[0]: json: cannot unmarshal"},
+		"status no list":  {`{"items":[{"status":{"containerStatuses":{}}}]}`, "items[0]"},
+		"deep":            {`{"x":` + strings.Repeat("[", 20_000), "exceeded max depth"},
+		"pod too long":    {`{"items":[{"spec":{"x":"` + strings.Repeat("x", maxPod) + `"}}]}`, "a pod of more than 16 MiB"},
+		"prefix too long": {`{"metadata":"` + strings.Repeat("x", maxPod), "more than 16 MiB"},
+		"list too long":   {`{"items":[` + strings.Repeat(`{"spec":{"x":"`+strings.Repeat("x", maxPod-100)+`"}},`, 5), "more than 64 MiB"},
+		"too many":        {`{"items":[` + strings.Repeat("{},", maxPods) + `{}]}`, "more than 4096 pods"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := decode(strings.NewReader(test.list), nodeName, nil)
+			if err == nil || l != nil || !strings.Contains(err.Error(), test.err) {
+				t.Fatalf("got %v, %v; want error %q", l, err, test.err)
+			}
+		})
+	}
+}
+
+func TestEmptyLists(t *testing.T) {
+	for _, list := range []string{`{"items":null}`, `{"items":[]}`, `{"kind":"PodList","apiVersion":"v1","metadata":{},"items":[]}` + "\n"} {
+		if l, err := decode(strings.NewReader(list), nodeName, nil); err != nil || l.count != 0 {
+			t.Errorf("%s: %v, %v", list, l, err)
+		}
+	}
+}
+
+func TestRecordsAreUsedOn(t *testing.T) {
+	first, err := decode(bytes.NewReader(manyPods(3)), nodeName, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := podList(podJSON(0, nil), podJSON(1, func(p map[string]any) { labels(p)["version"] = "v2" }), podJSON(3, nil))
+	second, err := decode(bytes.NewReader(next), nodeName, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, r := range second.containers {
+		unchanged := r.uid == podUID(0)
+		if (r == first.containers[id]) != unchanged || (second.pods[r.uid] == first.pods[r.uid]) != unchanged || r.ofPod != second.pods[r.uid] {
+			t.Errorf("%s: used on: %v, want %v", r.who, r == first.containers[id], unchanged)
+		}
+	}
+}
+
+// TestMemory bounds what is kept of a full node: some 0.4 MiB are measured.
+func TestMemory(t *testing.T) {
+	data := manyPods(110)
+	if len(data) < 110*10<<10 {
+		t.Fatalf("the pods have %d bytes each", len(data)/110)
+	}
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	var l *list
+	before := heap()
+	for range 5 { // as often as the kubelet is asked, the one before kept meanwhile
+		var err error
+		if l, err = decode(bytes.NewReader(data), nodeName, l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept := heap() - before
+	t.Logf("%d bytes of JSON, %d kept", len(data), kept)
+	if kept > 4<<20 {
+		t.Errorf("%d bytes are kept of 110 pods", kept)
+	}
+	runtime.KeepAlive(l)
+	runtime.KeepAlive(data)
+}
+
+func BenchmarkDecode110Pods(b *testing.B) {
+	data := manyPods(110)
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	var l *list
+	for b.Loop() {
+		var err error
+		if l, err = decode(bytes.NewReader(data), nodeName, l); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// FuzzDecode holds to this: whatever is decoded, no container has the
+// selectors of a pod it is not listed in, and nothing of another node counts.
+func FuzzDecode(f *testing.F) {
+	f.Add(podList(podJSON(1, nil)))
+	f.Add(podList(podJSON(1, nil), podJSON(1, nil)))
+	f.Add([]byte(`{"items":[{"metadata":{"uid":"a","labels":{"a":"b"}},"spec":{"nodeName":"node-1"},"status":{"containerStatuses":[{"containerID":"x://` + idA + `"}]}}]}`))
+	f.Add([]byte(`{"kind":"PodList","items":null}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		began := time.Now()
+		l, err := decode(bytes.NewReader(data), nodeName, nil)
+		if took := time.Since(began); took > 5*time.Second {
+			t.Fatalf("decoding took %s", took)
+		}
+		if err != nil {
+			if l != nil || strings.ContainsRune(err.Error(), '\n') {
+				t.Fatalf("list %v, error %q", l, err)
+			}
+			return
+		}
+		for id, r := range l.containers {
+			if !isContainerID(id) || l.pods[r.uid] == nil {
+				t.Fatalf("container %q of pod %q", id, r.uid)
+			}
+			if r.err != nil {
+				continue
+			}
+			all := "\n" + values(r.selectors) + "\n"
+			if !strings.Contains(all, "\nk8s:pod-uid:"+r.uid+"\n") || !strings.Contains(all, "\nk8s:node-name:"+nodeName+"\n") {
+				t.Fatalf("container %s of pod %s has %s", id, r.uid, all)
+			}
+		}
+	})
+}

@@ -1,0 +1,99 @@
+package k8s
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/narthex-id/narthex/attestor"
+)
+
+// The keys of the selectors, which are those of SPIRE's workload attestor
+// "k8s" (doc/plugin_agent_workloadattestor_k8s.md of SPIRE v1.15).
+const (
+	keyAccount        = "sa"
+	keyNamespace      = "ns"
+	keyNode           = "node-name"
+	keyUID            = "pod-uid"
+	keyName           = "pod-name"
+	keyImage          = "pod-image"
+	keyImages         = "pod-image-count"
+	keyInitImage      = "pod-init-image"
+	keyInitImages     = "pod-init-image-count"
+	keyLabel          = "pod-label"
+	keyOwner          = "pod-owner"
+	keyOwnerUID       = "pod-owner-uid"
+	keyContainer      = "container-name"
+	keyContainerImage = "container-image"
+)
+
+// selectorsOf returns what is known of a pod, whichever of its containers a
+// process is in. Ephemeral containers are not among its images: anybody who
+// may debug the pod adds them.
+func (p *pod) selectorsOf() []attestor.Selector {
+	s := make([]attestor.Selector, 0, 7+2*(len(p.Status.Containers)+len(p.Status.InitContainers)+len(p.Metadata.Owners))+len(p.Metadata.Labels))
+	s = append(
+		s,
+		selector(keyAccount, p.Spec.ServiceAccountName),
+		selector(keyNamespace, p.Metadata.Namespace),
+		selector(keyNode, p.Spec.NodeName),
+		selector(keyUID, p.Metadata.UID),
+		selector(keyName, p.Metadata.Name),
+		selector(keyImages, strconv.Itoa(len(p.Status.Containers))),
+		selector(keyInitImages, strconv.Itoa(len(p.Status.InitContainers))),
+	)
+	for _, c := range p.Status.Containers {
+		s = append(s, selector(keyImage, c.ImageID), selector(keyImage, c.Image))
+	}
+	for _, c := range p.Status.InitContainers {
+		s = append(s, selector(keyInitImage, c.ImageID), selector(keyInitImage, c.Image))
+	}
+	for k, v := range p.Metadata.Labels {
+		s = append(s, selector(keyLabel, k+":"+v))
+	}
+	for _, o := range p.Metadata.Owners {
+		s = append(s, selector(keyOwner, o.Kind+":"+o.Name), selector(keyOwnerUID, o.Kind+":"+o.UID))
+	}
+	return tidy(s)
+}
+
+// with returns the selectors of a pod and those of one of its containers.
+func with(ofPod []attestor.Selector, c container) []attestor.Selector {
+	s := make([]attestor.Selector, 0, len(ofPod)+3)
+	s = append(s, ofPod...)
+	s = append(s, selector(keyContainer, c.Name), selector(keyContainerImage, c.ImageID), selector(keyContainerImage, c.Image))
+	return tidy(s)
+}
+
+func selector(key, value string) attestor.Selector {
+	return attestor.Selector{Type: typeK8s, Value: key + ":" + value}
+}
+
+// tidy sorts selectors of this attestor and drops those that come again.
+func tidy(s []attestor.Selector) []attestor.Selector {
+	slices.SortFunc(s, func(a, b attestor.Selector) int { return cmp.Compare(a.Value, b.Value) })
+	return slices.Clip(slices.Compact(s))
+}
+
+// fromPod returns those of found that came from a pod list, in order, without
+// the ones of other attestors and of signatures.
+func fromPod(found []attestor.Selector) []attestor.Selector {
+	var s []attestor.Selector
+	for _, f := range found {
+		if f.Type == typeK8s && isPodKey(f.Value) {
+			s = append(s, f)
+		}
+	}
+	return tidy(s)
+}
+
+func isPodKey(value string) bool {
+	key, _, _ := strings.Cut(value, ":")
+	switch key {
+	case keyAccount, keyNamespace, keyNode, keyUID, keyName, keyImage, keyImages, keyInitImage, keyInitImages,
+		keyLabel, keyOwner, keyOwnerUID, keyContainer, keyContainerImage:
+		return true
+	}
+	return false
+}
