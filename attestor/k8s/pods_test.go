@@ -211,7 +211,8 @@ func TestRecordsAreUsedOn(t *testing.T) {
 	}
 }
 
-// TestMemory bounds what is kept of a full node: some 0.4 MiB are measured.
+// TestMemory bounds what is kept of a full node: of 550 containers, for
+// which 1 MiB is measured.
 func TestMemory(t *testing.T) {
 	data := manyPods(110)
 	if len(data) < 110*10<<10 {
@@ -234,7 +235,7 @@ func TestMemory(t *testing.T) {
 	}
 	kept := heap() - before
 	t.Logf("%d bytes of JSON, %d kept", len(data), kept)
-	if kept > 4<<20 {
+	if kept > 10<<20 {
 		t.Errorf("%d bytes are kept of 110 pods", kept)
 	}
 	runtime.KeepAlive(l)
@@ -257,8 +258,15 @@ func BenchmarkDecode110Pods(b *testing.B) {
 // FuzzDecode holds to this: whatever is decoded, no container has the
 // selectors of a pod it is not listed in, and nothing of another node counts.
 func FuzzDecode(f *testing.F) {
-	f.Add(podList(podJSON(1, nil)))
-	f.Add(podList(podJSON(1, nil), podJSON(1, nil)))
+	small := func(p map[string]any) { // the fuzzer is slow on long seeds
+		delete(p["spec"].(map[string]any), "containers")
+		delete(p["metadata"].(map[string]any), "annotations")
+		for _, l := range []string{"initContainerStatuses", "ephemeralContainerStatuses"} {
+			delete(p["status"].(map[string]any), l)
+		}
+	}
+	f.Add(podList(podJSON(1, small)))
+	f.Add(podList(podJSON(1, small), podJSON(1, small)))
 	f.Add([]byte(`{"items":[{"metadata":{"uid":"a","labels":{"a":"b"}},"spec":{"nodeName":"node-1"},"status":{"containerStatuses":[{"containerID":"x://` + idA + `"}]}}]}`))
 	f.Add([]byte(`{"kind":"PodList","items":null}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
