@@ -85,10 +85,14 @@ type list struct {
 // unless that is empty, nothing is believed. old is the list before it, whose
 // records are used on where they say the same; it may be nil.
 func decode(r io.Reader, node string, old *list) (*list, error) {
+	return decodeWithin(&bounded{r: r, most: maxList, each: maxPod}, node, old)
+}
+
+// decodeWithin is decode with other bounds.
+func decodeWithin(in *bounded, node string, old *list) (*list, error) {
 	l := &list{pods: map[string]*record{}, containers: map[string]*record{}}
-	in := &bounded{r: r, most: maxList}
 	dec := json.NewDecoder(in)
-	renew := func() { in.until = dec.InputOffset() + maxPod }
+	renew := func() { in.until = dec.InputOffset() + in.each }
 	renew()
 	if err := expect(dec, '{'); err != nil {
 		return nil, err
@@ -248,6 +252,7 @@ func (r *record) orNew(latest *record) *record {
 type bounded struct {
 	r     io.Reader
 	most  int64 // bytes of the whole
+	each  int64 // bytes of a pod, or of what stands beside the list of them
 	until int64 // offset that the value being read may not pass
 	read  int64
 }
@@ -257,9 +262,9 @@ func (b *bounded) Read(p []byte) (int, error) {
 	left := min(b.most, b.until) - b.read
 	if left <= 0 {
 		if b.until < b.most {
-			return 0, fmt.Errorf("a pod of more than %d MiB", maxPod>>20)
+			return 0, fmt.Errorf("a pod of more than %d KiB", b.each>>10)
 		}
-		return 0, fmt.Errorf("more than %d MiB", maxList>>20)
+		return 0, fmt.Errorf("more than %d KiB", b.most>>10)
 	}
 	n, err := b.r.Read(p[:min(int64(len(p)), left)])
 	b.read += int64(n)

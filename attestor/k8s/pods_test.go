@@ -153,6 +153,7 @@ func TestOddPods(t *testing.T) {
 }
 
 func TestBadLists(t *testing.T) {
+	const most, each = 256 << 10, 64 << 10 // less than of a kubelet, so that the test is quick
 	good := string(manyPods(3))
 	for name, test := range map[string]struct{ list, err string }{
 		"nothing":         {"", "ends in the middle"},
@@ -171,13 +172,13 @@ func TestBadLists(t *testing.T) {
 		"labels no text":  {`{"items":[{"metadata":{"labels":{"a":1}}}]}`, "items[0]: json: cannot unmarshal"},
 		"status no list":  {`{"items":[{"status":{"containerStatuses":{}}}]}`, "items[0]"},
 		"deep":            {`{"x":` + strings.Repeat("[", 20_000), "exceeded max depth"},
-		"pod too long":    {`{"items":[{"spec":{"x":"` + strings.Repeat("x", maxPod) + `"}}]}`, "a pod of more than 16 MiB"},
-		"prefix too long": {`{"metadata":"` + strings.Repeat("x", maxPod), "more than 16 MiB"},
-		"list too long":   {`{"items":[` + strings.Repeat(`{"spec":{"x":"`+strings.Repeat("x", maxPod-100)+`"}},`, 5), "more than 64 MiB"},
+		"pod too long":    {`{"items":[{"spec":{"x":"` + strings.Repeat("x", each) + `"}}]}`, "a pod of more than 64 KiB"},
+		"prefix too long": {`{"metadata":"` + strings.Repeat("x", each), "more than 64 KiB"},
+		"list too long":   {`{"items":[` + strings.Repeat(`{"spec":{"x":"`+strings.Repeat("x", each-100)+`"}},`, 5), "more than 256 KiB"},
 		"too many":        {`{"items":[` + strings.Repeat("{},", maxPods) + `{}]}`, "more than 4096 pods"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, err := decode(strings.NewReader(test.list), nodeName, nil)
+			l, err := decodeWithin(&bounded{r: strings.NewReader(test.list), most: most, each: each}, nodeName, nil)
 			if err == nil || l != nil || !strings.Contains(err.Error(), test.err) {
 				t.Fatalf("got %v, %v; want error %q", l, err, test.err)
 			}
@@ -227,7 +228,7 @@ func TestMemory(t *testing.T) {
 	}
 	var l *list
 	before := heap()
-	for range 5 { // as often as the kubelet is asked, the one before kept meanwhile
+	for range 2 { // as often as the kubelet is asked, the one before kept meanwhile
 		var err error
 		if l, err = decode(bytes.NewReader(data), nodeName, l); err != nil {
 			t.Fatal(err)
