@@ -173,6 +173,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.server.Serve(ctx) })
 	g.Go(func() error { return a.loop(ctx) })
+	for _, w := range a.cfg.WorkloadAttestors {
+		if r, ok := w.(attestor.Runner); ok {
+			g.Go(func() error { return r.Run(ctx) })
+		}
+	}
 	return errors.Join(g.Wait(), a.client.Close(), a.dir.close())
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/narthex-id/narthex/agent"
 	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/attestor"
+	"github.com/narthex-id/narthex/attestor/k8s"
 	"github.com/narthex-id/narthex/internal/config"
 	"github.com/narthex-id/narthex/internal/sandbox"
 	"github.com/narthex-id/narthex/internal/telemetry"
@@ -85,7 +86,11 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 	}
 	defer tell.close()
 	metrics := telemetry.NewMetrics()
-	a, err := agent.New(agentConfig(c, metrics, log))
+	cfg, err := agentConfig(c, metrics, log)
+	if err != nil {
+		return err
+	}
+	a, err := agent.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -173,7 +178,7 @@ func sayOnHangup(ctx context.Context, hangups <-chan os.Signal, tell *teller, lo
 }
 
 // agentConfig says in the agent's words what the file says in its own.
-func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger) agent.Config {
+func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger) (agent.Config, error) {
 	out := agent.Config{
 		TrustDomain:        c.TrustDomain,
 		DataDir:            string(c.DataDir),
@@ -199,6 +204,8 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		out.Node = attestor.X509PoP{
 			Key: string(n.X509PoP.Key), Certificate: string(n.X509PoP.Certificate), Intermediates: string(n.X509PoP.Intermediates),
 		}
+	case n.K8sPSAT != nil:
+		out.Node = attestor.PSAT{Cluster: n.K8sPSAT.Cluster, Token: string(n.K8sPSAT.Token)}
 	}
 	if c.Agent.KeyManager.Memory != nil {
 		out.Keys = keys.Memory()
@@ -208,7 +215,14 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 			DiscoverPath: u.DiscoverWorkloadPath, SizeLimit: u.WorkloadSizeLimit,
 		}))
 	}
-	return out
+	if k := c.Agent.WorkloadAttestors.K8s; k != nil {
+		cfg, err := k8sConfig(k, c.Finding, os.LookupEnv, log.Named("k8s"))
+		if err != nil {
+			return agent.Config{}, err
+		}
+		out.WorkloadAttestors = append(out.WorkloadAttestors, k8s.New(cfg))
+	}
+	return out, nil
 }
 
 // bundleLimit bounds a bootstrap bundle: some hundred certificates.

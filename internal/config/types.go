@@ -85,6 +85,8 @@ type NodeAttestor struct {
 	JoinToken *JoinToken `yaml:"join_token"`
 	// A certificate that the server was told to trust, and its key. The node can attest again at any time.
 	X509PoP *X509PoP `yaml:"x509pop"`
+	// The service account token of the agent's pod, which the server has reviewed by the cluster. The node can attest again at any time.
+	K8sPSAT *K8sPSAT `yaml:"k8s_psat"`
 }
 
 // JoinToken holds one of its two keys.
@@ -105,6 +107,14 @@ type X509PoP struct {
 	Intermediates File `yaml:"intermediates" example:"/etc/narthex/intermediates.crt"`
 }
 
+// K8sPSAT names the cluster and the token.
+type K8sPSAT struct {
+	// The cluster's name in the configuration of the server's k8s_psat plugin.
+	Cluster string `yaml:"cluster" required:"true" example:"demo"`
+	// The file of a projected serviceAccountToken, whose audience is one the server asks for (spire-server unless it is told otherwise). It is read each time the agent attests.
+	Token File `yaml:"token" default:"/var/run/secrets/tokens/spire-agent"`
+}
+
 // KeyManager holds exactly one kind.
 type KeyManager struct {
 	// In data_dir, mode 0600: a restarted agent goes on with the SVID it has.
@@ -121,6 +131,8 @@ type Empty struct{}
 type WorkloadAttestors struct {
 	// Selectors unix:uid, unix:user, unix:gid, unix:group, unix:supplementary_gid and unix:supplementary_group, from the kernel.
 	Unix *UnixAttestor `yaml:"unix"`
+	// Selectors k8s:ns, k8s:sa, k8s:pod-label and others of the caller's pod and container, from the kubelet of this node. Callers outside of pods have none.
+	K8s *K8sAttestor `yaml:"k8s"`
 }
 
 // UnixAttestor configures the unix workload attestor.
@@ -129,6 +141,39 @@ type UnixAttestor struct {
 	DiscoverWorkloadPath bool `yaml:"discover_workload_path" default:"false"`
 	// The largest executable to hash, in bytes; attestation of a larger one fails. 0: 512 MiB. -1: no unix:sha256 at all.
 	WorkloadSizeLimit int64 `yaml:"workload_size_limit" default:"0" min:"-1"`
+}
+
+// K8sAttestor configures the k8s workload attestor.
+type K8sAttestor struct {
+	// The environment variable with this node's name (spec.nodeName). Pods that the kubelet lists for another node are not believed, and the name is where the kubelet is reached when no host is said. Left out: it is not compared. A variable that is not set is an error.
+	NodeNameEnv string `yaml:"node_name_env" example:"NODE_NAME"`
+	// Where the kubelet is, and how both sides prove who they are.
+	Kubelet Kubelet `yaml:"kubelet"`
+	// Also gives the selectors of the container (k8s:container-name, k8s:container-image), for which callers wait until the kubelet has seen it run. false: those of the pod alone, at once.
+	Containers bool `yaml:"containers" default:"true"`
+}
+
+// Kubelet is the kubelet of this node. Credentials are read again each minute,
+// and at once when the kubelet refuses them.
+type Kubelet struct {
+	// Its name or address. Left out: that of host_env, else the node's name, else 127.0.0.1. On a loopback address the certificate is verified, and not the name in it.
+	Host string `yaml:"host" example:"127.0.0.1"`
+	// The environment variable with its name or address (status.hostIP). One that is not set is an error.
+	HostEnv string `yaml:"host_env" example:"NODE_IP"`
+	// Its port. 0: 10250, or 10255 with read_only.
+	Port int `yaml:"port" default:"0" min:"0" max:"65535"`
+	// The read-only port: plain HTTP, where nobody proves anything. Few kubelets have it open.
+	ReadOnly bool `yaml:"read_only" default:"false"`
+	// The certificates that may have signed the kubelet's, PEM. A kubelet signs its own unless serverTLSBootstrap is set.
+	CA File `yaml:"ca" default:"/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"`
+	// Believes whoever answers there. What the kubelet says decides who gets which identity.
+	SkipVerification bool `yaml:"skip_verification" default:"false"`
+	// The bearer token it is asked with, for the API server's audience. Not used with certificate.
+	Token File `yaml:"token" default:"/var/run/secrets/kubernetes.io/serviceaccount/token"`
+	// A client certificate instead, PEM.
+	Certificate File `yaml:"certificate" example:"/etc/narthex/kubelet-client.crt"`
+	// The key of certificate, PEM.
+	Key File `yaml:"key" example:"/etc/narthex/kubelet-client.key"`
 }
 
 // WorkloadAPI is a Workload API socket: the agent's own, or the one the proxy

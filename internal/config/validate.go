@@ -126,6 +126,9 @@ func (a *Agent) validate(f *findings) {
 			f.addf("agent.key_manager.memory", "cannot stand beside join_token: a token is good once, so a restarted agent without its key could not attest again; use disk")
 		}
 	}
+	if k := a.WorkloadAttestors.K8s; k != nil {
+		k.validate(f, "agent.workload_attestors.k8s")
+	}
 	if t := time.Duration(a.SVID.AvailabilityTarget); t != 0 && t < 24*time.Hour {
 		f.addf("agent.svid.availability_target", "%s is too short; 0s (off) or at least 24h", t)
 	}

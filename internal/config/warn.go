@@ -22,6 +22,9 @@ func (c *Config) warn() {
 	if c.Agent != nil && c.Agent.Server.InsecureBootstrap {
 		c.warnf("agent.server.insecure_bootstrap", "the server is not authenticated the first time: whoever answers there is trusted; use bundle: {file: …}")
 	}
+	if c.Agent != nil && c.Agent.WorkloadAttestors.K8s != nil {
+		c.warnKubelet(&c.Agent.WorkloadAttestors.K8s.Kubelet, "agent.workload_attestors.k8s.kubelet")
+	}
 	if a := c.Telemetry.Listen; a != "" && !a.Local() {
 		c.warnf("telemetry.listen", "%s is open to the network and shows identities and connections without authentication; use a loopback address, and telemetry.health for probes", a)
 	}
@@ -48,6 +51,16 @@ func (c *Config) warn() {
 				c.warnRemote(r.Target, fmt.Sprintf("%s.routes[%d].target", key, n))
 			}
 		}
+	}
+}
+
+// warnKubelet finds what lets others speak for the kubelet.
+func (c *Config) warnKubelet(k *Kubelet, key string) {
+	switch {
+	case k.ReadOnly:
+		c.warnf(key+".read_only", "whoever answers on the read-only port decides who gets which identity, and anybody can read it; use the secure port")
+	case k.SkipVerification:
+		c.warnf(key+".skip_verification", "whoever answers at the kubelet's address is sent the token and decides who gets which identity; give ca the kubelet's CA")
 	}
 }
 
