@@ -431,3 +431,30 @@ func TestUnreadableDataDir(t *testing.T) {
 		t.Errorf("%T holds no path", err)
 	}
 }
+
+// busy is an attestor with work of its own.
+type busy struct {
+	attestor.Workload
+	began, ended chan struct{}
+}
+
+func (b busy) Run(ctx context.Context) error {
+	close(b.began)
+	<-ctx.Done()
+	close(b.ended)
+	return nil
+}
+
+func TestAttestorsRunWithTheAgent(t *testing.T) {
+	s := newStage(t)
+	b := busy{attestor.NewUnix(attestor.UnixConfig{}), make(chan struct{}), make(chan struct{})}
+	s.cfg.WorkloadAttestors = append(s.cfg.WorkloadAttestors, b)
+	_, stop := s.start()
+	<-b.began
+	stop()
+	select {
+	case <-b.ended:
+	default:
+		t.Error("the agent has ended, the attestor runs on")
+	}
+}

@@ -137,7 +137,7 @@ func (*psatAttempt) Answer(context.Context, []byte) ([]byte, error) {
 
 // Advice implements Adviser.
 func (a *psatAttempt) Advice() string {
-	advice := fmt.Sprintf("the server needs a k8s_psat plugin with a cluster %q, whose service_account_allow_list names this pod's namespace:account", a.cluster)
+	advice := fmt.Sprintf("where that is about the token, the server needs a k8s_psat plugin with a cluster %q, whose service_account_allow_list names this pod's namespace:account", a.cluster)
 	if len(a.audiences) == 0 {
 		return advice
 	}

@@ -47,6 +47,12 @@ func (*echo) Answer(_ context.Context, challenge []byte) ([]byte, error) {
 	return answer, nil
 }
 
+// advised is echo that knows why it may be refused.
+type advised struct{ echo }
+
+func (a *advised) Begin(context.Context) (attestor.Attempt, error) { return a, nil }
+func (*advised) Advice() string                                    { return "look at the token" }
+
 func challenge(data string) *agentv1.AttestAgentResponse {
 	return &agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Challenge{Challenge: []byte(data)}}
 }
@@ -203,6 +209,17 @@ func TestAttestRefused(t *testing.T) {
 	var no *DeniedError
 	if err := attest(token{}); !errors.As(err, &no) || no.Reason != Other || no.Superseded || no.Step != stepAttest {
 		t.Errorf("banned: got %v", err)
+	}
+	if err := attest(&advised{}); !errors.As(err, &no) || !strings.HasSuffix(err.Error(), "; look at the token") {
+		t.Errorf("refused with advice: got %v", err)
+	}
+	answer = status.Error(codes.Internal, "the token cannot be validated")
+	if err := attest(&advised{}); err == nil || !strings.HasSuffix(err.Error(), "; look at the token") {
+		t.Errorf("failed with advice: got %v", err)
+	}
+	answer = status.Error(codes.Unavailable, "away")
+	if err := attest(&advised{}); err == nil || strings.Contains(err.Error(), "look at") {
+		t.Errorf("unreachable with advice: got %v", err)
 	}
 	answer = nil
 	if err := attest(token{}); !errors.Is(err, ErrBadAnswer) {
