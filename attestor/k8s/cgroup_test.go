@@ -76,7 +76,9 @@ func TestPlaceOf(t *testing.T) {
 		},
 		"another node on the same machine": {
 			"5:pids:/docker/" + node + "/kubepods/burstable/pod" + uidB + "/" + idC + "\n",
-			"5:pids:/docker/" + idB + "/kubepods/burstable/pod" + uidA + "/" + idA, place{}, "",
+			"5:pids:/docker/" + idB + "/kubepods/burstable/pod" + uidA + "/" + idA,
+			place{},
+			"",
 		},
 		"a node that is a pod": {
 			"0::/kubepods/burstable/pod" + uidB + "/" + idB + "/kubelet/kubepods/pod" + uidB + "/" + idC + "\n",

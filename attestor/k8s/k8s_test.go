@@ -203,22 +203,22 @@ func TestUnknownContainer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{list: always(manyPods(3))}
 		a := s.attestor(t).inside(7, "app")
-		attest := func() (error, time.Duration) {
+		attest := func() (time.Duration, error) {
 			began := time.Now()
 			selectors, err := a.Attest(t.Context(), pinned)
 			if err == nil {
 				t.Fatalf("found %v", selectors)
 			}
-			return err, time.Since(began)
+			return time.Since(began), err
 		}
-		err, took := attest()
+		took, err := attest()
 		want := "container " + containerID(7, "app") + " of pod " + podUID(7) + ": the kubelet does not list it among its 3 pods"
 		if !strings.HasPrefix(err.Error(), want) || took != patience {
 			t.Errorf("error %v after %s", err, took)
 		}
 		before := s.asked.Load()
 		for range 100 {
-			if _, took := attest(); took != 0 {
+			if took, _ := attest(); took != 0 {
 				t.Fatalf("answered after %s", took)
 			}
 		}
@@ -226,7 +226,7 @@ func TestUnknownContainer(t *testing.T) {
 			t.Errorf("%d requests for what is known to be unknown", s.asked.Load()-before)
 		}
 		time.Sleep(unknownAge)
-		if _, took := attest(); took != 0 || s.asked.Load() != before+1 {
+		if took, _ := attest(); took != 0 || s.asked.Load() != before+1 {
 			t.Errorf("answered after %s and %d requests", took, s.asked.Load()-before)
 		}
 	})
@@ -311,7 +311,7 @@ func TestKubeletAway(t *testing.T) {
 		time.Sleep(errorAge)
 		attest(nil)
 		synctest.Wait()
-		if len(reported) != 2 || reported[0] != away || reported[1] != nil {
+		if len(reported) != 2 || !errors.Is(reported[0], away) || reported[1] != nil {
 			t.Errorf("reported %v", reported)
 		}
 	})
