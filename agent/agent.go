@@ -6,6 +6,9 @@
 //	if err != nil { … }
 //	err = a.Run(ctx)                     // until ctx ends
 //
+// An agent may take the place of one that runs (Successor), which lets go of it
+// (LetGo): at no moment do two of them speak to the server.
+//
 // Everything that changes, changes in one goroutine, the loop of Run: attest
 // or renew, sync, sign, sleep until something is due. The calls it makes are
 // in agent/spire, what it knows in agent/registry, the sockets it serves in
@@ -18,6 +21,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -52,7 +56,8 @@ type Config struct {
 	X509Cache          int           // SVIDs signed before they are asked for; default 1000
 	AvailabilityTarget time.Duration // see registry.Options
 
-	Socket  string // path of the Workload API
+	Socket  string       // path of the Workload API
+	Inherit net.Listener // for Successor: what the agent before us served at Socket; nil: Socket is opened
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger
 
@@ -70,6 +75,8 @@ type Agent struct {
 	metrics  metrics
 	wake     chan struct{} // holds one token when somebody waits for a sync
 	due      chan struct{} // holds one token when a watch has made signing due
+	turn     turn          // to speak to the server
+	stale    bool          // another agent had the lease since; whoever has the turn may touch it
 
 	mu     sync.Mutex // guards the following
 	flight *flight    // the sync that callers wait for, nil when none do
@@ -96,8 +103,24 @@ type flight struct {
 
 // New takes the lease of the data directory, reads what an earlier run left
 // there and opens the Workload API socket, so that callers are answered from
-// the first moment. It speaks to no server.
+// the first moment. It speaks to no server. The error is a *HeldError where
+// another agent has the lease: see Successor.
 func New(cfg Config) (*Agent, error) {
+	a, err := newAgent(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.dir.take(); err != nil {
+		return nil, err
+	}
+	if err := a.open(); err != nil {
+		return nil, errors.Join(err, a.dir.close())
+	}
+	return a, nil
+}
+
+// newAgent makes an agent that holds nothing yet.
+func newAgent(cfg Config) (*Agent, error) {
 	if cfg.SyncInterval <= 0 {
 		cfg.SyncInterval = 5 * time.Second
 	}
@@ -111,19 +134,16 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{
+	return &Agent{
 		cfg:     cfg,
 		log:     cfg.Log,
 		dir:     dir,
 		metrics: newMetrics(cfg.Metrics),
 		wake:    make(chan struct{}, 1),
 		due:     make(chan struct{}, 1),
+		turn:    turn{token: make(chan struct{}, 1)},
 		view:    view{problem: errNotAttested, since: time.Now()},
-	}
-	if err := a.open(); err != nil {
-		return nil, errors.Join(err, dir.close())
-	}
-	return a, nil
+	}, nil
 }
 
 var errNotAttested = errors.New("the agent is starting and has not attested its node yet")
@@ -155,6 +175,7 @@ func (a *Agent) open() error {
 	a.client = client
 	a.server, err = endpoint.Listen(endpoint.Config{
 		Socket:    a.cfg.Socket,
+		Listener:  a.cfg.Inherit,
 		Agent:     a,
 		Attestors: a.cfg.WorkloadAttestors,
 		Metrics:   a.cfg.Metrics,

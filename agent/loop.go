@@ -65,12 +65,13 @@ func (a *Agent) loop(ctx context.Context) error {
 		return err
 	}
 	pause := a.cfg.minPause
-	for ctx.Err() == nil {
+	for l.begin(ctx) {
 		started := time.Now()
 		err := l.advance(ctx)
 		until := l.nextDue(time.Now())
 		switch {
-		case ctx.Err() != nil:
+		case ctx.Err() != nil, errors.Is(err, errInterrupted):
+			l.turn.end()
 			continue // what failed, failed because it is over
 		case err == nil:
 			pause = a.cfg.minPause
@@ -83,6 +84,7 @@ func (a *Agent) loop(ctx context.Context) error {
 			until = time.Now().Add(wait)
 			pause = min(2*pause, maxPause)
 		}
+		l.turn.end()
 		l.sleep(ctx, started, until)
 	}
 	l.land(ctx.Err())
@@ -151,12 +153,20 @@ func (l *looper) advance(ctx context.Context) error {
 			return err
 		}
 	}
+	// From here on nothing is lost by a call that is cut off.
+	soft, done := l.turn.interruptible(ctx)
+	defer done()
+	var err error
 	if !time.Now().Before(l.nextSync) {
-		if err := l.sync(ctx); err != nil {
-			return err
-		}
+		err = l.sync(soft)
 	}
-	return l.sign(ctx)
+	if err == nil {
+		err = l.sign(soft)
+	}
+	if soft.Err() != nil && ctx.Err() == nil {
+		return errInterrupted
+	}
+	return err
 }
 
 // failed tells callers and the log why the loop cannot go on. One failure is

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -46,12 +48,14 @@ var errCorruptState = errors.New("state file is corrupt")
 // dataDir is the agent's directory, held under a lease: two agents that share
 // one would evict each other at the server.
 type dataDir struct {
-	path  string
-	lease *os.File
+	path string
+
+	mu    sync.Mutex // guards the following
+	lease *os.File   // nil: not ours
 }
 
-// openDataDir makes the directory where it is missing (0700) and takes its
-// lease. The lease ends with the process, however it ends.
+// openDataDir makes the directory where it is missing (0700). Nothing in it may
+// be written before take.
 func openDataDir(path string) (*dataDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("make data_dir: %w; set data_dir to a directory that the agent's user can make", err)
@@ -66,23 +70,69 @@ func openDataDir(path string) (*dataDir, error) {
 				"it holds private keys: chmod 0700 it, or choose another", path, mode, err)
 		}
 	}
-	f, err := os.OpenFile(filepath.Join(path, leaseFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	return &dataDir{path: path}, nil
+}
+
+// LeasePath is the file of a data directory that the agent which serves has
+// locked (flock(2)).
+func LeasePath(dataDir string) string { return filepath.Join(dataDir, leaseFile) }
+
+// HeldError says that another agent holds the lease of a data directory.
+type HeldError struct {
+	DataDir string
+	PID     string // of the one that holds it, as it wrote it down; it may be of another pid namespace
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("data_dir %s is in use by another agent (pid %s): stop it, or give this one a data_dir of its own", e.DataDir, e.PID)
+}
+
+// take takes the lease. It ends with the process, however it ends. The error is
+// a *HeldError where another process has it.
+func (d *dataDir) take() error {
+	f, err := os.OpenFile(LeasePath(d.path), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("take the lease of data_dir: %w; the agent must own and be able to write %s", err, path)
+		return fmt.Errorf("take the lease of data_dir: %w; the agent must own and be able to write %s", err, d.path)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		holder, _ := os.ReadFile(f.Name())
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("data_dir %s is in use by another agent (pid %s): stop it, or give this one a data_dir of its own",
-				path, strings.TrimSpace(string(holder)))
+			return &HeldError{DataDir: d.path, PID: strings.TrimSpace(string(holder))}
 		}
-		return nil, fmt.Errorf("take the lease of data_dir %s: %w", path, err)
+		return fmt.Errorf("take the lease of data_dir %s: %w", d.path, err)
 	}
 	if err := f.Truncate(0); err == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0) // for the message above only
 	}
-	return &dataDir{path: path, lease: f}, nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lease = f
+	return nil
+}
+
+// leaseTime bounds how long a lease may be on its way from one agent to the
+// next, or be looked at by a third.
+const leaseTime = 3 * time.Second
+
+// await takes the lease, and waits a moment for one that is on its way.
+func (d *dataDir) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, leaseTime)
+	defer cancel()
+	tick := time.NewTicker(leaseTime / 100)
+	defer tick.Stop()
+	for {
+		err := d.take()
+		var held *HeldError
+		if !errors.As(err, &held) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
 }
 
 // ownDir returns what is known of a directory of ours. It fails where the
@@ -112,13 +162,32 @@ func ownDir(path string) (fs.FileInfo, error) {
 	return info, nil
 }
 
-// close gives the lease back.
-func (d *dataDir) close() error { return d.lease.Close() }
+// close gives the lease back, if there is one.
+func (d *dataDir) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lease == nil {
+		return nil
+	}
+	f := d.lease
+	d.lease = nil
+	return f.Close()
+}
 
 // load reads the state. A missing file is an empty state. A corrupt one is
 // set aside under another name, which the error (wrapping errCorruptState)
 // tells, and the state is empty.
 func (d *dataDir) load(trustDomain string) (state, error) {
+	s, err := d.read(trustDomain)
+	if errors.Is(err, errCorruptState) {
+		err = d.setAside(err)
+	}
+	return s, err
+}
+
+// read is load without the right to change anything: a corrupt file stays where
+// it is.
+func (d *dataDir) read(trustDomain string) (state, error) {
 	path := filepath.Join(d.path, stateFile)
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -148,7 +217,7 @@ func (d *dataDir) load(trustDomain string) (state, error) {
 		return state{}, fmt.Errorf("read agent state: %w", problem)
 	}
 	if problem != nil {
-		return state{}, d.setAside(problem)
+		return state{}, fmt.Errorf("%w: %w", errCorruptState, problem)
 	}
 	if s.TrustDomain != trustDomain {
 		return state{}, fmt.Errorf("data_dir %s belongs to an agent of trust domain %q, not %q: give this agent a data_dir of its own",
@@ -165,7 +234,10 @@ func (d *dataDir) setAside(problem error) error {
 	if err := os.Rename(path, aside); err != nil {
 		return fmt.Errorf("set a corrupt state file aside: %w", err)
 	}
-	return fmt.Errorf("%w (%w): set aside as %s", errCorruptState, problem, aside)
+	if !errors.Is(problem, errCorruptState) {
+		problem = fmt.Errorf("%w: %w", errCorruptState, problem)
+	}
+	return fmt.Errorf("%w; set aside as %s", problem, aside)
 }
 
 // store writes the state so that a crash at any moment leaves the old one or

@@ -167,7 +167,7 @@ func elsewhere(f func() error) error {
 // finish gives the end of a call its code and counts it.
 func (s *Server) finish(method string, err error) error {
 	if err != nil {
-		if s.stop.Err() != nil {
+		if s.stop.Err() != nil || s.yielding.Load() {
 			err = errStopping
 		} else if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			err = status.FromContextError(err).Err()

@@ -20,6 +20,7 @@ import (
 type listener struct {
 	net.Listener
 	server *Server
+	gate   gate
 }
 
 // Accept returns the next connection. Its errors that pass (no file
@@ -28,6 +29,9 @@ type listener struct {
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		raw, err := l.Listener.Accept()
+		if err != nil && l.gate.wait() {
+			continue
+		}
 		if err != nil {
 			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 				l.server.complain("cannot accept connections", "error", err, "hint", "raise the limit of open files (LimitNOFILE)")

@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -63,7 +64,8 @@ type Config struct {
 	Socket string
 	// Listener, where it is set, is served instead of making a socket: one
 	// handed over by a predecessor or by systemd. It must be a listener on a
-	// Unix stream socket. Serve closes it and leaves its file alone.
+	// Unix stream socket. Serve closes it and leaves its file alone, unless
+	// Own was called.
 	Listener net.Listener
 
 	Agent     Agent
@@ -106,13 +108,15 @@ type Server struct {
 	log       hclog.Logger
 
 	listener *listener
-	socket   *socket // nil where the listener is inherited
+	socket   *socket // nil where the listener is inherited and not ours
 	grpc     *grpc.Server
 	health   *healthServer
 	limits   *limiter
 	meter    *meter
 	frames   frames
 	held     held
+	yielding atomic.Bool // between Pause and Resume
+	given    atomic.Bool // likewise, where another process has the socket
 
 	// stop ends every call when the server shuts down. The calls of a gRPC
 	// server have no parent context of ours, so they are tied to this one.
@@ -146,6 +150,14 @@ func Listen(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("listen: the inherited listener is on %q; want a unix stream socket", network)
 	} else if l, ok := cfg.Listener.(*net.UnixListener); ok {
 		l.SetUnlinkOnClose(false)
+		if cfg.Socket != "" {
+			path, err := socketPath(cfg.Socket)
+			if err != nil {
+				return nil, err
+			}
+			s.socket = &socket{UnixListener: l, path: path}
+			s.listener.Listener = s.socket
+		}
 	}
 	s.grpc = s.newGRPC()
 	services := registrar{s.grpc, s}
@@ -237,28 +249,39 @@ func (s *Server) Close() error {
 	s.closed.Do(func() {
 		// The socket goes first: who calls again should find nobody rather
 		// than us.
-		if s.socket != nil {
+		if s.socket != nil && !s.given.Load() {
 			err = s.socket.remove()
 		}
-		drained := make(chan struct{})
-		go func() {
-			s.grpc.GracefulStop()
-			close(drained)
-		}()
-		s.halt()
-		s.held.close()
-		s.health.Shutdown()
-		grace := time.NewTimer(drainTimeout)
-		defer grace.Stop()
-		select {
-		case <-drained:
-		case <-grace.C:
-			s.grpc.Stop()
-			<-drained
-		}
+		s.drain()
 		if closeErr := s.listener.Close(); closeErr != nil && !errors.Is(closeErr, net.ErrClosed) {
 			err = errors.Join(err, closeErr)
 		}
 	})
 	return err
+}
+
+// drain ends every call and waits for all. Where another process serves the
+// socket by now, calls that came to us before that have drainTimeout to be
+// answered: their callers cannot know that somebody else would answer.
+func (s *Server) drain() {
+	drained := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(drained)
+	}()
+	if !s.yielding.Load() {
+		s.halt()
+	}
+	s.held.close()
+	s.health.Shutdown()
+	grace := time.NewTimer(drainTimeout)
+	defer grace.Stop()
+	select {
+	case <-drained:
+	case <-grace.C:
+		s.halt()
+		s.grpc.Stop()
+		<-drained
+	}
+	s.halt()
 }

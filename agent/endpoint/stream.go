@@ -80,7 +80,7 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 	}
 	defer c.end()
 	if !s.held.add(c.watch) {
-		return errStopping
+		c.watch.Close() // the one answer that is there, and no more
 	}
 	var sent *frame
 	defer func() { s.frames.release(sent) }()

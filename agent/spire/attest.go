@@ -110,6 +110,27 @@ func advise(err error, attempt attestor.Attempt) error {
 	return fmt.Errorf("%w; %s", err, a.Advice())
 }
 
+// Reach returns nil when the server answers and is who trust says, which is
+// asked without an identity: no agent is noticed by it.
+func (c *Client) Reach(ctx context.Context, trust Trust) error {
+	const step = "reach the server"
+	if !trust.Insecure && len(trust.Roots) == 0 {
+		return fmt.Errorf("%s: there is no trust bundle to verify it with", step)
+	}
+	v := &verifier{serverID: c.serverID, insecure: trust.Insecure, roots: func() []*x509.Certificate { return trust.Roots }}
+	cn, err := c.acquireAnonymous(step, v)
+	if err != nil {
+		return err
+	}
+	defer c.release(cn)
+	bounded, cancel := context.WithTimeout(ctx, c.callTimeout)
+	defer cancel()
+	if _, err := getBundle(bounded, cn, c.trustDomain); err != nil {
+		return c.explain(ctx, step, cn, err)
+	}
+	return nil
+}
+
 func (c *Client) attestBundle(ctx context.Context, cn *conn) (*registry.Bundle, error) {
 	const step = stepAttest + ": get bundle"
 	bounded, cancel := context.WithTimeout(ctx, c.callTimeout)

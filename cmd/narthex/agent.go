@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,6 +21,7 @@ import (
 	"github.com/narthex-id/narthex/attestor"
 	"github.com/narthex-id/narthex/attestor/k8s"
 	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/handover"
 	"github.com/narthex-id/narthex/internal/sandbox"
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/internal/telemetry/expose"
@@ -30,12 +33,16 @@ func newAgent() *cobra.Command {
 		Short: "Run the agent: attest this node, serve SVIDs to its workloads",
 		Long: `Attests this node to a SPIRE Server, attests each local workload that asks, and
 serves short-lived X.509-SVIDs over the SPIFFE Workload API. It does not end
-because the server is away: it answers callers with the reason, and tries again.`,
-		Example: `  narthex agent -c /etc/narthex/narthex.yaml`,
+because the server is away: it answers callers with the reason, and tries again.
+Another one with the same data_dir takes the place of the one that runs, without
+a moment in which nobody serves.`,
+		Example: `  narthex agent -c /etc/narthex/narthex.yaml
+  narthex agent -c /etc/narthex/narthex.yaml --standby   for containers that replace each other`,
 	}
 	path := configFlag(cmd)
 	half := cmd.Flags().Bool("half", false, "show the figures to the proxy's process only (set by `narthex run`)")
 	hide(cmd, "half")
+	standsBy := standbyFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := config.Load(*path)
 		if err != nil {
@@ -49,9 +56,45 @@ because the server is away: it answers callers with the reason, and tries again.
 		}
 		ctx, hangups, stop := untilSignal(cmd.Context(), nil)
 		defer stop()
-		return runAgent(ctx, c, *half, hangups)
+		if !*standsBy {
+			return runAgent(ctx, c, *half, stint{hangups: hangups, taken: func(bool) {}})
+		}
+		s := agentStandby(c)
+		return s.keepPlace(ctx, hangups, func(ctx context.Context, now stint) error {
+			if now.back {
+				c = configAgain(*path, c, func(again *config.Config) error { return sameAgentPlace(c, again) }, s.log)
+			}
+			return runAgent(ctx, c, *half, now)
+		})
 	}
 	return cmd
+}
+
+// agentStandby is an agent between its stints: the lease of data_dir tells
+// whether another one serves.
+func agentStandby(c *config.Config) *standby {
+	var once sync.Once
+	var lock *handover.Lock
+	var err error
+	return &standby{
+		process: "agent", control: filepath.Join(string(c.DataDir), handoverSocketName), telemetry: c.Telemetry,
+		lock: func() (*handover.Lock, error) {
+			once.Do(func() { lock, err = handover.OpenLock(agent.LeasePath(string(c.DataDir))) })
+			return lock, err
+		},
+		log: newLogger("narthex.agent", c.Log),
+	}
+}
+
+// sameAgentPlace checks a file with which an agent is to take its place back.
+func sameAgentPlace(before, again *config.Config) error {
+	if err := again.ForAgent(); err != nil {
+		return err
+	}
+	if again.DataDir != before.DataDir {
+		return errors.New("data_dir is another one: start a new process for that")
+	}
+	return requireFIPS(again)
 }
 
 // hide keeps a flag that only this program sets out of the help.
@@ -61,7 +104,9 @@ func hide(cmd *cobra.Command, flag string) {
 	}
 }
 
-func runAgent(parent context.Context, c *config.Config, half bool, hangups <-chan os.Signal) error {
+// runAgent serves for one stint. Where another agent runs, it goes on if this
+// fails before that one has let go.
+func runAgent(parent context.Context, c *config.Config, half bool, now stint) (err error) {
 	nameProcess("narthex-agent")
 	log := newLogger("narthex.agent", c.Log)
 	if err := agent.Undumpable(); err != nil {
@@ -90,8 +135,10 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 	if err != nil {
 		return err
 	}
-	a, err := agent.New(cfg)
+	place := newAgentPlace(c, half, log)
+	a, err := place.agent(parent, cfg, now.back)
 	if err != nil {
+		place.abandon()
 		return err
 	}
 	started := time.Now()
@@ -107,17 +154,32 @@ func runAgent(parent context.Context, c *config.Config, half bool, hangups <-cha
 	}
 	if !half {
 		show.Listen, show.Health = string(c.Telemetry.Listen), string(c.Telemetry.Health)
+		show.Socket, show.Probed = place.take(handover.Telemetry, show.Listen), place.take(handover.Health, show.Health)
 	}
 	figures, err := expose.Listen(show)
 	if err != nil {
+		place.abandon()
 		return errors.Join(err, a.Close())
+	}
+	place.listen()
+	if err := place.takeOver(parent, a); err != nil {
+		place.abandon()
+		return errors.Join(err, figures.Close(), a.Close())
+	}
+	if place.from != nil || now.back {
+		tell.tookOver()
 	}
 	log.Info("agent starts", "version", version, "fips_module", fipsWords(), "trust_domain", c.TrustDomain.Name(),
 		"server", string(c.Agent.Server.Address), "socket", string(c.Agent.WorkloadAPI.Socket))
-	g, ctx := errgroup.WithContext(parent)
+	leaving, leave := context.WithCancelCause(parent)
+	defer leave(nil)
+	g, ctx := errgroup.WithContext(leaving)
 	g.Go(func() error { return a.Run(ctx) })
+	g.Go(func() error {
+		return place.answer(ctx, &agentGiver{agent: a, config: c, figures: figures, tell: tell, stint: now, ctx: ctx, leave: leave, log: place.log})
+	})
 	g.Go(func() error { return figures.Serve(ctx) })
-	g.Go(func() error { return sayOnHangup(ctx, hangups, tell, log) })
+	g.Go(func() error { return sayOnHangup(ctx, now.hangups, tell, log) })
 	g.Go(func() error { sayHowToUpgrade(ctx, log); return nil })
 	g.Go(func() error { sayAgentReady(ctx, a, tell); return nil })
 	g.Go(func() error {

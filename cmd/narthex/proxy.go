@@ -44,10 +44,12 @@ sockets and identities are there it gives up every right it does not need
 (proxy.sandbox). With --beside, one with another program or configuration takes
 the place of the one that runs without losing a connection.`,
 		Example: `  narthex proxy -c /etc/narthex/narthex.yaml
-  narthex proxy -c /etc/narthex/narthex.yaml --beside`,
+  narthex proxy -c /etc/narthex/narthex.yaml --beside
+  narthex proxy -c /etc/narthex/narthex.yaml --standby   for containers that replace each other`,
 	}
 	path := configFlag(cmd)
 	beside := cmd.Flags().Bool("beside", false, "start in the background, and return once that process serves (in the place of the one that runs, with proxy.handover) or has failed")
+	standsBy := standbyFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := config.Load(*path)
 		if err != nil {
@@ -59,21 +61,102 @@ the place of the one that runs without losing a connection.`,
 		if err := requireFIPS(c); err != nil {
 			return err
 		}
-		r := &proxyRunner{path: *path, config: c, log: newLogger("narthex.proxy", c.Log)}
-		if *beside {
-			return startBeside(cmd.Context(), r.log)
+		log := newLogger("narthex.proxy", c.Log)
+		switch {
+		case *beside:
+			return startBeside(cmd.Context(), log)
+		case *standsBy && c.Proxy.Handover == nil:
+			return usageError{errors.New("--standby needs proxy.handover: without it no other process can take the place of this one")}
 		}
-		ctx, hangups, stop := untilSignal(cmd.Context(), r.endNow)
+		s := &proxyStints{path: *path, config: c, log: log, running: map[*proxyRunner]bool{}}
+		ctx, hangups, stop := untilSignal(cmd.Context(), s.endNow)
 		defer stop()
-		return r.run(ctx, hangups)
+		return s.run(ctx, hangups, *standsBy)
 	}
 	return cmd
+}
+
+// proxyStints are the times for which this process is the proxy that serves:
+// one, or with --standby as many as it takes.
+type proxyStints struct {
+	path string
+	lock *handover.Lock // nil: nobody can take our place
+	log  hclog.Logger
+
+	mu      sync.Mutex // guards the following
+	config  *config.Config
+	last    *proxyRunner          // serves, or was the last to; nil: none yet
+	running map[*proxyRunner]bool // last, and those that drain
+}
+
+func (s *proxyStints) run(ctx context.Context, hangups <-chan os.Signal, standsBy bool) error {
+	h := s.config.Proxy.Handover
+	if h != nil && !strings.Contains(os.Getenv(filesEnv), controlSocketName+"=") { // `narthex run` looks after its proxy by itself
+		var err error
+		// Before the sandbox is: it makes no files.
+		if s.lock, err = handover.OpenLock(string(h.Socket) + ".lock"); err != nil {
+			return err
+		}
+		defer s.lock.Close()
+	}
+	if !standsBy {
+		return s.serve(ctx, stint{hangups: hangups, taken: func(bool) {}})
+	}
+	wait := &standby{
+		process: "proxy", control: string(h.Socket), telemetry: s.config.Telemetry,
+		lock: func() (*handover.Lock, error) { return s.lock, nil }, log: s.log,
+	}
+	return wait.keepPlace(ctx, hangups, s.serve)
+}
+
+// serve runs one proxy. What the process has given up for good by then, the
+// second has not to give up again.
+func (s *proxyStints) serve(ctx context.Context, now stint) error {
+	r := &proxyRunner{path: s.path, config: s.config, lock: s.lock, stint: now, log: s.log}
+	s.mu.Lock()
+	if before := s.last; before != nil {
+		r.box, r.boxed = before.box, before.boxed
+		r.config = configAgain(s.path, before.inForce(), func(again *config.Config) error { return sameProxyPlace(before, again) }, s.log)
+	}
+	s.last, s.running[r] = r, true
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.running, r)
+	}()
+	return r.run(ctx, now.hangups)
+}
+
+// sameProxyPlace checks a file with which a proxy is to take its place back.
+func sameProxyPlace(before *proxyRunner, again *config.Config) error {
+	if err := again.ForProxy(); err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(before.inForce().Proxy.Handover, again.Proxy.Handover) {
+		return errors.New("proxy.handover is another one: start a new process for that")
+	}
+	if err := before.box.Admits(sandboxConfig(again, before.path)); err != nil {
+		return err
+	}
+	return requireFIPS(again)
+}
+
+// endNow is for the second signal.
+func (s *proxyStints) endNow() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r := range s.running {
+		r.endNow()
+	}
 }
 
 // proxyRunner is a proxy with the files it is made from.
 type proxyRunner struct {
 	path    string
 	sockets map[string]net.Listener // inherited, by listener name
+	lock    *handover.Lock          // nil: nobody can take our place
+	stint   stint
 	place   *succession
 	tell    *teller
 	metrics *telemetry.Metrics
@@ -83,6 +166,7 @@ type proxyRunner struct {
 	started time.Time
 	source  identitySource
 	box     *sandbox.Sandbox // nil: proxy.sandbox is off
+	boxed   bool             // the process is in it, or is not to be
 	crls    *identity.CRLs
 	good    *lastGood // guarded by mu once the proxy runs
 
@@ -154,8 +238,10 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 		r.place.abandon()
 		return nil, errors.Join(err, r.closeSources())
 	}
-	if r.place.from != nil {
+	if r.place.from != nil || r.stint.back {
 		r.tell.tookOver()
+	}
+	if r.place.from != nil {
 		r.place.from.Begun()
 	}
 	warnUnused(r.place.sockets, r.log)
@@ -181,6 +267,11 @@ func (r *proxyRunner) serve(ctx context.Context, figures *expose.Server, hangups
 	defer leave(nil)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { keepMemory(serving); return nil })
+	g.Go(func() error {
+		<-ctx.Done() // whoever drains serves nobody who comes
+		r.place.releaseLock()
+		return nil
+	})
 	g.Go(func() error {
 		defer stopGiving()
 		defer served()
@@ -233,9 +324,16 @@ func sayHowToUpgrade(ctx context.Context, log hclog.Logger) {
 		case <-ctx.Done():
 			return
 		case <-asked:
-			log.Warn("SIGUSR2 upgrades `narthex run`; to upgrade a half alone, start the new one: `narthex proxy --beside` takes over by proxy.handover, an agent is restarted")
+			log.Warn("SIGUSR2 upgrades `narthex run`; to upgrade a half alone, start the new one: a proxy takes over by proxy.handover, an agent by its data_dir")
 		}
 	}
+}
+
+// inForce is the configuration that is.
+func (r *proxyRunner) inForce() *config.Config {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.config
 }
 
 // statusLine is what `systemctl status` shows.

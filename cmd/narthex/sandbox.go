@@ -17,6 +17,10 @@ import (
 // enterSandbox gives up what the proxy does not need from here on, unless the
 // file says otherwise, and says what is in force.
 func (r *proxyRunner) enterSandbox() {
+	if r.boxed {
+		return // by a stint before this one, for as long as the process lives
+	}
+	r.boxed = true
 	c := r.config
 	if c.Proxy.Sandbox == "off" {
 		r.log.Warn("proxy.sandbox is off: whoever takes over the proxy has all the files and rights of its user; remove the key to have the sandbox back")

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/narthex-id/narthex/internal/config"
 	"github.com/narthex-id/narthex/internal/handover"
 	"github.com/narthex-id/narthex/internal/telemetry/expose"
 	"github.com/narthex-id/narthex/proxy"
@@ -40,16 +42,18 @@ type succession struct {
 	control *net.UnixListener     // nil: nobody can take our place
 	from    *handover.Takeover    // nil: there was nobody before us
 	sockets map[string]*activated // what systemd made
+	lock    *handover.Lock        // had by the proxy that serves; nil: nobody can take our place
 	log     hclog.Logger
 
-	mu sync.Mutex // guards from's sockets while they are taken
+	mu  sync.Mutex // guards from's sockets while they are taken, and the following
+	has bool       // the lock
 }
 
 // succeed asks the process that runs, if there is one, for its sockets. The
 // one under `narthex run` is reached by an inherited socket, another by the
 // path in the configuration.
 func (r *proxyRunner) succeed(ctx context.Context, files inherited) (_ *succession, err error) {
-	s := &succession{log: r.log.Named("handover")}
+	s := &succession{log: r.log.Named("handover"), lock: r.lock}
 	if h := r.config.Proxy.Handover; h != nil {
 		s.path, s.owned = string(h.Socket), true
 	}
@@ -60,22 +64,63 @@ func (r *proxyRunner) succeed(ctx context.Context, files inherited) (_ *successi
 		return nil, err
 	}
 	if control != nil {
-		s.path, s.owned = "", false
+		s.path, s.owned, s.lock = "", false, nil
 		s.control = control.(*net.UnixListener) // made by narthex run
 		at = files.path(controlPeerName)
 	}
 	if at == "" {
 		return s, nil
 	}
+	if r.stint.back {
+		return s, s.first(true)
+	}
 	s.from, err = handover.Ask(ctx, at, version)
 	if errors.Is(err, handover.ErrNobody) {
-		return s, nil
+		return s, s.first(false)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.closeControl())
 	}
 	s.log.Info("a proxy runs: its sockets are taken over once this one is ready", "version", s.from.Version)
 	return s, nil
+}
+
+// first takes the lock where no process is to be asked for it. One that takes
+// its place back leaves it to who has it; for any other, a process that has the
+// lock and does not answer is none that keeps it from serving.
+func (s *succession) first(back bool) error {
+	err := s.takeLock()
+	switch {
+	case back && errors.Is(err, handover.ErrLocked):
+		return errPlaceHeld
+	case err != nil:
+		s.log.Warn("a process in standby will not notice when this one is gone", "error", err)
+	}
+	return nil
+}
+
+func (s *succession) takeLock() error {
+	if s.lock == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.lock.Take()
+	s.has = err == nil
+	return err
+}
+
+// releaseLock gives the lock back, if this proxy has it: another of this
+// process may have it by now.
+func (s *succession) releaseLock() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.has {
+		s.has = false
+		if err := s.lock.Release(); err != nil {
+			s.log.Warn("a process in standby will not notice that this one is gone", "error", err)
+		}
+	}
 }
 
 func (s *succession) closeControl() error {
@@ -153,8 +198,8 @@ func (s *succession) takeOver(ctx context.Context, p *proxy.Proxy) error {
 	}
 	p.OwnPaths(names)
 	s.from.CloseUnused()
-	s.log.Info("took over", "version", s.from.Version, "sockets", len(s.from.Taken()))
-	return nil
+	s.log.Info("took over", "version", s.from.Version, "sockets", len(s.from.Taken()), "of_another_network", strings.Join(s.from.Elsewhere(), " "))
+	return s.first(false)
 }
 
 // nameOf returns the listener that has a socket now: the configuration may
@@ -189,6 +234,7 @@ func (s *succession) abandon() {
 	if s.control != nil {
 		_ = s.control.Close()
 	}
+	s.releaseLock()
 	closeActivated(s.sockets)
 }
 
@@ -197,6 +243,7 @@ func (s *succession) end() {
 	if s.from != nil {
 		s.from.Close()
 	}
+	s.releaseLock()
 	closeActivated(s.sockets)
 }
 
@@ -226,14 +273,25 @@ func (g *giver) Offer() ([]handover.Socket, error) {
 	for _, s := range g.proxy.Sockets() {
 		out = append(out, handover.Socket{Kind: handover.Listener, Name: s.Name, Bind: s.Bind, Owned: s.Owned, Serving: s.Serving, Listener: s.Listener})
 	}
-	listen, health := g.figures.Sockets()
+	return append(out, figuresSockets(g.figures, g.config.Telemetry)...), nil
+}
+
+// figuresSockets are the sockets that show a half's figures, where it has them.
+func figuresSockets(figures *expose.Server, c config.Telemetry) (out []handover.Socket) {
+	listen, health := figures.Sockets()
 	if listen != nil {
-		out = append(out, figuresSocket(handover.Telemetry, string(g.config.Telemetry.Listen), listen))
+		out = append(out, figuresSocket(handover.Telemetry, string(c.Listen), listen))
 	}
 	if health != nil {
-		out = append(out, figuresSocket(handover.Health, string(g.config.Telemetry.Health), health))
+		out = append(out, figuresSocket(handover.Health, string(c.Health), health))
 	}
-	return out, nil
+	return out
+}
+
+// figuresAmong reports whether another process shows its figures where this one
+// did.
+func figuresAmong(taken []handover.Socket) bool {
+	return slices.ContainsFunc(taken, func(s handover.Socket) bool { return s.Kind == handover.Telemetry || s.Kind == handover.Health })
 }
 
 func figuresSocket(kind handover.Kind, bind string, l net.Listener) handover.Socket {
@@ -242,7 +300,20 @@ func figuresSocket(kind handover.Kind, bind string, l net.Listener) handover.Soc
 }
 
 // Keep implements handover.Giver.
-func (g *giver) Keep() { g.reloading.Unlock() }
+func (g *giver) Keep() {
+	defer g.reloading.Unlock()
+	_ = g.place.first(false) // which says what is wrong
+}
+
+// LetGo implements handover.Giver. Of what a proxy has, only the lock cannot be
+// another one's at the same time.
+func (g *giver) LetGo(context.Context, []handover.Socket) error {
+	g.place.releaseLock()
+	return nil
+}
+
+// Begun implements handover.Giver: a proxy that has given drains.
+func (g *giver) Begun(bool) bool { return false }
 
 // Give implements handover.Giver: this process drains and ends.
 func (g *giver) Give(taken []handover.Socket) {
@@ -261,6 +332,7 @@ func (g *giver) Give(taken []handover.Socket) {
 	g.proxy.LeavePaths(names)
 	g.leave(errTakenOver)
 	g.hide()
+	g.stint.taken(figuresAmong(taken))
 }
 
 // Live implements handover.Giver.

@@ -23,7 +23,7 @@ type Takeover struct {
 	Version string // of the process that runs
 
 	line    line
-	sockets []Socket
+	sockets []Socket // without Listener: of another network
 	taken   []int
 }
 
@@ -114,9 +114,35 @@ func (t *Takeover) receive(s Socket, file *os.File) error {
 	if err != nil {
 		return fmt.Errorf("socket %s: %w", s.Bind, err)
 	}
-	s.Listener = l
-	t.sockets = append(t.sockets, s)
+	here, err := ofThisNetwork(l)
+	if err != nil || !here {
+		_ = l.Close()
+	} else {
+		s.Listener = l
+	}
+	if err != nil {
+		return fmt.Errorf("socket %s: %w", s.Bind, err)
+	}
+	t.sockets = append(t.sockets, s) // in any case: `ready` names them by their places
 	return nil
+}
+
+// Serving reports whether the process that runs could serve a socket of that
+// kind when it was asked.
+func (t *Takeover) Serving(kind Kind) bool {
+	return slices.ContainsFunc(t.sockets, func(s Socket) bool { return s.Kind == kind && s.Serving })
+}
+
+// Elsewhere returns the addresses of the sockets that belong to another network
+// namespace: they stay the old process's.
+func (t *Takeover) Elsewhere() []string {
+	var binds []string
+	for _, s := range t.sockets {
+		if s.Listener == nil {
+			binds = append(binds, s.Bind)
+		}
+	}
+	return binds
 }
 
 // Take returns the socket of that kind and address, or nil where there is none
@@ -125,7 +151,7 @@ func (t *Takeover) receive(s Socket, file *os.File) error {
 func (t *Takeover) Take(kind Kind, name, bind string) *Socket {
 	best := -1
 	for i, s := range t.sockets {
-		if s.Kind != kind || s.Bind != bind || slices.Contains(t.taken, i) {
+		if s.Listener == nil || s.Kind != kind || s.Bind != bind || slices.Contains(t.taken, i) {
 			continue
 		}
 		if s.Name == name {
@@ -177,7 +203,7 @@ func (t *Takeover) Ready(ctx context.Context) error {
 	err := t.line.send(message{Step: stepReady, Taken: t.taken}, nil)
 	var answer *message
 	if err == nil || gone(err) { // what it said before it went is still there
-		answer, _, err = t.line.receive(time.Now().Add(2*stepTime), false)
+		answer, _, err = t.line.receive(time.Now().Add(LetGoTime+stepTime), false)
 	}
 	switch {
 	case gone(err):
@@ -191,8 +217,8 @@ func (t *Takeover) Ready(ctx context.Context) error {
 	return nil
 }
 
-// Begun says, after Ready, that whoever looks after this process knows of it,
-// so that the old one may end.
+// Begun says, after Ready, that this process serves and that whoever looks
+// after it knows of it, so that the old one may end. It has BegunTime.
 func (t *Takeover) Begun() {
 	_ = t.line.send(message{Step: stepBegun}, nil) // an old process that has gone needs no leave
 }
@@ -222,7 +248,7 @@ func (t *Takeover) Close() {
 // CloseUnused closes the sockets that were not taken.
 func (t *Takeover) CloseUnused() {
 	for i, s := range t.sockets {
-		if !slices.Contains(t.taken, i) {
+		if s.Listener != nil && !slices.Contains(t.taken, i) {
 			_ = s.Listener.Close()
 		}
 	}
@@ -232,4 +258,15 @@ func (t *Takeover) CloseUnused() {
 func (t *Takeover) Abandon() {
 	t.taken = nil
 	t.Close()
+}
+
+// Served reports whether a process listens at path, without asking it for
+// anything.
+func Served(path string) bool {
+	conn, err := net.DialTimeout("unixpacket", path, stepTime)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }

@@ -21,13 +21,20 @@
 //	old → new  socket   one for each socket, with its descriptor
 //	old → new  offered  that was all of them
 //	new → old  ready    which of them it takes; it could begin now
-//	old → new  yours    the old one accepts no more
-//	new → old  begun    its service manager knows of it: the old one may end
+//	old → new  yours    the old one accepts no more, and holds nothing that
+//	                    only one process can have
+//	new → old  begun    it serves, and its service manager knows of it: the
+//	                    old one may end
 //	old → new  live     while it drains: how many connections it still has
 //
 // In place of each answer the old process may refuse, with a reason. Whatever
-// goes wrong before `ready` leaves the old one as it was. What an old one that
-// dies without a word has given already is the new one's.
+// goes wrong before `ready` leaves the old one as it was; where that one can,
+// it goes on also when `begun` does not come. What an old one that dies without
+// a word has given already is the new one's.
+//
+// The new process may be in another network namespace (another container of
+// the host). A TCP socket belongs to the namespace it was made in, so those of
+// another one are not taken: each serves its own.
 //
 // Both ends ask the kernel who the other is: the same user, or root. What the
 // sockets are for is the business of whoever calls.
@@ -83,6 +90,12 @@ const (
 	// ReadyTime is how long a new process may take between its hello and its
 	// ready.
 	ReadyTime = 2 * time.Minute
+	// LetGoTime is how long the old process may take, then, to end what must
+	// not be cut off.
+	LetGoTime = 20 * time.Second
+	// BegunTime is how long the new process may take after that until it
+	// serves. An old one that could go on in its place does so then.
+	BegunTime = 10 * time.Second
 )
 
 // Steps of the protocol.

@@ -21,6 +21,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // shop is a Giver with listeners on TCP.
 type shop struct {
 	sockets []Socket
+	holds   error // of LetGo
+	returns bool  // goes on when the new one does not begin
 
 	mu    sync.Mutex // guards the following
 	kept  int
@@ -36,6 +38,10 @@ func (s *shop) Keep() {
 	defer s.mu.Unlock()
 	s.kept++
 }
+
+func (s *shop) LetGo(context.Context, []Socket) error { return s.holds }
+
+func (s *shop) Begun(ok bool) bool { return !ok && s.returns }
 
 func (s *shop) Give(taken []Socket) {
 	s.mu.Lock()

@@ -23,9 +23,19 @@ type Giver interface {
 	Offer() ([]Socket, error)
 	// Keep is called when nobody took over after all: everything goes on.
 	Keep()
+	// LetGo is called when the new process could begin, before it is told that
+	// the sockets of taken are its own. When it returns, everything is free
+	// that only one process can have at a time. After an error, which the new
+	// process is told, Keep is called. It has LetGoTime.
+	LetGo(ctx context.Context, taken []Socket) error
 	// Give is called when another process serves the sockets of taken: it
 	// stops accepting, and leaves their paths where they are.
 	Give(taken []Socket)
+	// Begun is called after Give, with whether the new process said that it
+	// has begun. One that did not say so has failed, or is slow: where the
+	// giver finds that it can go on in its place, it returns true, and it is
+	// as if nobody had asked.
+	Begun(ok bool) (goesOn bool)
 	// Live returns the connections that are left, by listener, once the
 	// sockets were given; nil when there are none.
 	Live() map[string]int
@@ -44,9 +54,8 @@ type Config struct {
 // Listen makes the socket on which a new process asks: for our own user (and
 // root) alone. One that nobody serves is replaced.
 func Listen(path string) (*net.UnixListener, error) {
-	dir := filepath.Dir(path)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("listen for a hand-over on %s: %w; make %s, writable for the user of the proxy", path, err, filepath.Dir(dir))
+	if err := makeDir(path); err != nil {
+		return nil, fmt.Errorf("listen for a hand-over on %s: %w", path, err)
 	}
 	if err := removeStale(path); err != nil {
 		return nil, fmt.Errorf("listen for a hand-over on %s: %w", path, err)
@@ -61,11 +70,20 @@ func Listen(path string) (*net.UnixListener, error) {
 	}}
 	l, err := lc.Listen(context.Background(), "unixpacket", path)
 	if err != nil {
-		return nil, fmt.Errorf("listen for a hand-over on %s: %w; let the user of the proxy write to %s", path, err, dir)
+		return nil, fmt.Errorf("listen for a hand-over on %s: %w; let the user of this process write to %s", path, err, filepath.Dir(path))
 	}
 	u := l.(*net.UnixListener)
 	u.SetUnlinkOnClose(false)
 	return u, nil
+}
+
+// makeDir makes the directory of a file, for our own user alone.
+func makeDir(file string) error {
+	dir := filepath.Dir(file)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%w; make %s, writable for the user of this process", err, filepath.Dir(dir))
+	}
+	return nil
 }
 
 // removeStale removes a socket that a process left behind when it died.
@@ -145,7 +163,10 @@ func (c *Config) answer(ctx context.Context, conn *net.UnixConn) (given bool) {
 	cut := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer cut()
 	l := line{conn}
-	sockets, taken, theirs, err := c.give(l)
+	sockets, taken, theirs, err := c.give(ctx, l)
+	if errors.Is(err, errNoQuestion) {
+		return false
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			err = errors.New("it is shutting down")
@@ -160,17 +181,31 @@ func (c *Config) answer(ctx context.Context, conn *net.UnixConn) (given bool) {
 	c.Log.Info("handed over to a new process: accepting no more", "version", theirs, "sockets", len(taken), "of", len(sockets))
 	// A service manager must hear of the new process before it sees the old
 	// one end. One that died instead of saying so has nothing to add.
-	_, _, _ = l.receive(time.Now().Add(stepTime), false)
+	begun, _, err := l.receive(time.Now().Add(BegunTime), false)
+	if err == nil && begun.Step != stepBegun {
+		err = fmt.Errorf("%s in place of begun", begun.Step)
+	}
+	if c.Giver.Begun(err == nil) {
+		c.Log.Warn("the new process took over and did not begin: this process goes on", "error", explain(err))
+		return false
+	}
 	c.report(ctx, l)
 	return true
 }
 
+// errNoQuestion is of one that connected and went away: it only looked whether
+// anybody is here.
+var errNoQuestion = errors.New("nothing was asked")
+
 // give is everything up to `yours`. When it returns nil the giver has given.
-func (c *Config) give(l line) (sockets, taken []Socket, theirs string, err error) {
+func (c *Config) give(ctx context.Context, l line) (sockets, taken []Socket, theirs string, err error) {
 	if err := trusted(l.conn); err != nil {
 		return nil, nil, "", err
 	}
 	hello, _, err := l.receive(time.Now().Add(stepTime), false)
+	if gone(err) {
+		return nil, nil, "", errNoQuestion
+	}
 	if err == nil && hello.Step != stepHello {
 		err = fmt.Errorf("%s in place of hello", hello.Step)
 	}
@@ -216,7 +251,13 @@ func (c *Config) give(l line) (sockets, taken []Socket, theirs string, err error
 		}
 		taken = append(taken, offered[i])
 	}
-	// From here on there is no way back: an answer that arrived is kept to.
+	within, cancel := context.WithTimeout(ctx, LetGoTime)
+	defer cancel()
+	if err := c.Giver.LetGo(within, taken); err != nil {
+		return nil, nil, "", err
+	}
+	// From here on the new process may believe that it has our place: an
+	// answer that arrived is kept to.
 	if err := l.send(message{Step: stepYours}, nil); err != nil {
 		return nil, nil, "", explain(err)
 	}

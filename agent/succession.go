@@ -1,0 +1,151 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/narthex-id/narthex/agent/endpoint"
+	"github.com/narthex-id/narthex/agent/spire"
+)
+
+// Successor makes an agent that is to take the place of the one that holds the
+// lease of the data directory. It holds nothing of that one's:
+//
+//	a, err := agent.Successor(cfg) // cfg.Inherit is the other's listener
+//	err = a.CouldBegin(ctx)        // else the other goes on
+//	…                              // the other lets go
+//	err = a.Begin(ctx)             // takes the lease
+//	err = a.Run(ctx)
+func Successor(cfg Config) (*Agent, error) {
+	if cfg.Inherit != nil && !endpoint.InPlace(cfg.Socket) {
+		// Nobody reaches a socket whose file was removed.
+		cfg.Log.Warn("the Workload API socket of the agent before this one is gone from its path: it is made anew", "socket", cfg.Socket)
+		cfg.Inherit = nil
+	}
+	a, err := newAgent(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.open(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// reachPause is how often a server that is away is asked again.
+const reachPause = time.Second
+
+// CouldBegin returns nil once this agent can do what the one before it does:
+// its state can be read and the server answers, which is asked as nobody, so
+// that the other's place there is not touched. With ctx it returns the reason
+// why that was not so. It changes nothing.
+func (a *Agent) CouldBegin(ctx context.Context) error {
+	s, err := a.dir.read(a.cfg.TrustDomain.Name())
+	if err != nil && !errors.Is(err, errCorruptState) { // that, Begin's run sets aside
+		return err
+	}
+	l := &looper{Agent: a, self: self{state: s}}
+	tick := time.NewTicker(reachPause)
+	defer tick.Stop()
+	for {
+		var trust spire.Trust
+		if trust, err = l.trust(ctx); err == nil {
+			err = a.client.Reach(ctx, trust)
+		}
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
+}
+
+// Begin takes the lease of the data directory, which the agent before this one
+// has given back. After an error nothing is taken.
+func (a *Agent) Begin(ctx context.Context) error { return a.dir.await(ctx) }
+
+// OwnSocket takes over the duty to remove the socket's file at the end, once
+// the agent before this one has no more use for it.
+func (a *Agent) OwnSocket() error {
+	if a.cfg.Inherit == nil {
+		return nil // ours from the start
+	}
+	return a.server.Own()
+}
+
+// WaitReady returns once the agent has synced and has signed what can be signed
+// ahead, or ctx ends.
+func (a *Agent) WaitReady(ctx context.Context) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		now := time.Now()
+		if due := a.registry.NextDue(now); a.Unready() == nil && (due.IsZero() || due.After(now)) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Socket returns the listening socket of the Workload API, for an agent that
+// takes this one's place, and whether the file at its path is ours to remove.
+func (a *Agent) Socket() (_ net.Listener, owned bool) { return a.server.Socket() }
+
+// LetGo prepares for another agent: what this one is telling the server is
+// ended or, where it must not be cut off (an attestation, a renewal), waited for
+// and saved; nobody is accepted any more, and the lease is given back. given
+// says that the other one has the Workload API's socket. Streams stay until Run
+// ends, or until Resume makes it as it was. After an error nothing has changed.
+func (a *Agent) LetGo(ctx context.Context, given bool) error {
+	if err := a.turn.seize(ctx); err != nil {
+		return err
+	}
+	a.server.Pause(given)
+	if err := a.dir.close(); err != nil {
+		a.log.Warn("cannot close the lease of data_dir", "error", err) // it is given back all the same
+	}
+	return nil
+}
+
+// Resume goes on after LetGo, when the other agent did not begin. It fails
+// where that one, or a third, has the lease: then this one's place is taken.
+func (a *Agent) Resume(ctx context.Context) error {
+	if err := a.dir.await(ctx); err != nil {
+		return err
+	}
+	a.server.Resume()
+	a.stale = true // the other one may have changed the SVID before it ended
+	a.turn.end()
+	return nil
+}
+
+// begin takes the turn, and looks at what another agent has changed since the
+// last one.
+func (l *looper) begin(ctx context.Context) bool {
+	if !l.turn.begin(ctx) {
+		return false
+	}
+	if !l.stale {
+		return true
+	}
+	l.stale = false
+	s, err := l.dir.load(l.cfg.TrustDomain.Name())
+	if err == nil && s.KeyID == l.self.state.KeyID && equalCertificates(s.SVID, l.self.state.SVID) {
+		return true
+	}
+	l.self = self{state: l.self.state}
+	l.client.SetIdentity(nil)
+	if err := l.restore(ctx); err != nil {
+		l.log.Error("cannot take up what another agent has saved and will attest anew", "error", err)
+	}
+	return true
+}
