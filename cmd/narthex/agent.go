@@ -57,7 +57,7 @@ a moment in which nobody serves.`,
 		ctx, hangups, stop := untilSignal(cmd.Context(), nil)
 		defer stop()
 		if !*standsBy {
-			return runAgent(ctx, c, *half, stint{hangups: hangups, taken: func(bool) {}})
+			return runAgent(ctx, c, *half, stint{hangups: hangups, taken: func(config.Telemetry) {}})
 		}
 		s := agentStandby(c)
 		return s.keepPlace(ctx, hangups, func(ctx context.Context, now stint) error {
@@ -77,7 +77,7 @@ func agentStandby(c *config.Config) *standby {
 	var lock *handover.Lock
 	var err error
 	return &standby{
-		process: "agent", control: filepath.Join(string(c.DataDir), handoverSocketName), telemetry: c.Telemetry,
+		process: "agent", control: filepath.Join(string(c.DataDir), handoverSocketName),
 		lock: func() (*handover.Lock, error) {
 			once.Do(func() { lock, err = handover.OpenLock(agent.LeasePath(string(c.DataDir))) })
 			return lock, err

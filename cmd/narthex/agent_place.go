@@ -265,7 +265,7 @@ func (g *agentGiver) resume() bool {
 // end ends the agent: held streams are told to call again.
 func (g *agentGiver) end() {
 	g.leave(errTakenOver)
-	g.stint.taken(figuresAmong(g.taken))
+	g.stint.taken(figuresLeft(g.config.Telemetry, g.taken))
 }
 
 // Live implements handover.Giver: streams end at once, and count nowhere.

@@ -100,10 +100,10 @@ func (s *proxyStints) run(ctx context.Context, hangups <-chan os.Signal, standsB
 		defer s.lock.Close()
 	}
 	if !standsBy {
-		return s.serve(ctx, stint{hangups: hangups, taken: func(bool) {}})
+		return s.serve(ctx, stint{hangups: hangups, taken: func(config.Telemetry) {}})
 	}
 	wait := &standby{
-		process: "proxy", control: string(h.Socket), telemetry: s.config.Telemetry,
+		process: "proxy", control: string(h.Socket),
 		lock: func() (*handover.Lock, error) { return s.lock, nil }, log: s.log,
 	}
 	return wait.keepPlace(ctx, hangups, s.serve)

@@ -25,7 +25,7 @@ import (
 type stint struct {
 	back    bool // it takes its place back: no process is asked for it
 	hangups <-chan os.Signal
-	taken   func(figures bool) // called when another process has the place, and shows its figures where we did
+	taken   func(left config.Telemetry) // called when another process has the place, with where that one does not answer probes in place of us
 }
 
 // errPlaceHeld is returned by a stint that was to take its place back and found
@@ -34,11 +34,10 @@ var errPlaceHeld = errors.New("another process has the place")
 
 // standby is what a process does between two stints.
 type standby struct {
-	process   string // agent, proxy
-	control   string // where the process that serves is asked for its place
-	telemetry config.Telemetry
-	lock      func() (*handover.Lock, error) // had by the process that serves
-	log       hclog.Logger
+	process string                         // agent, proxy
+	control string                         // where the process that serves is asked for its place
+	lock    func() (*handover.Lock, error) // had by the process that serves
+	log     hclog.Logger
 }
 
 // standbyFlag adds --standby.
@@ -63,10 +62,11 @@ func (s *standby) keepPlace(ctx context.Context, hangups <-chan os.Signal, serve
 	var stints sync.WaitGroup
 	defer stints.Wait()
 	pause := backMin
+	var left config.Telemetry
 	for back := false; ; back = true {
-		taken, ended := make(chan bool, 1), make(chan error, 1)
+		taken, ended := make(chan config.Telemetry, 1), make(chan error, 1)
 		begun := time.Now()
-		now := stint{back: back, hangups: hangups, taken: func(figures bool) { taken <- figures }}
+		now := stint{back: back, hangups: hangups, taken: func(left config.Telemetry) { taken <- left }}
 		stints.Go(func() {
 			if now.back { // the one before may not be over, and hears of SIGHUP too
 				hups := make(chan os.Signal, 1)
@@ -76,13 +76,12 @@ func (s *standby) keepPlace(ctx context.Context, hangups <-chan os.Signal, serve
 			}
 			ended <- serve(ctx, now)
 		})
-		figures := false
 		select {
-		case figures = <-taken:
+		case left = <-taken:
 		case err := <-ended:
 			switch {
 			case len(taken) > 0:
-				figures = <-taken
+				left = <-taken
 			case !back || err == nil || ctx.Err() != nil:
 				return err
 			case !errors.Is(err, errPlaceHeld):
@@ -96,7 +95,7 @@ func (s *standby) keepPlace(ctx context.Context, hangups <-chan os.Signal, serve
 		if time.Since(begun) > backMax {
 			pause = backMin
 		}
-		if err := s.await(ctx, figures); err != nil {
+		if err := s.await(ctx, left); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {
@@ -117,9 +116,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // await waits until the place is free: its lock, which the kernel takes back
 // from a process that dies, and the socket on which one would be asked, which
-// is served for as long as one process follows the other. figures says that the
-// other process shows its own where we did.
-func (s *standby) await(ctx context.Context, figures bool) error {
+// is served for as long as one process follows the other. Meanwhile probes are
+// answered at left.
+func (s *standby) await(ctx context.Context, left config.Telemetry) error {
 	lock, err := s.lock()
 	if err != nil {
 		return fmt.Errorf("wait for the place of this process: %w", err)
@@ -128,7 +127,7 @@ func (s *standby) await(ctx context.Context, figures bool) error {
 	ignored := make(chan os.Signal, 1)
 	signal.Notify(ignored, syscall.SIGUSR2) // else it would end this process
 	defer signal.Stop(ignored)
-	shown := s.show(ctx, figures)
+	shown := s.show(ctx, left)
 	defer shown()
 	tidy := time.NewTimer(3 * time.Second) // by then little is left of what ended
 	defer tidy.Stop()
@@ -153,19 +152,18 @@ func (s *standby) await(ctx context.Context, figures bool) error {
 var errInStandby = errors.New("in standby: another process has taken over")
 
 // show answers probes until the returned function is called: a process in
-// standby is alive, and not ready. Where the other process answers at our
-// addresses, nothing is shown.
-func (s *standby) show(ctx context.Context, figures bool) (end func()) {
+// standby is alive, and not ready.
+func (s *standby) show(ctx context.Context, at config.Telemetry) (end func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var showing sync.WaitGroup
-	if !figures && (s.telemetry.Listen != "" || s.telemetry.Health != "") {
+	if at != (config.Telemetry{}) {
 		showing.Go(func() {
 			started := time.Now()
 			for said := false; ctx.Err() == nil; sleep(ctx, lookEvery) {
 				f, err := expose.Listen(expose.Config{
 					Process: s.process,
-					Listen:  string(s.telemetry.Listen),
-					Health:  string(s.telemetry.Health),
+					Listen:  string(at.Listen),
+					Health:  string(at.Health),
 					Status: func() telemetry.Status {
 						return telemetry.Status{Version: version, FIPS: fipsModule(), Started: started}
 					},

@@ -288,10 +288,18 @@ func figuresSockets(figures *expose.Server, c config.Telemetry) (out []handover.
 	return out
 }
 
-// figuresAmong reports whether another process shows its figures where this one
-// did.
-func figuresAmong(taken []handover.Socket) bool {
-	return slices.ContainsFunc(taken, func(s handover.Socket) bool { return s.Kind == handover.Telemetry || s.Kind == handover.Health })
+// figuresLeft is where another process, which has taken these sockets, does not
+// show its own figures.
+func figuresLeft(c config.Telemetry, taken []handover.Socket) config.Telemetry {
+	for _, s := range taken {
+		switch s.Kind {
+		case handover.Telemetry:
+			c.Listen = ""
+		case handover.Health:
+			c.Health = ""
+		}
+	}
+	return c
 }
 
 func figuresSocket(kind handover.Kind, bind string, l net.Listener) handover.Socket {
@@ -332,7 +340,7 @@ func (g *giver) Give(taken []handover.Socket) {
 	g.proxy.LeavePaths(names)
 	g.leave(errTakenOver)
 	g.hide()
-	g.stint.taken(figuresAmong(taken))
+	g.stint.taken(figuresLeft(g.inForce().Telemetry, taken))
 }
 
 // Live implements handover.Giver.

@@ -4,11 +4,15 @@ package spire_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +22,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"golang.org/x/sys/unix"
 
 	"github.com/narthex-id/narthex/integration/internal/stage"
 )
@@ -67,6 +72,7 @@ type callers struct {
 // on connections of their own, and on one that they keep.
 func newCallers(n *node, holding, fetching int) *callers {
 	n.t.Helper()
+	n.fetches(stage.Soon) // the server may take a moment to know of the entry
 	c := &callers{n: n, heard: make([]atomic.Int64, holding)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
@@ -373,37 +379,102 @@ func TestTwoAgentsAtOnce(t *testing.T) {
 // over: Unix sockets are shared, ports are not.
 func TestAgentOfAnotherNetwork(t *testing.T) {
 	t.Parallel()
-	n, _ := newHost(t, serverOptions{})
+	n, s := newHost(t, serverOptions{})
 	health := stage.FreeAddress(t)
-	config := stage.ReadFile(t, n.configFile())
-	config = strings.Replace(config, "telemetry: {", fmt.Sprintf("telemetry: {health: %q, ", health), 1)
-	if !strings.Contains(config, health) {
-		t.Fatalf("no telemetry in\n%s", config)
-	}
+	config := strings.Replace(stage.ReadFile(t, n.configFile()), "telemetry: {", fmt.Sprintf("telemetry: {health: %q, ", health), 1)
 	stage.WriteFile(t, n.configFile(), config, 0o644)
 	n.Process = n.agent()
 	n.ready()
-	probe := func(page string) int {
-		resp, err := http.Get("http://" + health + page)
-		if err != nil {
-			return 0
-		}
-		_ = resp.Body.Close()
-		return resp.StatusCode
+	c := newCallers(n, 5, 1)
+	answers := func(page string, code int, text string) {
+		t.Helper()
+		stage.Eventually(t, stage.Soon, fmt.Sprintf("%s says %d %s", page, code, text), func() error {
+			resp, err := http.Get("http://" + health + page)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != code || !strings.Contains(string(body), text) {
+				return fmt.Errorf("%s: %s %w", resp.Status, body, err)
+			}
+			return nil
+		})
 	}
-	// The server is in the first network, where the other one cannot reach it:
-	// it takes over from an agent that has nothing to serve only.
+	answers("/readyz", 200, "ok")
+
 	before := n.Process
-	next := n.agent(func(cmd *exec.Cmd) { cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNET })
-	next.Says(stage.Soon, "an agent runs")
+	n.Process = n.agent(anotherNetwork(t, s.address))
+	n.Says(stage.Soon, "took over", "of_another_network="+health)
+	c.allHear(1)
+	answers("/livez", 200, "ok")
+	answers("/readyz", 503, "another process has taken over")
+	n.ready() // on the Unix socket, which the new one has
+	c.finish()
+	n.Kill()
+	before.Says(stage.Soon, "taking the place back")
+	answers("/readyz", 200, "ok")
 	n.fetches(stage.Soon)
-	if probe("/livez") != 200 || probe("/readyz") != 200 {
-		t.Error("the first agent's health port does not answer")
+}
+
+// anotherNetwork runs a process in a network of its own, from which only the
+// given address of ours can be reached.
+func anotherNetwork(t *testing.T, address string) func(*exec.Cmd) {
+	t.Helper()
+	name := fmt.Sprintf("nx-spire-%d", os.Getpid())
+	stage.Must(t, "ip", "netns", "add", name)
+	remove := func() { _, _ = exec.Command("ip", "netns", "del", name).Output() }
+	stage.WhenInterrupted(remove)
+	t.Cleanup(remove)
+	stage.Must(t, "ip", "-n", name, "link", "set", "lo", "up")
+	listening := make(chan net.Listener)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread is of no use any more
+		ns, err := os.Open("/run/netns/" + name)
+		if err == nil {
+			err = errors.Join(unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET), ns.Close())
+		}
+		var l net.Listener
+		if err == nil {
+			l, err = net.Listen("tcp", address)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		listening <- l
+	}()
+	l := <-listening
+	if l == nil {
+		t.FailNow()
 	}
-	next.Kill()
-	n.fetches(stage.Soon)
-	if err := before.Alive(); err != nil {
-		t.Error(err)
+	var all sync.WaitGroup
+	t.Cleanup(func() { _ = l.Close(); all.Wait() })
+	all.Go(func() {
+		for {
+			from, err := l.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp", address)
+			if err != nil {
+				_ = from.Close()
+				continue
+			}
+			for _, way := range [][2]net.Conn{{from, to}, {to, from}} {
+				all.Go(func() {
+					_, _ = io.Copy(way[0], way[1])
+					_ = way[0].Close()
+				})
+			}
+		}
+	})
+	nsenter, err := exec.LookPath("nsenter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(cmd *exec.Cmd) {
+		cmd.Args = append([]string{"nsenter", "--net=/run/netns/" + name, cmd.Path}, cmd.Args[1:]...)
+		cmd.Path = nsenter
 	}
 }
 
