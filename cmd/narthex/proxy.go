@@ -79,9 +79,10 @@ the place of the one that runs without losing a connection.`,
 // proxyStints are the times for which this process is the proxy that serves:
 // one, or with --standby as many as it takes.
 type proxyStints struct {
-	path string
-	lock *handover.Lock // nil: nobody can take our place
-	log  hclog.Logger
+	path    string
+	lock    *handover.Lock // nil: nobody can take our place
+	lockErr error          // why the lock cannot be used
+	log     hclog.Logger
 
 	mu      sync.Mutex // guards the following
 	config  *config.Config
@@ -92,12 +93,10 @@ type proxyStints struct {
 func (s *proxyStints) run(ctx context.Context, hangups <-chan os.Signal, standsBy bool) error {
 	h := s.config.Proxy.Handover
 	if h != nil && !strings.Contains(os.Getenv(filesEnv), controlSocketName+"=") { // `narthex run` looks after its proxy by itself
-		var err error
 		// Before the sandbox is: it makes no files.
-		if s.lock, err = handover.OpenLock(string(h.Socket) + ".lock"); err != nil {
-			return err
+		if s.lock, s.lockErr = handover.OpenLock(string(h.Socket) + ".lock"); s.lockErr == nil {
+			defer s.lock.Close()
 		}
-		defer s.lock.Close()
 	}
 	if !standsBy {
 		return s.serve(ctx, stint{hangups: hangups, taken: func(config.Telemetry) {}})
@@ -112,7 +111,7 @@ func (s *proxyStints) run(ctx context.Context, hangups <-chan os.Signal, standsB
 // serve runs one proxy. What the process has given up for good by then, the
 // second has not to give up again.
 func (s *proxyStints) serve(ctx context.Context, now stint) error {
-	r := &proxyRunner{path: s.path, config: s.config, lock: s.lock, stint: now, log: s.log}
+	r := &proxyRunner{path: s.path, config: s.config, lock: s.lock, lockErr: s.lockErr, stint: now, log: s.log}
 	s.mu.Lock()
 	if before := s.last; before != nil {
 		r.box, r.boxed = before.box, before.boxed
@@ -156,6 +155,7 @@ type proxyRunner struct {
 	path    string
 	sockets map[string]net.Listener // inherited, by listener name
 	lock    *handover.Lock          // nil: nobody can take our place
+	lockErr error                   // why the lock cannot be used: that of another user, most of all
 	stint   stint
 	place   *succession
 	tell    *teller

@@ -75,11 +75,21 @@ func (r *proxyRunner) succeed(ctx context.Context, files inherited) (_ *successi
 		return s, s.first(true)
 	}
 	s.from, err = handover.Ask(ctx, at, version)
-	if errors.Is(err, handover.ErrNobody) {
-		return s, s.first(false)
+	nobody := errors.Is(err, handover.ErrNobody)
+	if nobody {
+		err = nil
+	}
+	if err == nil && control == nil {
+		err = r.lockErr // whoever is asked knows the reason better
 	}
 	if err != nil {
+		if s.from != nil {
+			s.from.Abandon()
+		}
 		return nil, errors.Join(err, s.closeControl())
+	}
+	if nobody {
+		return s, s.first(false)
 	}
 	s.log.Info("a proxy runs: its sockets are taken over once this one is ready", "version", s.from.Version)
 	return s, nil
