@@ -166,6 +166,8 @@ func runAgent(parent context.Context, c *config.Config, half bool, now stint) (e
 		place.abandon()
 		return errors.Join(err, figures.Close(), a.Close())
 	}
+	count := handovers(metrics)
+	countArrival(count, place.from, now)
 	if place.from != nil || now.back {
 		tell.tookOver()
 	}
@@ -176,7 +178,7 @@ func runAgent(parent context.Context, c *config.Config, half bool, now stint) (e
 	g, ctx := errgroup.WithContext(leaving)
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error {
-		return place.answer(ctx, &agentGiver{agent: a, config: c, figures: figures, tell: tell, stint: now, ctx: ctx, leave: leave, log: place.log})
+		return place.answer(ctx, &agentGiver{agent: a, config: c, figures: figures, tell: tell, stint: now, ctx: ctx, leave: leave, count: count, log: place.log})
 	})
 	g.Go(func() error { return figures.Serve(ctx) })
 	g.Go(func() error { return sayOnHangup(ctx, now.hangups, tell, log) })

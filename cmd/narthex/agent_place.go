@@ -15,6 +15,7 @@ import (
 	"github.com/narthex-id/narthex/agent"
 	"github.com/narthex-id/narthex/internal/config"
 	"github.com/narthex-id/narthex/internal/handover"
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/internal/telemetry/expose"
 )
 
@@ -192,6 +193,7 @@ type agentGiver struct {
 	stint   stint
 	ctx     context.Context         // ends when the agent is to end
 	leave   context.CancelCauseFunc // ends it
+	count   *telemetry.Family[telemetry.Counter]
 	log     hclog.Logger
 
 	taken []handover.Socket
@@ -223,6 +225,7 @@ func (g *agentGiver) LetGo(ctx context.Context, taken []handover.Socket) error {
 
 // Keep implements handover.Giver.
 func (g *agentGiver) Keep() {
+	g.count.With("kept").Inc()
 	if g.gone && !g.resume() {
 		g.end()
 	}
@@ -247,6 +250,7 @@ func (g *agentGiver) Begun(ok bool) (goesOn bool) {
 			}
 		}
 		g.tell.mute.Store(false)
+		g.count.With("resumed").Inc()
 		return true
 	}
 	g.end()

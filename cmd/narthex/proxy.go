@@ -238,6 +238,7 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 		r.place.abandon()
 		return nil, errors.Join(err, r.closeSources())
 	}
+	countArrival(handovers(r.metrics), r.place.from, r.stint)
 	if r.place.from != nil || r.stint.back {
 		r.tell.tookOver()
 	}

@@ -40,6 +40,23 @@ type standby struct {
 	log     hclog.Logger
 }
 
+// handovers counts how a process came to its place, and how those fared who
+// asked for it. What happens to a process that gives its place away is not for
+// figures: it shows none any more.
+func handovers(m *telemetry.Metrics) *telemetry.Family[telemetry.Counter] {
+	return m.Counter("narthex_handovers_total", "Hand-overs from and to this process, by what came of them.", "result")
+}
+
+// countArrival counts how this process came to its place, unless nobody had it.
+func countArrival(count *telemetry.Family[telemetry.Counter], from *handover.Takeover, now stint) {
+	switch {
+	case from != nil:
+		count.With("took_over").Inc()
+	case now.back:
+		count.With("took_back").Inc()
+	}
+}
+
 // standbyFlag adds --standby.
 func standbyFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("standby", false, "when another process takes the place of this one, do not end: hold nothing, wait, and take the place back if that one goes without a successor")

@@ -320,6 +320,7 @@ func figuresSocket(kind handover.Kind, bind string, l net.Listener) handover.Soc
 // Keep implements handover.Giver.
 func (g *giver) Keep() {
 	defer g.reloading.Unlock()
+	handovers(g.metrics).With("kept").Inc()
 	_ = g.place.first(false) // which says what is wrong
 }
 

@@ -351,6 +351,39 @@ func TestAgentHandOverFails(t *testing.T) {
 	}
 }
 
+// TestAgentHandOverWithKeysInMemory has agents whose keys end with them: each
+// attests again, once the one before it is silent.
+func TestAgentHandOverWithKeysInMemory(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, serverOptions{cacheReload: time.Second})
+	n := newNode(t, "host", proxyUser)
+	s.add(entry{path: "/root", parent: n.proves(s), selector: "unix:uid:0"})
+	n.configure()
+	text := stage.ReadFile(t, n.configFile())
+	stage.WriteFile(t, n.configFile(), strings.Replace(text, "  workload_api:", "  key_manager: {memory: {}}\n  workload_api:", 1), 0o644)
+	n.Process = n.agent()
+	n.ready()
+	c := newCallers(n, 10, 1)
+	agents := []*stage.Process{n.Process}
+	for round := range 2 {
+		n.succeed()
+		c.allHear(int64(round + 1))
+		agents = append(agents, n.Process)
+	}
+	n.ready()
+	c.finish()
+	for i, a := range agents {
+		if got := a.Count("attested: "); got != 1 {
+			t.Errorf("agent %d attested %d times", i, got)
+		}
+	}
+	n.Kill()
+	n.fetches(stage.Soon)
+	if s.Count("not active") > 0 {
+		t.Error("the server refused an agent that was not active")
+	}
+}
+
 // TestTwoAgentsAtOnce has two agents come at one time.
 func TestTwoAgentsAtOnce(t *testing.T) {
 	t.Parallel()

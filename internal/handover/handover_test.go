@@ -21,14 +21,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // shop is a Giver with listeners on TCP.
 type shop struct {
 	sockets []Socket
-	holds   error // of LetGo
-	returns bool  // goes on when the new one does not begin
 
-	mu    sync.Mutex // guards the following
-	kept  int
-	taken []Socket
-	live  map[string]int
-	asked int
+	mu      sync.Mutex // guards the following
+	holds   error      // of LetGo
+	returns bool       // goes on when the new one does not begin
+	kept    int
+	taken   []Socket
+	live    map[string]int
+	asked   int
 }
 
 func (s *shop) Offer() ([]Socket, error) { return s.sockets, nil }
@@ -39,9 +39,17 @@ func (s *shop) Keep() {
 	s.kept++
 }
 
-func (s *shop) LetGo(context.Context, []Socket) error { return s.holds }
+func (s *shop) LetGo(context.Context, []Socket) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.holds
+}
 
-func (s *shop) Begun(ok bool) bool { return !ok && s.returns }
+func (s *shop) Begun(ok bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !ok && s.returns
+}
 
 func (s *shop) Give(taken []Socket) {
 	s.mu.Lock()
