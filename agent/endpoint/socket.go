@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,7 +29,9 @@ const dialTimeout = time.Second
 type socket struct {
 	*net.UnixListener
 	path string
-	file fileID
+
+	mu   sync.Mutex // guards the following
+	file fileID     // zero: not ours to remove
 }
 
 // fileID names a file for as long as it exists.
@@ -192,6 +195,8 @@ func putInPlace(dir *os.File, name, base string, stale fileID) error {
 
 // remove deletes the socket's file if it is still the one we made.
 func (s *socket) remove() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	file, err := identify(s.path)
 	if err == nil && file == s.file {
 		err = os.Remove(s.path)

@@ -14,10 +14,12 @@ import (
 // place, and whether the file at its path is ours to remove. It stays the
 // server's.
 func (s *Server) Socket() (_ net.Listener, owned bool) {
-	if s.socket != nil {
-		return s.socket.UnixListener, s.socket.file != fileID{}
+	if s.socket == nil {
+		return s.listener.Listener, false
 	}
-	return s.listener.Listener, false
+	s.socket.mu.Lock()
+	defer s.socket.mu.Unlock()
+	return s.socket.UnixListener, s.socket.file != fileID{}
 }
 
 // InPlace reports whether a socket is at the path that addr says.
@@ -40,6 +42,8 @@ func (s *Server) Own() error {
 	if err != nil {
 		return fmt.Errorf("own the socket: %w", err)
 	}
+	s.socket.mu.Lock()
+	defer s.socket.mu.Unlock()
 	s.socket.file = file
 	return nil
 }

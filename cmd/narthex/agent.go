@@ -104,17 +104,22 @@ func hide(cmd *cobra.Command, flag string) {
 	}
 }
 
-// runAgent serves for one stint. Where another agent runs, it goes on if this
-// fails before that one has let go.
-func runAgent(parent context.Context, c *config.Config, half bool, now stint) (err error) {
-	nameProcess("narthex-agent")
-	log := newLogger("narthex.agent", c.Log)
+// confineAgent gives up what an agent has no use for.
+func confineAgent(log hclog.Logger) {
 	if err := agent.Undumpable(); err != nil {
 		log.Warn("the agent's memory is not kept from core files and debuggers", "error", err)
 	}
 	if err := sandbox.NoNewPrivs(); err != nil { // it executes nothing
 		log.Warn("the agent could gain privileges by executing a program", "error", err)
 	}
+}
+
+// runAgent serves for one stint. Where another agent runs, it goes on if this
+// fails before that one has let go.
+func runAgent(parent context.Context, c *config.Config, half bool, now stint) error {
+	nameProcess("narthex-agent")
+	log := newLogger("narthex.agent", c.Log)
+	confineAgent(log)
 	warn(log, c)
 	files, err := takeInherited()
 	if err != nil {
@@ -173,22 +178,28 @@ func runAgent(parent context.Context, c *config.Config, half bool, now stint) (e
 	}
 	log.Info("agent starts", "version", version, "fips_module", fipsWords(), "trust_domain", c.TrustDomain.Name(),
 		"server", string(c.Agent.Server.Address), "socket", string(c.Agent.WorkloadAPI.Socket))
-	leaving, leave := context.WithCancelCause(parent)
-	defer leave(nil)
-	g, ctx := errgroup.WithContext(leaving)
-	g.Go(func() error { return a.Run(ctx) })
-	g.Go(func() error {
-		return place.answer(ctx, &agentGiver{agent: a, config: c, figures: figures, tell: tell, stint: now, ctx: ctx, leave: leave, count: count, log: place.log})
-	})
-	g.Go(func() error { return figures.Serve(ctx) })
-	g.Go(func() error { return sayOnHangup(ctx, now.hangups, tell, log) })
+	return serveAgent(parent, place, &agentGiver{
+		agent: a, config: c, figures: figures, tell: tell, stint: now, count: count, log: place.log,
+	}, log)
+}
+
+// serveAgent runs everything until ctx ends, or another process has taken over.
+func serveAgent(ctx context.Context, place *agentPlace, r *agentGiver, log hclog.Logger) error {
+	ctx, r.leave = context.WithCancelCause(ctx)
+	defer r.leave(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	r.ctx = ctx
+	g.Go(func() error { return r.agent.Run(ctx) })
+	g.Go(func() error { return place.answer(ctx, r) })
+	g.Go(func() error { return r.figures.Serve(ctx) })
+	g.Go(func() error { return sayOnHangup(ctx, r.stint.hangups, r.tell, log) })
 	g.Go(func() error { sayHowToUpgrade(ctx, log); return nil })
-	g.Go(func() error { sayAgentReady(ctx, a, tell); return nil })
+	g.Go(func() error { sayAgentReady(ctx, r.agent, r.tell); return nil })
 	g.Go(func() error {
-		tell.follow(ctx, func() string { return agentStatusLine(a) }, func(context.Context) error { a.Status(); return nil })
+		r.tell.follow(ctx, func() string { return agentStatusLine(r.agent) }, func(context.Context) error { r.agent.Status(); return nil })
 		return nil
 	})
-	err = g.Wait()
+	err := g.Wait()
 	log.Info("agent has ended")
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -55,14 +56,31 @@ func (p *agentPlace) agent(ctx context.Context, c agent.Config, back bool) (*age
 	case back:
 		return nil, errPlaceHeld
 	}
-	if p.from, err = handover.Ask(ctx, p.path, version); errors.Is(err, handover.ErrNobody) {
-		return nil, held
-	} else if err != nil {
+	p.from, err = handover.Ask(ctx, p.path, version)
+	switch {
+	case errors.Is(err, handover.ErrNobody):
+		return p.afterEnd(ctx, c, held)
+	case err != nil:
 		return nil, err
 	}
 	p.log.Info("an agent runs: its place is taken once this one could begin", "version", p.from.Version, "pid", held.PID)
 	c.Inherit = p.take(handover.Listener, c.Socket)
 	return agent.Successor(c)
+}
+
+// endingTime is how long an agent that is ending may still have the lease.
+const endingTime = 5 * time.Second
+
+// afterEnd makes the agent once the one that answers nobody any more, and has
+// the lease, has ended.
+func (p *agentPlace) afterEnd(ctx context.Context, c agent.Config, held error) (*agent.Agent, error) {
+	for until := time.Now().Add(endingTime); time.Now().Before(until) && sleep(ctx, endingTime/20); {
+		a, err := agent.New(c)
+		if !errors.As(err, new(*agent.HeldError)) {
+			return a, err
+		}
+	}
+	return nil, held
 }
 
 func (p *agentPlace) take(kind handover.Kind, bind string) net.Listener {

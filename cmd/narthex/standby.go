@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -83,7 +84,8 @@ func (s *standby) keepPlace(ctx context.Context, hangups <-chan os.Signal, serve
 	for back := false; ; back = true {
 		taken, ended := make(chan config.Telemetry, 1), make(chan error, 1)
 		begun := time.Now()
-		now := stint{back: back, hangups: hangups, taken: func(left config.Telemetry) { taken <- left }}
+		var gave atomic.Bool
+		now := stint{back: back, hangups: hangups, taken: func(left config.Telemetry) { gave.Store(true); taken <- left }}
 		stints.Go(func() {
 			if now.back { // the one before may not be over, and hears of SIGHUP too
 				hups := make(chan os.Signal, 1)
@@ -91,7 +93,11 @@ func (s *standby) keepPlace(ctx context.Context, hangups <-chan os.Signal, serve
 				defer signal.Stop(hups)
 				now.hangups = hups
 			}
-			ended <- serve(ctx, now)
+			err := serve(ctx, now)
+			if err != nil && gave.Load() { // and nobody waits for it
+				s.log.Error("what was left of a place that was taken did not end well", "error", err)
+			}
+			ended <- err
 		})
 		select {
 		case left = <-taken:

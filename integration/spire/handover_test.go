@@ -142,14 +142,6 @@ func (h *holder) OnX509ContextWatchError(err error) {
 	}
 }
 
-// total returns how often all who hold a stream have heard something.
-func (c *callers) total() (sum int64) {
-	for i := range c.heard {
-		sum += c.heard[i].Load()
-	}
-	return sum
-}
-
 // allHear waits until each that holds a stream has heard more than so often.
 func (c *callers) allHear(than int64) {
 	c.n.t.Helper()
@@ -348,6 +340,38 @@ func TestAgentHandOverFails(t *testing.T) {
 	n.fetches(stage.Soon)
 	if n.Count("attested: ") != 1 {
 		t.Error("it attested again")
+	}
+}
+
+// TestAgentAfterOneThatEnds starts agents while another one has the lease and
+// answers nobody.
+func TestAgentAfterOneThatEnds(t *testing.T) {
+	t.Parallel()
+	n, _ := newHost(t, serverOptions{})
+	n.Process = n.agent()
+	n.ready()
+	n.fetches(stage.Soon)
+	before := n.Process
+	before.Signal(syscall.SIGTERM)
+	n.Process = n.agent()
+	n.ready()
+	n.fetches(stage.Soon)
+	n.Stop()
+	if _, err := os.Lstat(filepath.Join(n.dataDir(), "handover.sock")); err == nil {
+		t.Error("the last agent left its hand-over socket behind")
+	}
+
+	lease, err := os.OpenFile(filepath.Join(n.dataDir(), "lease"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lease.Close()
+	if err := unix.Flock(int(lease.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	out, err := stage.Tell(t, stage.Narthex, "agent", "-c", n.configFile(), "--standby")
+	if err == nil || !strings.Contains(out, "in use by another agent (pid ") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

@@ -44,10 +44,8 @@ func TestProxyTakesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := d.Process
-	var newer []*stage.Process
 	for round := range 3 {
 		p := d.standsBy()
-		newer = append(newer, p)
 		p.Says(stage.Soon, "took over")
 		stage.Eventually(t, stage.Soon, "the one before stands by", func() error {
 			if n := first.Count("in standby until"); n != round+1 {
