@@ -222,21 +222,9 @@ func (c *Config) give(ctx context.Context, l line) (sockets, taken []Socket, the
 			c.Giver.Keep()
 		}
 	}()
-	offered := append(sockets[:len(sockets):len(sockets)], Socket{Kind: Control, Bind: c.Path, Owned: c.Owned, Serving: true, Listener: c.Listener})
-	if len(offered) > maxSockets {
-		return nil, nil, "", fmt.Errorf("%d sockets are more than the %d that can be handed over", len(offered), maxSockets)
-	}
-	for i := range offered {
-		s := &offered[i]
-		if c.Path == "" && s.Kind == Control {
-			s.Bind = "-"
-		}
-		if err := l.send(message{Step: stepSocket, Socket: s}, s.Listener); err != nil {
-			return nil, nil, "", fmt.Errorf("send socket %s: %w", s.Bind, explain(err))
-		}
-	}
-	if err := l.send(message{Step: stepOffered, Version: c.Version}, nil); err != nil {
-		return nil, nil, "", explain(err)
+	offered, err := c.offer(l, sockets)
+	if err != nil {
+		return nil, nil, "", err
 	}
 	ready, _, err := l.receive(time.Now().Add(ReadyTime), false)
 	if err == nil && ready.Step != stepReady {
@@ -264,6 +252,28 @@ func (c *Config) give(ctx context.Context, l line) (sockets, taken []Socket, the
 	kept = false
 	c.Giver.Give(taken)
 	return offered, taken, hello.Version, nil
+}
+
+// offer sends the sockets, our own among them, and returns them in the order in
+// which they were sent.
+func (c *Config) offer(l line, sockets []Socket) ([]Socket, error) {
+	offered := append(sockets[:len(sockets):len(sockets)], Socket{Kind: Control, Bind: c.Path, Owned: c.Owned, Serving: true, Listener: c.Listener})
+	if len(offered) > maxSockets {
+		return nil, fmt.Errorf("%d sockets are more than the %d that can be handed over", len(offered), maxSockets)
+	}
+	for i := range offered {
+		s := &offered[i]
+		if c.Path == "" && s.Kind == Control {
+			s.Bind = "-"
+		}
+		if err := l.send(message{Step: stepSocket, Socket: s}, s.Listener); err != nil {
+			return nil, fmt.Errorf("send socket %s: %w", s.Bind, explain(err))
+		}
+	}
+	if err := l.send(message{Step: stepOffered, Version: c.Version}, nil); err != nil {
+		return nil, explain(err)
+	}
+	return offered, nil
 }
 
 // reportEvery is how often the new process is told what the old one still has.
