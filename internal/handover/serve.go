@@ -175,6 +175,9 @@ func (c *Config) answer(ctx context.Context, conn *net.UnixConn) (given bool) {
 		var said *refusedError
 		if !errors.As(err, &said) {
 			_ = l.send(message{Step: stepRefused, Reason: err.Error()}, nil)
+			// What it has sent and nobody has read would reset the connection,
+			// and the reason be lost with it.
+			_, _, _ = l.receive(time.Now().Add(refusedTime), false)
 		}
 		return false
 	}
@@ -192,6 +195,9 @@ func (c *Config) answer(ctx context.Context, conn *net.UnixConn) (given bool) {
 	c.report(ctx, l)
 	return true
 }
+
+// refusedTime is how long one that is refused has to read why.
+const refusedTime = time.Second
 
 // errNoQuestion is of one that connected and went away: it only looked whether
 // anybody is here.
