@@ -22,6 +22,7 @@ var rooms = []struct {
 }{
 	{"attestor", "", "reads other processes with the agent's privileges: the less it pulls in, the less can be attacked"},
 	{"attestor/k8s", "attestor", "reads what a kubelet says of strangers' pods, on the standard library alone: a client of Kubernetes' own would be the largest thing in the agent"},
+	{"attestor/sigstore", "", "verifies what registries send by keys from a file: it knows images, and nothing of processes, pods or entries"},
 	{"agent/registry", "attestor internal/telemetry", "pure state: what a caller may have is decided without network, clock or goroutine"},
 	{"agent/keys", "", "holds private keys"},
 	{"agent/spire", "agent/registry attestor", "the one room that speaks the server's API; it makes calls and runs no loops"},
@@ -118,9 +119,10 @@ func allowance(room string) (may, reason string, ok bool) {
 // other processes or hold the rules' meaning.
 func TestForeignImports(t *testing.T) {
 	for room, may := range map[string][]string{
-		"attestor":     {"golang.org/x/sys/"},
-		"attestor/k8s": {},
-		"proxy/policy": {"github.com/spiffe/go-spiffe/v2/spiffeid", "github.com/goccy/go-yaml", "cel.dev/cel-go/"},
+		"attestor":          {"golang.org/x/sys/"},
+		"attestor/k8s":      {},
+		"attestor/sigstore": {},
+		"proxy/policy":      {"github.com/spiffe/go-spiffe/v2/spiffeid", "github.com/goccy/go-yaml", "cel.dev/cel-go/"},
 		"proxy/policy/importer": {
 			"github.com/spiffe/go-spiffe/v2/spiffeid", "github.com/goccy/go-yaml", "github.com/hashicorp/hcl/hcl",
 		},
