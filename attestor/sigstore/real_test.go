@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,5 +92,39 @@ func TestRecorded(t *testing.T) {
 				t.Error("the entry is of another signature")
 			}
 		})
+	}
+}
+
+// cosignRecord is what cosign 3.1.1 stored for an image; TestCosign makes it.
+type cosignRecord struct {
+	Digest    string            `json:"digest"`
+	Root      json.RawMessage   `json:"root"`
+	Selectors []string          `json:"selectors"`
+	Paths     map[string]string `json:"paths"`
+}
+
+func readCosign(t testing.TB) (c cosignRecord) {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", "cosign.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &c); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestRecordedCosign(t *testing.T) {
+	t.Parallel()
+	c := readCosign(t)
+	h := newHouse(t, nil)
+	write(t, h.root, c.Root)
+	for path, content := range c.Paths {
+		h.registry.paths[path] = []byte(content)
+	}
+	got, err := h.verifier.Selectors(t.Context(), h.registry.image(c.Digest))
+	if err != nil || !slices.Equal(got, c.Selectors) {
+		t.Errorf("got  %q, %v\nwant %q", got, err, c.Selectors)
 	}
 }
