@@ -27,7 +27,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -168,7 +167,8 @@ func (v *Verifier) Warnings() []string {
 //
 // A skipped image has none. The error wraps ErrUnverified when the image has
 // no valid signature, unless AllowUnsigned; then there are none either. Any
-// other error, in one line, means that it could not be found out.
+// other error means that it could not be found out. Errors are one line and do
+// not name the image.
 //
 // Answers are remembered (see verdicts), and callers who ask for the same
 // image at the same time share one verification. It returns soon after ctx
@@ -181,10 +181,7 @@ func (v *Verifier) Selectors(ctx context.Context, image string) ([]string, error
 	if v.config.AllowUnsigned && errors.Is(err, ErrUnverified) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("verify the signature of image %s: %w", shown(image), err)
-	}
-	return selectors, nil
+	return selectors, err
 }
 
 func (v *Verifier) selectors(ctx context.Context, image string) ([]string, error) {
@@ -203,7 +200,7 @@ func (v *Verifier) selectors(ctx context.Context, image string) ([]string, error
 		verdict, mine := v.verdicts.claim(ref, trusted, v.now())
 		if mine {
 			verdict.selectors, verdict.expires, verdict.err = v.ask(ctx, ref, trusted)
-			v.verdicts.settle(ref, verdict, v.now(), ctx.Err() != nil)
+			v.verdicts.settle(verdict, v.now(), ctx.Err() != nil)
 			return slices.Clone(verdict.selectors), verdict.err
 		}
 		select {
@@ -242,16 +239,4 @@ func (v *Verifier) ask(ctx context.Context, ref reference, trusted *trust) (sele
 		err = context.Cause(ctx)
 	}
 	return selectors, expires, err
-}
-
-// shown is an image id, which a stranger may have chosen, for an error.
-func shown(image string) string {
-	const most = 256
-	if len(image) > most {
-		image = image[:most] + "…"
-	}
-	if strings.ContainsFunc(image, func(r rune) bool { return r <= ' ' || r >= 0x7f && r != '…' }) {
-		return fmt.Sprintf("%q", image)
-	}
-	return image
 }

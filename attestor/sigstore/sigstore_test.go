@@ -65,10 +65,11 @@ func TestSignatures(t *testing.T) {
 		want   string // in the error; empty: verified
 	}{
 		{name: "good"},
-		{name: "of a URI", sign: func(s *signing) { s.subject = "https://github.com/o/r/.github/workflows/w.yml@refs/heads/main" },
-			config: func(c *Config) {
-				c.AllowedIdentities = map[string][]string{issuerA: {`^https://github\.com/o/r/.*$`}}
-			}},
+		{
+			name:   "of a URI",
+			config: func(c *Config) { c.AllowedIdentities = map[string][]string{issuerA: {`^https://github\.com/o/r/.*$`}} },
+			sign:   func(s *signing) { s.subject = "https://github.com/o/r/.github/workflows/w.yml@refs/heads/main" },
+		},
 		{name: "everybody allowed", config: func(c *Config) { c.AllowedIdentities = nil }, sign: func(s *signing) { s.subject = "x@y" }},
 		{name: "wrong subject", sign: func(s *signing) { s.subject = "mallory@example.org" }, want: `"mallory@example.org" of issuer`},
 		{name: "wrong issuer", sign: func(s *signing) { s.issuer = "https://evil.example" }, want: `issuer "https://evil.example"`},
@@ -509,7 +510,7 @@ func TestVerdictsAreBounded(t *testing.T) {
 		if !mine {
 			t.Fatal("a new image is known")
 		}
-		vs.settle(ref, v, time.Now(), false)
+		vs.settle(v, time.Now(), false)
 	}
 	if len(vs.known) != maxVerdicts || len(vs.order) != maxVerdicts {
 		t.Errorf("%d and %d are remembered", len(vs.known), len(vs.order))

@@ -91,7 +91,7 @@ func (vs *verdicts) claim(ref reference, trusted *trust, now time.Time) (v *verd
 
 // settle ends the making of v, whose selectors, err and expires are set.
 // abandoned says that its maker gave up: the next to ask starts anew.
-func (vs *verdicts) settle(ref reference, v *verdict, now time.Time, abandoned bool) {
+func (vs *verdicts) settle(v *verdict, now time.Time, abandoned bool) {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
 	defer close(v.done)
