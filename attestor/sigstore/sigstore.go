@@ -32,15 +32,16 @@ import (
 
 const (
 	// timeout bounds one verification with everything that is asked of the
-	// registry. The workload waits for it.
-	timeout = 10 * time.Second
+	// registry. It ends before the attestation does that waits for it, so
+	// that the reason reaches whoever asked.
+	timeout = 5 * time.Second
 
 	// atOnce bounds the verifications that run at the same time, and with
 	// them the memory that registries can make us hold: at most some 3 MiB
 	// each. Those of one registry are fewer, so that one that hangs leaves
 	// slots to the others.
 	atOnce        = 8
-	atOnceFromOne = 2
+	atOnceFromOne = 4
 )
 
 // ErrUnverified is wrapped by the error of Selectors when the image has no
@@ -87,7 +88,7 @@ type Config struct {
 	// host or host:port as image names have it, such as docker.io.
 	Registries map[string]Registry
 
-	// Timeout bounds one verification. 0: 10 s.
+	// Timeout bounds one verification. 0: 5 s.
 	Timeout time.Duration
 }
 
@@ -221,7 +222,7 @@ func (v *Verifier) ask(ctx context.Context, ref reference, trusted *trust) (sele
 		fmt.Errorf("registry %s has not answered within %s", ref.registry, v.config.Timeout))
 	defer cancel()
 	if err := v.running.acquire(ctx, ref.registry); err != nil {
-		return nil, time.Time{}, err
+		return nil, time.Time{}, fmt.Errorf("wait for other images to be verified: %w", err)
 	}
 	defer v.running.release(ref.registry)
 	r, ok := v.registries[ref.registry]
