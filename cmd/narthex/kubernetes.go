@@ -2,10 +2,12 @@ package main
 
 import (
 	"cmp"
+	"fmt"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/narthex-id/narthex/attestor/k8s"
+	"github.com/narthex-id/narthex/attestor/sigstore"
 	"github.com/narthex-id/narthex/internal/config"
 )
 
@@ -30,6 +32,10 @@ func k8sConfig(k *config.K8sAttestor, finding func(key, format string, args ...a
 	if err != nil {
 		return k8s.Config{}, err
 	}
+	signatures, err := imageSignatures(k.Sigstore, key+".sigstore", finding, log)
+	if err != nil {
+		return k8s.Config{}, err
+	}
 	return k8s.Config{
 		NodeName: node,
 		Kubelet: k8s.Kubelet{
@@ -42,7 +48,8 @@ func k8sConfig(k *config.K8sAttestor, finding func(key, format string, args ...a
 			Certificate:      string(k.Kubelet.Certificate),
 			Key:              string(k.Kubelet.Key),
 		},
-		PodOnly: !k.Containers,
+		PodOnly:    !k.Containers,
+		Signatures: signatures,
 		Report: func(err error) {
 			if err == nil {
 				log.Info("the kubelet answers again")
@@ -51,4 +58,43 @@ func k8sConfig(k *config.K8sAttestor, finding func(key, format string, args ...a
 			log.Warn("cannot list the pods of this node", "error", err)
 		},
 	}, nil
+}
+
+// imageSignatures returns what verifies images, nil where s is.
+func imageSignatures(s *config.Sigstore, key string, finding func(key, format string, args ...any) config.Finding, log hclog.Logger) (k8s.Signatures, error) {
+	if s == nil {
+		return nil, nil
+	}
+	c := sigstore.Config{
+		TrustedRoot:        string(s.TrustedRoot),
+		AllowedIdentities:  map[string][]string{},
+		SkippedImages:      s.SkippedImages,
+		IgnoreSCT:          s.IgnoreSCT,
+		IgnoreTlog:         s.IgnoreTlog,
+		IgnoreAttestations: s.IgnoreAttestations,
+		AllowUnsigned:      s.AllowUnsigned,
+		Registries:         map[string]sigstore.Registry{},
+	}
+	for _, id := range s.AllowedIdentities {
+		c.AllowedIdentities[id.Issuer] = append(c.AllowedIdentities[id.Issuer], id.Subjects...)
+	}
+	for i, r := range s.Registries {
+		if _, ok := c.Registries[r.Host]; ok {
+			f := finding(fmt.Sprintf("%s.registries[%d].host", key, i), "%q is there already", r.Host)
+			return nil, &f
+		}
+		c.Registries[r.Host] = sigstore.Registry{
+			Username: r.Username, PasswordFile: string(r.Password), CA: string(r.CA), PlainHTTP: r.PlainHTTP,
+		}
+	}
+	v, err := sigstore.New(c)
+	if err != nil {
+		f := finding(key, "%v", err)
+		return nil, &f
+	}
+	for _, w := range v.Warnings() {
+		f := finding(key, "%s", w)
+		log.Warn(f.Error())
+	}
+	return v, nil
 }

@@ -44,7 +44,7 @@ agent:
 				}
 				return
 			}
-			if err != nil || got.NodeName != test.node || got.Kubelet.Host != test.host || got.PodOnly {
+			if err != nil || got.NodeName != test.node || got.Kubelet.Host != test.host || got.PodOnly || got.Signatures != nil {
 				t.Fatalf("got %+v, %v", got, err)
 			}
 		})
@@ -68,5 +68,40 @@ agent:
 	}
 	if cfg.Node.Type() != "k8s_psat" || len(cfg.WorkloadAttestors) != 2 || cfg.WorkloadAttestors[1].Type() != "k8s" || cfg.Keys == nil {
 		t.Errorf("got %+v", cfg)
+	}
+}
+
+func TestImageSignatures(t *testing.T) {
+	const root = "../../attestor/sigstore/testdata/public-root.json"
+	for name, test := range map[string]struct{ block, err, warns string }{
+		"identities": {"{trusted_root: " + root + ", allowed_identities: [{issuer: a, subjects: [b]}, {issuer: a, subjects: [^c$]}]}", "", ""},
+		"anybody":    {"{trusted_root: " + root + "}", "", "allowed_identities is empty"},
+		"no root":    {"{trusted_root: missing.json}", "narthex.yaml:5:30: agent.workload_attestors.k8s.sigstore: sigstore: trusted root: stat", ""},
+		"twice":      {"{trusted_root: " + root + ", registries: [{host: a.b}, {host: a.b}]}", "k8s.sigstore.registries[1].host: \"a.b\" is there already", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := config.Parse("narthex.yaml", []byte(`trust_domain: example.org
+agent:
+  server: {address: "s:1", bundle: {file: b}}
+  node_attestor: {k8s_psat: {cluster: demo}}
+  workload_attestors: {k8s: {sigstore: `+test.block+`}}
+`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var logged strings.Builder
+			log := hclog.New(&hclog.LoggerOptions{Output: &logged})
+			lookup := func(string) (string, bool) { return "", false }
+			got, err := k8sConfig(c.Agent.WorkloadAttestors.K8s, c.Finding, lookup, log)
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Fatalf("error %v, want %q", err, test.err)
+				}
+				return
+			}
+			if err != nil || got.Signatures == nil || !strings.Contains(logged.String(), test.warns) || test.warns == "" && logged.Len() > 0 {
+				t.Fatalf("got %+v, %v, log %q", got, err, logged.String())
+			}
+		})
 	}
 }

@@ -151,6 +151,51 @@ type K8sAttestor struct {
 	Kubelet Kubelet `yaml:"kubelet"`
 	// Also gives the selectors of the container (k8s:container-name, k8s:container-image), for which callers wait until the kubelet has seen it run. false: those of the pod alone, at once.
 	Containers bool `yaml:"containers" default:"true"`
+	// Verifies who signed the image of the caller's container with cosign, for the selectors k8s:image-signature and k8s:image-attestations. With it, a caller whose image has no valid signature gets nothing from this attestor. Left out: images are not looked at.
+	Sigstore *Sigstore `yaml:"sigstore"`
+}
+
+// Sigstore configures the verification of image signatures. They are read
+// from the registry that the image was pulled from.
+type Sigstore struct {
+	// The certificates of Fulcio and the keys of Rekor and the CT logs: a trusted_root.json, which `cosign trusted-root create` writes. Read again when it changes.
+	TrustedRoot File `yaml:"trusted_root" required:"true" example:"/etc/narthex/trusted_root.json"`
+	// Who may sign. Left out: anybody that the trusted root's authorities have given a certificate, which for the public ones is everybody. A text with one of `*+?^${}[]|()` is a regular expression (RE2), which matches anywhere in the name unless it has ^ and $.
+	AllowedIdentities []SigstoreIdentity `yaml:"allowed_identities"`
+	// Image IDs, as the kubelet has them (name@sha256:…), that are not verified and have no selectors of signatures.
+	SkippedImages []string `yaml:"skipped_images" example:"[registry.k8s.io/pause@sha256:7031c1b283388d2c2e09b57badb803c05ebed362dc88d84b480cc47f72a21097]"`
+	// Gives callers whose image has no valid signature the other selectors of this attestor. Entries that want one then have to name it: k8s:image-signature:verified.
+	AllowUnsigned bool `yaml:"allow_unsigned" default:"false"`
+	// Accepts certificates that no CT log has promised to publish.
+	IgnoreSCT bool `yaml:"ignore_sct" default:"false"`
+	// Accepts signatures that no transparency log has recorded. They count as long as their certificate is valid, which for Fulcio's is ten minutes.
+	IgnoreTlog bool `yaml:"ignore_tlog" default:"false"`
+	// Does not look for attestations; k8s:image-attestations:verified is never there.
+	IgnoreAttestations bool `yaml:"ignore_attestations" default:"false"`
+	// Registries that need more than their name.
+	Registries []SigstoreRegistry `yaml:"registries"`
+}
+
+// SigstoreIdentity is an issuer and those of its subjects who may sign.
+type SigstoreIdentity struct {
+	// The OIDC issuer.
+	Issuer string `yaml:"issuer" required:"true" example:"https://token.actions.githubusercontent.com"`
+	// Mail addresses or URIs.
+	Subjects []string `yaml:"subjects" required:"true" example:"[^https://github\\.com/example/app/\\.github/workflows/release\\.yml@refs/heads/main$]"`
+}
+
+// SigstoreRegistry is how one registry is asked.
+type SigstoreRegistry struct {
+	// Its name as images have it: host or host:port.
+	Host string `yaml:"host" required:"true" example:"ghcr.io"`
+	// The user to ask as. With password; left out: nobody.
+	Username string `yaml:"username" example:"robot"`
+	// A file with the password or token. Read at each verification.
+	Password File `yaml:"password" example:"/run/secrets/ghcr"`
+	// The CAs that may have signed its certificate, PEM, instead of the system's.
+	CA File `yaml:"ca" example:"/etc/narthex/registry-ca.crt"`
+	// Asks without TLS. Whoever is on the path can withhold signatures and cannot make any.
+	PlainHTTP bool `yaml:"plain_http" default:"false"`
 }
 
 // Kubelet is the kubelet of this node. Credentials are read again each minute,
