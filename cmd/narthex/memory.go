@@ -13,13 +13,17 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// This file is how the proxy process keeps its memory. A handshake leaves some
-// 30 KiB of garbage behind, and with Go's defaults a proxy whose connections
-// hold little collects it every hundred handshakes: an eighth of the CPU time.
-// So much garbage may lie there while there is work, little by connection, and
-// none of it stays once there is no work.
+// This file is how a process keeps its memory. A handshake leaves some 30 KiB
+// of garbage behind, and with Go's defaults a proxy whose connections hold
+// little collects it every hundred handshakes: an eighth of the CPU time. So
+// much garbage may lie there while there is work, little by connection, and
+// none of it stays once there is no work: nor do the pages of the program that
+// only its start has needed, which are three quarters of what a process without
+// work holds.
 
 const (
 	// collectAt is GOGC: garbage may grow to that part, in percent, of what
@@ -47,6 +51,11 @@ func keepMemory(ctx context.Context) {
 	if limit, ok := memoryLimit("/"); ok {
 		debug.SetMemoryLimit(int64(float64(limit)*limitPart) + heapFloor)
 	}
+	tidyUp(ctx)
+}
+
+// tidyUp tidies up whenever this process has nothing to do, until ctx ends.
+func tidyUp(ctx context.Context) {
 	ticks := time.NewTicker(quietFor)
 	defer ticks.Stop()
 	t := tidier{collect: collectAll}
@@ -105,6 +114,56 @@ func (t *tidier) look(now time.Time, allocated uint64) {
 func collectAll() {
 	runtime.GC()
 	debug.FreeOSMemory()
+	leaveProgram()
+}
+
+// leaveProgram lets go of the pages of the program's file. The kernel maps
+// sixteen around each that is touched, so that a start has nearly all of them;
+// those that are still needed come back from the page cache when they are. What
+// the program was changed to in memory would not: a linker has written to pages
+// that cannot be written to any more, and a mapping with such pages is left alone.
+func leaveProgram() {
+	program, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return
+	}
+	smaps, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		return
+	}
+	var begin, length uintptr
+	ours := false
+	for line := range strings.Lines(string(smaps)) {
+		if kilobytes, ok := strings.CutPrefix(line, "Anonymous:"); ok {
+			if ours && strings.TrimSpace(kilobytes) == "0 kB" {
+				_, _, _ = unix.Syscall(unix.SYS_MADVISE, begin, length, unix.MADV_DONTNEED) // of no consequence where it fails
+			}
+			ours = false
+			continue
+		}
+		if b, l, ok := readOnlyMapping(line, program); ok {
+			begin, length, ours = b, l, true
+		}
+	}
+}
+
+// readOnlyMapping returns where a line of /proc/PID/smaps, proc_pid_smaps(5), has
+// a mapping of the file that cannot be written to.
+func readOnlyMapping(line, file string) (begin, length uintptr, ok bool) {
+	fields := strings.Fields(line)
+	if len(fields) != 6 || fields[5] != file || strings.Contains(fields[1], "w") || !strings.HasSuffix(fields[1], "p") {
+		return 0, 0, false
+	}
+	from, to, _ := strings.Cut(fields[0], "-")
+	first, err := strconv.ParseUint(from, 16, 64)
+	if err != nil {
+		return 0, 0, false
+	}
+	end, err := strconv.ParseUint(to, 16, 64)
+	if err != nil || end <= first {
+		return 0, 0, false
+	}
+	return uintptr(first), uintptr(end - first), true
 }
 
 // allocated returns how many bytes were allocated so far.

@@ -88,3 +88,28 @@ func TestMemoryLimit(t *testing.T) {
 		t.Errorf("a limit of %d without /proc", limit)
 	}
 }
+
+func TestReadOnlyMapping(t *testing.T) {
+	for line, want := range map[string]uintptr{
+		"00400000-00e4f000 r-xp 00000000 fe:00 123 /usr/bin/narthex\n":           0xa4f000,
+		"00e4f000-01a00000 r--p 00a4f000 fe:00 123 /usr/bin/narthex\n":           0xbb1000,
+		"01a00000-01aa0000 rw-p 01600000 fe:00 123 /usr/bin/narthex\n":           0,
+		"01aa0000-01ae0000 r--s 01600000 fe:00 123 /usr/bin/narthex\n":           0,
+		"7f0000000000-7f0000021000 r--p 00000000 fe:00 9 /usr/share/zoneinfo\n":  0,
+		"c000000000-c000400000 rw-p 00000000 00:00 0 \n":                         0,
+		"00e4f000-00400000 r--p 00a4f000 fe:00 123 /usr/bin/narthex\n":           0,
+		"x-y r--p 00a4f000 fe:00 123 /usr/bin/narthex\n":                         0,
+		"00400000-00e4f000 r-xp 00000000 fe:00 123 /usr/bin/narthex (deleted)\n": 0,
+	} {
+		if _, length, ok := readOnlyMapping(line, "/usr/bin/narthex"); length != want || ok != (want > 0) {
+			t.Errorf("%q: %#x, %t", line, length, ok)
+		}
+	}
+}
+
+// TestProgramGoesOnWithoutItsPages: the kernel brings back what is needed.
+func TestProgramGoesOnWithoutItsPages(t *testing.T) {
+	for range 10 {
+		collectAll()
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -161,7 +160,7 @@ func (s *standby) await(ctx context.Context, left config.Telemetry) error {
 		case <-ctx.Done():
 			return nil
 		case <-tidy.C:
-			debug.FreeOSMemory()
+			collectAll()
 		case <-tick.C:
 			if lock.Free() && !handover.Served(s.control) {
 				s.log.Warn("the process that took over is gone: taking the place back")
