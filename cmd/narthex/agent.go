@@ -82,7 +82,8 @@ func agentStandby(c *config.Config) *standby {
 			once.Do(func() { lock, err = handover.OpenLock(agent.LeasePath(string(c.DataDir))) })
 			return lock, err
 		},
-		log: newLogger("narthex.agent", c.Log),
+		ready: nil, // its callers are served
+		log:   newLogger("narthex.agent", c.Log),
 	}
 }
 
@@ -167,10 +168,15 @@ func runAgent(parent context.Context, c *config.Config, half bool, now stint) er
 		return errors.Join(err, a.Close())
 	}
 	place.listen()
+	shown := newShownFigures(parent, figures)
+	if show.Socket == nil && show.Probed == nil { // of a network of our own, where nobody answers probes while we wait for the place
+		shown.begin()
+	}
 	if err := place.takeOver(parent, a); err != nil {
 		place.abandon()
-		return errors.Join(err, figures.Close(), a.Close())
+		return errors.Join(err, shown.end(), a.Close())
 	}
+	shown.begin()
 	count := handovers(metrics)
 	countArrival(count, place.from, now)
 	if place.from != nil || now.back {
@@ -179,8 +185,51 @@ func runAgent(parent context.Context, c *config.Config, half bool, now stint) er
 	log.Info("agent starts", "version", version, "fips_module", fipsWords(), "trust_domain", c.TrustDomain.Name(),
 		"server", string(c.Agent.Server.Address), "socket", string(c.Agent.WorkloadAPI.Socket))
 	return serveAgent(parent, place, &agentGiver{
-		agent: a, config: c, figures: figures, tell: tell, stint: now, count: count, log: place.log,
+		agent: a, config: c, figures: figures, shown: shown, tell: tell, stint: now, count: count, log: place.log,
 	}, log)
+}
+
+// shownFigures are figures that are shown from some moment on.
+type shownFigures struct {
+	figures *expose.Server
+	ctx     context.Context
+	hide    context.CancelFunc
+	served  chan error // what Serve returned; nil until it was called
+}
+
+func newShownFigures(ctx context.Context, figures *expose.Server) *shownFigures {
+	ctx, hide := context.WithCancel(ctx)
+	return &shownFigures{figures: figures, ctx: ctx, hide: hide}
+}
+
+// begin shows them. A second call changes nothing.
+func (f *shownFigures) begin() {
+	if f.served != nil {
+		return
+	}
+	f.served = make(chan error, 1)
+	go func() { f.served <- f.figures.Serve(f.ctx) }() // until and end wait for it
+}
+
+// until returns once ctx has ended or they cannot be shown any more.
+func (f *shownFigures) until(ctx context.Context) error {
+	defer f.hide()
+	select {
+	case err := <-f.served:
+		return err
+	case <-ctx.Done():
+		f.hide()
+		return <-f.served
+	}
+}
+
+// end hides them, whether or not they were shown.
+func (f *shownFigures) end() error {
+	f.hide()
+	if f.served == nil {
+		return f.figures.Close()
+	}
+	return <-f.served
 }
 
 // serveAgent runs everything until ctx ends, or another process has taken over.
@@ -191,7 +240,7 @@ func serveAgent(ctx context.Context, place *agentPlace, r *agentGiver, log hclog
 	r.ctx = ctx
 	g.Go(func() error { return r.agent.Run(ctx) })
 	g.Go(func() error { return place.answer(ctx, r) })
-	g.Go(func() error { return r.figures.Serve(ctx) })
+	g.Go(func() error { return r.shown.until(ctx) })
 	g.Go(func() error { return sayOnHangup(ctx, r.stint.hangups, r.tell, log) })
 	g.Go(func() error { sayHowToUpgrade(ctx, log); return nil })
 	g.Go(func() error { tidyUp(ctx); return nil })

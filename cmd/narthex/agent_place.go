@@ -207,6 +207,7 @@ type agentGiver struct {
 	agent   *agent.Agent
 	config  *config.Config
 	figures *expose.Server
+	shown   *shownFigures
 	tell    *teller
 	stint   stint
 	ctx     context.Context         // ends when the agent is to end

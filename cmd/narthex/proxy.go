@@ -103,7 +103,7 @@ func (s *proxyStints) run(ctx context.Context, hangups <-chan os.Signal, standsB
 	}
 	wait := &standby{
 		process: "proxy", control: string(h.Socket),
-		lock: func() (*handover.Lock, error) { return s.lock, nil }, log: s.log,
+		lock: func() (*handover.Lock, error) { return s.lock, nil }, ready: errInStandby, log: s.log,
 	}
 	return wait.keepPlace(ctx, hangups, s.serve)
 }

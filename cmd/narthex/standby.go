@@ -37,6 +37,7 @@ type standby struct {
 	process string                         // agent, proxy
 	control string                         // where the process that serves is asked for its place
 	lock    func() (*handover.Lock, error) // had by the process that serves
+	ready   error                          // what /readyz says meanwhile
 	log     hclog.Logger
 }
 
@@ -170,11 +171,14 @@ func (s *standby) await(ctx context.Context, left config.Telemetry) error {
 	}
 }
 
-// errInStandby is why a process in standby is not ready.
+// errInStandby is why a proxy in standby is not ready: nobody listens on the
+// addresses of its network any more. An agent in standby is: callers find the
+// one that serves under the same path, and were it not ready, a DaemonSet would
+// delete its pod before that one has shown that it works.
 var errInStandby = errors.New("in standby: another process has taken over")
 
 // show answers probes until the returned function is called: a process in
-// standby is alive, and not ready.
+// standby is alive.
 func (s *standby) show(ctx context.Context, at config.Telemetry) (end func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var showing sync.WaitGroup
@@ -189,7 +193,7 @@ func (s *standby) show(ctx context.Context, at config.Telemetry) (end func()) {
 					Status: func() telemetry.Status {
 						return telemetry.Status{Version: version, FIPS: fipsModule(), Started: started}
 					},
-					Ready: func() error { return errInStandby },
+					Ready: func() error { return s.ready },
 					Log:   s.log.Named("telemetry"),
 				})
 				if err == nil {
