@@ -39,6 +39,7 @@ import (
 
 	"github.com/narthex-id/narthex/agent/registry"
 	"github.com/narthex-id/narthex/attestor"
+	"github.com/narthex-id/narthex/internal/socket"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
@@ -108,7 +109,7 @@ type Server struct {
 	log       hclog.Logger
 
 	listener *listener
-	socket   *socket // nil where the listener is inherited and not ours
+	socket   *socket.Listener // nil where the listener is inherited and not ours
 	grpc     *grpc.Server
 	health   *healthServer
 	limits   *limiter
@@ -151,11 +152,10 @@ func Listen(cfg Config) (*Server, error) {
 	} else if l, ok := cfg.Listener.(*net.UnixListener); ok {
 		l.SetUnlinkOnClose(false)
 		if cfg.Socket != "" {
-			path, err := socketPath(cfg.Socket)
-			if err != nil {
+			var err error
+			if s.socket, err = socket.Inherit(l, cfg.Socket); err != nil {
 				return nil, err
 			}
-			s.socket = &socket{UnixListener: l, path: path}
 			s.listener.Listener = s.socket
 		}
 	}
@@ -250,7 +250,7 @@ func (s *Server) Close() error {
 		// The socket goes first: who calls again should find nobody rather
 		// than us.
 		if s.socket != nil && !s.given.Load() {
-			err = s.socket.remove()
+			err = s.socket.Remove()
 		}
 		s.drain()
 		if closeErr := s.listener.Close(); closeErr != nil && !errors.Is(closeErr, net.ErrClosed) {

@@ -2,12 +2,13 @@ package endpoint
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"sync"
 	"time"
+
+	"github.com/narthex-id/narthex/internal/socket"
 )
 
 // Socket returns the listening socket, for a process that takes this one's
@@ -17,14 +18,12 @@ func (s *Server) Socket() (_ net.Listener, owned bool) {
 	if s.socket == nil {
 		return s.listener.Listener, false
 	}
-	s.socket.mu.Lock()
-	defer s.socket.mu.Unlock()
-	return s.socket.UnixListener, s.socket.file != fileID{}
+	return s.socket.UnixListener, s.socket.Owned()
 }
 
 // InPlace reports whether a socket is at the path that addr says.
 func InPlace(addr string) bool {
-	path, err := socketPath(addr)
+	path, err := socket.Path(addr)
 	if err != nil {
 		return false
 	}
@@ -38,14 +37,7 @@ func (s *Server) Own() error {
 	if s.socket == nil {
 		return errors.New("own the socket: it is not one of a path")
 	}
-	file, err := identify(s.socket.path)
-	if err != nil {
-		return fmt.Errorf("own the socket: %w", err)
-	}
-	s.socket.mu.Lock()
-	defer s.socket.mu.Unlock()
-	s.socket.file = file
-	return nil
+	return s.socket.Own()
 }
 
 // Pause stops accepting. Calls that are there are still answered with what is

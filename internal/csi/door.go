@@ -29,7 +29,7 @@ type door struct {
 	private bool // its directory is the driver's own
 	log     hclog.Logger
 	server  *grpc.Server
-	socket  *socket // nil: closed
+	socket  *listener // nil: closed
 }
 
 func newServer() *grpc.Server {
@@ -56,7 +56,7 @@ func (d *door) open() error {
 }
 
 // stands reports whether the socket's file is there and is the door's own.
-func (d *door) stands() bool { return d.socket != nil && d.socket.stands() }
+func (d *door) stands() bool { return d.socket != nil && d.socket.Stands() }
 
 // serve answers on the socket as it is now, until it is closed.
 func (d *door) serve(g *errgroup.Group) {
@@ -66,7 +66,7 @@ func (d *door) serve(g *errgroup.Group) {
 		if err == nil || errors.Is(err, net.ErrClosed) || errors.Is(err, grpc.ErrServerStopped) {
 			return nil
 		}
-		return fmt.Errorf("serve kubelet on %s: %w", socket.path, err)
+		return fmt.Errorf("serve kubelet on %s: %w", socket.Addr(), err)
 	})
 }
 
@@ -78,7 +78,7 @@ func (d *door) close() error {
 	}
 	var err error
 	if d.socket != nil {
-		err = d.socket.remove()
+		err = d.socket.Remove()
 		_ = d.socket.Close()
 	}
 	hurry := time.AfterFunc(drainTimeout, d.server.Stop)

@@ -45,6 +45,9 @@ func bindMount(source, target int) error {
 	return nil
 }
 
+// fileID names a file for as long as it exists.
+type fileID struct{ dev, ino uint64 }
+
 // found is what stands at a volume's place.
 type found struct {
 	file      fileID

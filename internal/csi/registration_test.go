@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	"github.com/narthex-id/narthex/internal/socket"
 )
 
 // asKubelet finds the plugin by its registration socket and registers it, as
@@ -160,12 +162,12 @@ func TestSockets(t *testing.T) {
 	}
 	dir := filepath.Dir(cfg.KubeletDir)
 	path := dir + "/s/csi.sock"
-	open := func() (*socket, error) { return listen(path, true, cfg.Log) }
+	open := func() (*listener, error) { return listen(path, true, cfg.Log) }
 	first, err := open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open(); !errors.Is(err, errServed) {
+	if _, err := open(); !errors.Is(err, socket.ErrServed) {
 		t.Errorf("a socket that is served was replaced: %v", err)
 	}
 	_ = first.Close() // as a process that was killed leaves it
@@ -174,10 +176,10 @@ func TestSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer second.Close()
-	if err := first.remove(); err != nil || !second.stands() {
+	if err := first.Remove(); err != nil || !second.Stands() {
 		t.Errorf("the first removed the second's file: %v", err)
 	}
-	if err := second.remove(); err != nil || second.stands() {
+	if err := second.Remove(); err != nil || second.Stands() {
 		t.Errorf("its own file is left: %v", err)
 	}
 	write(t, path)
