@@ -30,6 +30,11 @@ test: check-test ## Run everything: lint, unit tests with the race detector, rea
 	@$(SUITE) lint        $(MAKE) --no-print-directory lint
 	@$(SUITE) unit        $(MAKE) --no-print-directory test-unit
 	@$(SUITE) integration $(MAKE) --no-print-directory test-integration
+	@if [ -n "$${NARTHEX_IMAGE:-}" ] || integration/kubernetes/cluster/build.sh --cached >/dev/null 2>&1; then \
+	  $(SUITE) kubernetes $(MAKE) --no-print-directory test-k8s; \
+	else \
+	  echo "=== suite kubernetes: not run, the programs of its cluster are not built yet: 'make test-k8s' builds them (ten minutes, once) and runs it"; \
+	fi
 
 .PHONY: test-unit
 test-unit: check-go ## Unit tests and command-line scripts, with the race detector
@@ -40,16 +45,23 @@ test-unit: check-go ## Unit tests and command-line scripts, with the race detect
 test-integration: check-test ## The product against real components (SPIRE Server, openssl, …)
 	integration/tools/install.sh apt test
 	NARTHEX_TOOLS=$$(integration/tools/install.sh spire) NARTHEX_GHOSTUNNEL=$$(integration/tools/install.sh ghostunnel) \
-	NARTHEX_HELM=$$(integration/tools/install.sh helm) NARTHEX_KUSTOMIZE=$$(integration/tools/install.sh kustomize) NARTHEX_MANIFESTS=$$(integration/tools/install.sh manifests) \
-	  $(GO) test -tags integration -timeout 30m -count=1 -v ./integration/... 2>&1 | integration/quiet.sh
+	  $(GO) test -tags integration -timeout 30m -count=1 -v $$($(GO) list -tags integration ./integration/... | grep -v /integration/kubernetes) 2>&1 | integration/quiet.sh
+
+# On a cluster of yours, with images of yours: integration/kubernetes/README.md.
+.PHONY: test-k8s
+test-k8s: check-test ## Narthex on a real Kubernetes, with SPIRE Server in it
+	@[ -n "$${NARTHEX_IMAGE:-}" ] || integration/kubernetes/cluster/build.sh >/dev/null
+	NARTHEX_TOOLS=$$(integration/tools/install.sh spire) NARTHEX_HELM=$$(integration/tools/install.sh helm) \
+	  $(GO) test -tags integration -timeout 30m -count=1 -v ./integration/kubernetes/... 2>&1 | integration/quiet.sh
 
 .PHONY: lint
 lint: check-go ## Formatting, vet, linters, go.mod tidiness, generated files
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) mod tidy -diff
 	$(GO) vet -tags integration ./...
-	cd integration/bench/policypeers && $(GO) mod tidy -diff && $(GO) vet ./...
-	cd integration/tools/manifests && $(GO) mod tidy -diff && $(GO) vet ./...
+	@for module in integration/bench/policypeers integration/kubernetes/cluster/images/*/; do \
+	  (set -x; cd $$module && $(GO) mod tidy -diff && $(GO) vet ./...) || exit 1; \
+	done
 	"$$(integration/tools/install.sh lint)/golangci-lint" run --build-tags integration
 
 .PHONY: generate

@@ -2,7 +2,8 @@
 # Installs or builds what the tests and benchmarks run beside Narthex.
 #
 #   install.sh check TOOL…       are go, git, gcc there? prints how to get them
-#   install.sh apt test|bench    installs Debian packages where it may, else names what is missing
+#   install.sh apt test|bench|cluster
+#                                installs Debian packages where it may, else names what is missing
 #   install.sh spire|lint|ghostunnel|helm|kustomize|manifests
 #                                builds the tools of that module, prints the folder they are in
 #
@@ -34,7 +35,8 @@ packages() {
   case $1 in
     test)  echo openssl openssh-client openssh-server netcat-openbsd curl procps gnutls-bin nginx-light libnginx-mod-stream haproxy postgresql redis-server testssl.sh sslscan iproute2 iptables systemd dnsmasq-base ;;
     bench) echo openssl nginx-light libnginx-mod-stream haproxy procps ;;
-    *) echo "install.sh apt: want test or bench, not $1" >&2; return 2 ;;
+    cluster) echo openssl curl iproute2 util-linux nftables iptables libseccomp2 ;;
+    *) echo "install.sh apt: want test, bench or cluster, not $1" >&2; return 2 ;;
   esac
 }
 
@@ -80,5 +82,5 @@ case ${1:-} in
   check) shift; ok=0; for t in "$@"; do need "$t" || ok=1; done; exit $ok ;;
   apt) install_packages "$2" ;;
   spire|lint|ghostunnel|helm|kustomize|manifests) build "$1" ;;
-  *) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+  *) sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
