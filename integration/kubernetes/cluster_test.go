@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,7 +51,10 @@ func newCluster() *cluster {
 func (c *cluster) up() error {
 	stage.WhenInterrupted(c.down)
 	if c.own {
-		c.state = filepath.Join(stage.Scratch, "node")
+		var err error // not in Scratch, which is gone before the node is
+		if c.state, err = os.MkdirTemp("", "nx-node-"); err != nil {
+			return err
+		}
 		// With our process: the node ends even if we are killed.
 		if err := script("up.sh", "--with", strconv.Itoa(os.Getpid()), c.state); err != nil {
 			return err
@@ -108,6 +112,7 @@ func (c *cluster) command(ctx context.Context, args ...string) *exec.Cmd {
 	}
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.SysProcAttr = ownGroup
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	return cmd
 }
 
@@ -118,9 +123,13 @@ func (c *cluster) connect() error {
 	_ = os.Remove(socket)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var said bytes.Buffer
+	said, err := os.Create(filepath.Join(stage.Scratch, "kubectl-proxy.log"))
+	if err != nil {
+		return err
+	}
+	defer said.Close()
 	c.proxy = c.command(context.Background(), "kubectl", "proxy", "--unix-socket="+socket, "--reject-methods=^$", "--reject-paths=^$")
-	c.proxy.Stdout, c.proxy.Stderr = &said, &said
+	c.proxy.Stdout, c.proxy.Stderr = said, said
 	if err := c.proxy.Start(); err != nil {
 		return err
 	}
@@ -137,7 +146,7 @@ func (c *cluster) connect() error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("kubectl proxy: %w\n%s", err, said.String())
+			return fmt.Errorf("kubectl proxy, which writes to %s: %w", said.Name(), err)
 		}
 	}
 }
@@ -146,7 +155,7 @@ func (c *cluster) disconnect() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.proxy != nil {
-		_ = c.proxy.Process.Kill()
+		_ = syscall.Kill(-c.proxy.Process.Pid, syscall.SIGKILL) // the group: what node-exec runs is a child of it
 		_ = c.proxy.Wait()
 		c.proxy = nil
 	}
