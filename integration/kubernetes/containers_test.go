@@ -31,6 +31,7 @@ func startPod(t *testing.T, namespace string, agent *provider, values map[string
 func TestSelectors(t *testing.T) {
 	withEach(t, func(t *testing.T, agent *provider) {
 		ns := k8s.namespace(t)
+		register(t, entry{path: "/" + ns + "/all", selectors: []string{"k8s:ns:" + ns}}) // the first container ends once it has an identity
 		startPod(t, ns, agent, map[string]any{"Labels": map[string]string{"tier": "gold", "shop.example/part": "till"}, "Init": true})
 		p := k8s.pod(t, ns, "app=asks")
 		ids := make([]string, 0, 20)
