@@ -3,8 +3,14 @@
 package kubernetes_test
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+
+	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
 // provider is an agent that serves the Workload API on every node.
@@ -17,6 +23,14 @@ type provider struct {
 	ok    bool
 }
 
+// narthex is our agent, as the chart installs it.
+var narthex = &provider{name: "narthex", sockets: "/run/narthex/public", start: func(t *testing.T) {
+	k8s.apply(t, render(t, "namespace.yaml", map[string]any{"Name": "narthex"}))
+	bringBundle(t, "narthex")
+	k8s.apply(t, chart(t))
+	k8s.rolledOut(t, "narthex", "daemonset/narthex", "daemonset/narthex-csi")
+}}
+
 // stock is SPIRE's own agent.
 var stock = &provider{name: "stock", sockets: "/run/spire/agent/public", start: func(t *testing.T) {
 	k8s.apply(t, render(t, "stock-agent.yaml", nil))
@@ -28,6 +42,7 @@ func (p *provider) serve(t *testing.T) {
 	t.Helper()
 	startServer(t)
 	p.once.Do(func() {
+		defer showWhenFailed(t, "narthex", "spire")
 		p.start(t)
 		p.ok = true
 	})
@@ -38,10 +53,36 @@ func (p *provider) serve(t *testing.T) {
 
 // withEach runs a test with each of the agents.
 func withEach(t *testing.T, run func(t *testing.T, p *provider)) {
-	for _, p := range []*provider{stock} {
+	for _, p := range []*provider{narthex, stock} {
 		t.Run(p.name, func(t *testing.T) {
 			p.serve(t)
 			run(t, p)
 		})
 	}
+}
+
+// chart returns what `helm template` makes of the chart and the values of the
+// tests. Whatever is set beside them is for helm's --set.
+func chart(t *testing.T, set ...string) string {
+	t.Helper()
+	dir, err := stage.Tools("helm", "NARTHEX_HELM", "helm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := strings.LastIndex(k8s.images.Narthex, ":")
+	values := filepath.Join(stage.Folder(t, "helm"), "values.yaml")
+	stage.WriteFile(t, values, render(t, "values.yaml", map[string]any{
+		"Repository": k8s.images.Narthex[:at], "Tag": k8s.images.Narthex[at+1:],
+	}), 0o600)
+	args := []string{"template", "narthex", filepath.Join("..", "..", "deploy", "helm", "narthex"), "-n", "narthex", "-f", values}
+	for _, s := range set {
+		args = append(args, "--set-json", s)
+	}
+	cmd := exec.Command(filepath.Join(dir, "helm"), args...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("helm template: %v", err)
+	}
+	return string(out)
 }

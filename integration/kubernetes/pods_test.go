@@ -210,14 +210,18 @@ func (c *cluster) namespace(t *testing.T) string {
 	name = "t-" + name[max(0, len(name)-40):]
 	c.apply(t, render(t, "namespace.yaml", map[string]any{"Name": name}))
 	t.Cleanup(func() {
-		if t.Failed() {
-			for _, ns := range []string{name, "narthex", "spire"} {
-				c.show(t, ns)
-			}
-		}
+		showWhenFailed(t, name, "narthex", "spire")
 		_, _ = c.tryKubectl("", "delete", "namespace", name, "--wait=false")
 	})
 	return name
+}
+
+func showWhenFailed(t *testing.T, namespaces ...string) {
+	for _, ns := range namespaces {
+		if t.Failed() {
+			k8s.show(t, ns)
+		}
+	}
 }
 
 // show logs the state of the pods of a namespace and the last they said.
