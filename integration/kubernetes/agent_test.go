@@ -74,7 +74,11 @@ func chart(t *testing.T, set ...string) string {
 	stage.WriteFile(t, values, render(t, "values.yaml", map[string]any{
 		"Repository": k8s.images.Narthex[:at], "Tag": k8s.images.Narthex[at+1:],
 	}), 0o600)
-	args := []string{"template", "narthex", filepath.Join("..", "..", "deploy", "helm", "narthex"), "-n", "narthex", "-f", values}
+	var is struct{ GitVersion string }
+	if err := k8s.get("/version", &is); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"template", "--kube-version", is.GitVersion, "narthex", filepath.Join("..", "..", "deploy", "helm", "narthex"), "-n", "narthex", "-f", values}
 	for _, s := range set {
 		args = append(args, "--set-json", s)
 	}
