@@ -61,28 +61,33 @@ func withEach(t *testing.T, run func(t *testing.T, p *provider)) {
 	}
 }
 
-// chart returns what `helm template` makes of the chart and the values of the
-// tests. Whatever is set beside them is for helm's --set.
-func chart(t *testing.T, set ...string) string {
+// packages is where the packages are that users install.
+var packages = filepath.Join("..", "..", "deploy")
+
+// chart returns what the chart makes of the values of the tests.
+func chart(t *testing.T) string {
 	t.Helper()
-	dir, err := stage.Tools("helm", "NARTHEX_HELM", "helm")
-	if err != nil {
-		t.Fatal(err)
-	}
 	at := strings.LastIndex(k8s.images.Narthex, ":")
 	values := filepath.Join(stage.Folder(t, "helm"), "values.yaml")
 	stage.WriteFile(t, values, render(t, "values.yaml", map[string]any{
 		"Repository": k8s.images.Narthex[:at], "Tag": k8s.images.Narthex[at+1:],
 	}), 0o600)
+	return helm(t, "narthex", "-f", values)
+}
+
+// helm returns what `helm template` makes of the chart in a namespace.
+func helm(t *testing.T, namespace string, flags ...string) string {
+	t.Helper()
+	dir, err := stage.Tools("helm", "NARTHEX_HELM", "helm")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var is struct{ GitVersion string }
 	if err := k8s.get("/version", &is); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"template", "--kube-version", is.GitVersion, "narthex", filepath.Join("..", "..", "deploy", "helm", "narthex"), "-n", "narthex", "-f", values}
-	for _, s := range set {
-		args = append(args, "--set-json", s)
-	}
-	cmd := exec.Command(filepath.Join(dir, "helm"), args...)
+	args := []string{"template", "narthex", filepath.Join(packages, "helm", "narthex"), "-n", namespace, "--kube-version", is.GitVersion}
+	cmd := exec.Command(filepath.Join(dir, "helm"), append(args, flags...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
