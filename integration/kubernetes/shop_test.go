@@ -136,8 +136,11 @@ func TestShop(t *testing.T) {
 		k8s.happens(t, s.namespace, k8s.pod(t, s.namespace, "app=orders").name(), "live", 0, "fails", func(e event) bool { return e.Event == "failed" })
 		s.rules("orders")
 		s.goOn("orders", 20)
-		if uses := proxyRestarts(s); uses != "" {
-			t.Error("proxies were restarted: " + uses)
+		if restarted := proxyRestarts(s); restarted != "" {
+			t.Error("proxies were restarted: " + restarted)
+		}
+		if k8s.own {
+			withinMemory(t, "a proxy that is all but idle", k8s.process(t, k8s.pod(t, s.namespace, "app=reports"), "proxy"), 20<<20)
 		}
 	})
 }

@@ -138,6 +138,7 @@ func repeat(ctx context.Context, every, timeout time.Duration, call func(context
 				return nil
 			case err != nil:
 				failed++
+				lastSerial = "" // what comes next is news
 				say(event{Event: "failed", Code: status.Code(err).String(), Error: err.Error()})
 			default:
 				good++
