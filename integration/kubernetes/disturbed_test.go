@@ -3,6 +3,7 @@
 package kubernetes_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -226,7 +227,7 @@ func noneFailed(t *testing.T, namespace, pod string) {
 // daemon stops or starts a daemon of our own node.
 func daemon(t *testing.T, what, name string) {
 	t.Helper()
-	if out, err := k8s.command(t.Context(), "cluster/daemon", what, k8s.state, name).CombinedOutput(); err != nil {
+	if out, err := k8s.command(context.Background(), "cluster/daemon", what, k8s.state, name).CombinedOutput(); err != nil {
 		t.Fatalf("%s %s: %v\n%s", what, name, err, out)
 	}
 }

@@ -56,13 +56,14 @@ func (s *shop) rules(allowed ...string) {
 	}))
 }
 
-// calls returns what the containers that call of a caller's pod have said.
-func (s *shop) calls(caller, container string) []event {
+// calls returns what a container of an app's pod has said. It waits for a
+// kubelet that has just been started.
+func (s *shop) calls(app, container string) (events []event) {
 	s.t.Helper()
-	events, err := k8s.events(s.namespace, k8s.pod(s.t, s.namespace, s.label(caller)).name(), container)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	stage.Eventually(s.t, ready, "the kubelet shows the log of "+app, func() (err error) {
+		events, err = k8s.events(s.namespace, k8s.pod(s.t, s.namespace, s.label(app)).name(), container)
+		return err
+	})
 	return events
 }
 
