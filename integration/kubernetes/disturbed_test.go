@@ -108,7 +108,11 @@ func TestStorm(t *testing.T) {
 		for _, p := range k8s.pods(t, ns, "app=asks") {
 			k8s.happens(t, ns, p.name(), "app", 0, "has its identity", isID(trustDomain+"/"+ns))
 		}
-		t.Logf("%d pods: the kubelet was asked %d times for its pods", many, kubeletRequests(t)-asked)
+		asked = kubeletRequests(t) - asked
+		t.Logf("%d pods: the kubelet was asked %d times for its pods", many, asked)
+		if asked > many {
+			t.Errorf("for %d pods the kubelet was asked %d times", many, asked)
+		}
 	}
 	if k8s.own {
 		pid := k8s.process(t, k8s.pod(t, "narthex", "app.kubernetes.io/component=node"), "agent")

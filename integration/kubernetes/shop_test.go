@@ -23,7 +23,7 @@ type shop struct {
 }
 
 // openShop starts the pods. Nobody but orders is allowed to call inventory;
-// all may try.
+// all try, but for the caller named idle.
 func openShop(t *testing.T, agent *provider, callers ...string) *shop {
 	t.Helper()
 	s := &shop{t: t, agent: agent, callers: callers, namespace: k8s.namespace(t)}
@@ -116,7 +116,7 @@ func (s *shop) record(app, what string, ok func(telemetry.Access) bool) telemetr
 // agent on the node: one may call, by rules, and one may not.
 func TestShop(t *testing.T) {
 	withEach(t, func(t *testing.T, agent *provider) {
-		s := openShop(t, agent, "orders", "reports")
+		s := openShop(t, agent, "orders", "reports", "idle")
 		s.goOn("orders", 20)
 		s.record("inventory", "allowed", func(a telemetry.Access) bool {
 			return a.Decision == "allow" && a.Rule == "orders-calls" && a.From == s.id("orders") && a.To == s.id("inventory")
@@ -141,7 +141,7 @@ func TestShop(t *testing.T) {
 			t.Error("proxies were restarted: " + restarted)
 		}
 		if k8s.own {
-			withinMemory(t, "a proxy that is all but idle", k8s.process(t, k8s.pod(t, s.namespace, "app=reports"), "proxy"), 20<<20)
+			withinMemory(t, "an idle proxy", k8s.process(t, k8s.pod(t, s.namespace, "app=idle"), "proxy"), 20<<20)
 		}
 	})
 }
