@@ -34,6 +34,10 @@ type cluster struct {
 	state  string // folder of our own node
 	images images
 
+	wanted   context.Context // until down: what still boots the node ends then
+	unwanted context.CancelFunc
+	booting  sync.Mutex // held while the node boots
+
 	mu    sync.Mutex // guards the following
 	proxy *exec.Cmd  // kubectl proxy, the way to the API server
 	api   *http.Client
@@ -43,7 +47,9 @@ type cluster struct {
 // user's is taken only where images are named too: many have KUBECONFIG set
 // and mean nothing by it.
 func newCluster() *cluster {
-	return &cluster{own: os.Getenv("KUBECONFIG") == "" || os.Getenv("NARTHEX_IMAGE") == ""}
+	c := &cluster{own: os.Getenv("KUBECONFIG") == "" || os.Getenv("NARTHEX_IMAGE") == ""}
+	c.wanted, c.unwanted = context.WithCancel(context.Background())
+	return c
 }
 
 // up boots the node, or looks whether the user's cluster answers, and brings
@@ -55,8 +61,7 @@ func (c *cluster) up() error {
 		if c.state, err = os.MkdirTemp("", "nx-node-"); err != nil {
 			return err
 		}
-		// With our process: the node ends even if we are killed.
-		if err := script("up.sh", "--with", strconv.Itoa(os.Getpid()), c.state); err != nil {
+		if err := c.boot(); err != nil {
 			return err
 		}
 	}
@@ -69,6 +74,9 @@ func (c *cluster) up() error {
 // down ends our node. What the tests made in a cluster of the user's goes
 // with their namespaces.
 func (c *cluster) down() {
+	c.unwanted()
+	c.booting.Lock()
+	defer c.booting.Unlock()
 	c.disconnect()
 	if c.state != "" {
 		if err := script("down.sh", c.state); err != nil {
@@ -82,10 +90,11 @@ func (c *cluster) down() {
 func (c *cluster) reboot(t *testing.T) {
 	t.Helper()
 	c.disconnect()
-	for _, s := range [][]string{{"down.sh", "--keep", c.state}, {"up.sh", "--with", strconv.Itoa(os.Getpid()), c.state}} {
-		if err := script(s...); err != nil {
-			t.Fatal(err)
-		}
+	if err := script("down.sh", "--keep", c.state); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.boot(); err != nil {
+		t.Fatal(err)
 	}
 	if err := c.connect(); err != nil {
 		t.Fatal(err)
@@ -94,14 +103,27 @@ func (c *cluster) reboot(t *testing.T) {
 
 // script runs one of the scripts of cluster/.
 func script(args ...string) error {
-	cmd := exec.Command(filepath.Join("cluster", args[0]), args[1:]...)
+	return scriptUntil(context.Background(), args...)
+}
+
+// scriptUntil ends the script when ctx is done.
+func scriptUntil(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, filepath.Join("cluster", args[0]), args[1:]...)
 	// A group of its own: what the terminal sends is for us to answer.
 	cmd.SysProcAttr = ownGroup
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("cluster/%s: %w\n%s", args[0], err, out)
 	}
 	return nil
+}
+
+// boot boots our node. It goes down with our process, even if that is killed.
+func (c *cluster) boot() error {
+	c.booting.Lock()
+	defer c.booting.Unlock()
+	return scriptUntil(c.wanted, "up.sh", "--with", strconv.Itoa(os.Getpid()), c.state)
 }
 
 // command returns a command that runs on our node, or here for a cluster of

@@ -95,13 +95,6 @@ func (c *cluster) pod(t *testing.T, namespace, labels string) *pod {
 	return found
 }
 
-// named returns a pod by its name.
-func (c *cluster) named(namespace, name string) (*pod, error) {
-	var p pod
-	err := c.get("/api/v1/namespaces/"+namespace+"/pods/"+name, &p)
-	return &p, err
-}
-
 // log returns what a container has written.
 func (c *cluster) log(namespace, pod, container string) (string, error) {
 	text, err := c.ask(context.Background(), http.MethodGet,

@@ -56,8 +56,9 @@ parent=$!
 disown # the shell would tell of its end
 record $parent "$state/parent.pid"
 
-failed() { echo "$1" >&2; tail -n 30 "$state/log/node.log" >&2; "$here/down.sh" --keep "$state"; exit 1; }
+failed() { echo "$1" >&2; tail -n 30 "$state/log/node.log" >&2 || true; "$here/down.sh" --keep "$state"; exit 1; }
 soon() { local i; for ((i = 0; i < $1; i++)); do "${@:2}" && return 0; sleep 0.1; done; return 1; }
+runs() { [ -n "$(recorded "$state/init.pid")" ]; }
 
 # The node's PID 1 is the child of unshare that is in another PID namespace.
 find_init() {
@@ -68,12 +69,13 @@ find_init() {
   done
   return 1
 }
-up() { [ -e "$state/started" ] || [ -z "$(recorded "$state/init.pid")" ]; }
+up() { [ -e "$state/started" ] || ! runs; }
 kubectl() { "$here/node-exec" "$state" kubectl "$@" 2>/dev/null; }
-ready() { [ "$(kubectl get node $node -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ] && kubectl -n default get serviceaccount default >/dev/null; }
+ready() { ! runs || is_ready; } # or has ended: somebody did not want to wait
+is_ready() { [ "$(kubectl get node $node -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ] && kubectl -n default get serviceaccount default >/dev/null; }
 
 soon 100 find_init || failed "the node's PID 1 did not start"
 soon 1800 up
 [ -e "$state/started" ] || failed "the node's daemons did not start; their logs are in $state/log"
-soon 900 ready || failed "the node did not become Ready; see $state/log/kubelet.log"
+soon 900 ready && runs || failed "the node did not become Ready; see $state/log/kubelet.log"
 kubectl -n kube-system rollout status deployment/coredns --timeout=120s >/dev/null || failed "the cluster's DNS did not start"
