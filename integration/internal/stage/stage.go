@@ -48,6 +48,7 @@ func Main(m *testing.M, parallel int, prepare ...func() error) int {
 		defer os.RemoveAll(Scratch)
 		err = os.Chmod(Scratch, 0o755)
 	}
+	go cleanWhenInterrupted()
 	if err == nil {
 		err = buildNarthex()
 	}
@@ -62,7 +63,6 @@ func Main(m *testing.M, parallel int, prepare ...func() error) int {
 	}
 	stop := startStarter()
 	defer stop()
-	go cleanWhenInterrupted()
 	return m.Run()
 }
 
