@@ -112,8 +112,9 @@ func annotate(s *jsonschema.Schema, block *key) error {
 			}
 		}
 		if k.typ.Kind() == reflect.Slice && sub.Items != nil {
-			one := uint64(1)
-			sub.MinItems = &one
+			if k.tag.Get("empty") == "" {
+				sub.MinItems = new(uint64(1))
+			}
 			sub = sub.Items
 		}
 		if k.path == "proxy.listeners" {
