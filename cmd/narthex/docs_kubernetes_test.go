@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -157,6 +158,7 @@ func checkPod(t *testing.T, pod podSpec) {
 func TestKustomizeFiles(t *testing.T) {
 	page := func(name string) string { return readPage(t, "deploy/kustomize/"+name) }
 	checkMounted(t, report.Warning, map[string]string{"narthex.yaml": page("base/agent.yaml")})
+	checkMounted(t, report.Error, map[string]string{"narthex.yaml": page("base/proxy.yaml"), "policies/rules.yaml": page("base/rules.yaml")})
 	checkMounted(t, report.Error, map[string]string{"narthex.yaml": page("example/agent.yaml")})
 	checkMounted(t, report.Error, map[string]string{"narthex.yaml": page("example/proxy.yaml"), "policies/rules.yaml": page("example/rules.yaml")})
 	for _, file := range []string{"base/daemonset.yaml", "components/csi/csi.yaml"} {
@@ -274,6 +276,39 @@ func TestChartSchema(t *testing.T) {
 		}
 	}
 	walk("", []byte(readPage(t, "deploy/helm/narthex/values.schema.json")), all)
+}
+
+// TestChartSchemaOfNarthex: what the chart takes as it is in narthex.yaml, Helm
+// refuses where narthex would.
+func TestChartSchemaOfNarthex(t *testing.T) {
+	read := func(file string) (schema map[string]any) {
+		if err := json.Unmarshal([]byte(readPage(t, file)), &schema); err != nil {
+			t.Fatal(err)
+		}
+		return schema
+	}
+	part := func(schema any, path ...string) any {
+		for _, key := range path {
+			schema = schema.(map[string]any)["properties"].(map[string]any)[key]
+		}
+		return schema.(map[string]any)["items"]
+	}
+	chart, narthex := read("deploy/helm/narthex/values.schema.json"), read("docs/narthex.schema.json")
+	signatures := []string{"agent", "workload_attestors", "k8s", "sigstore"}
+	for _, tt := range []struct {
+		name       string
+		ours, want any
+	}{
+		{"proxy.listeners", part(chart, "proxy", "listeners"), part(narthex, "proxy", "listeners")},
+		{
+			"agent.sigstore.allowedIdentities",
+			part(chart, "agent", "sigstore", "allowedIdentities"), part(narthex, slices.Concat(signatures, []string{"allowed_identities"})...),
+		},
+	} {
+		if !reflect.DeepEqual(tt.ours, tt.want) {
+			t.Errorf("values.schema.json: the items of %s are not those of docs/narthex.schema.json: copy them", tt.name)
+		}
+	}
 }
 
 // TestDockerfile: every line is an instruction, the versions are those of the

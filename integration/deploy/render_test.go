@@ -138,6 +138,7 @@ func TestHelmAndKustomizeAgree(t *testing.T) {
 		{name: "defaults", overlay: "deploy/kustomize/base"},
 		{name: "example", overlay: "deploy/kustomize/example", values: []string{"-f", "testdata/example.yaml"}},
 		{name: "nodes-proxy", overlay: "integration/deploy/testdata/nodes-proxy", values: []string{"--set", "rbac.kubelet=nodes-proxy"}},
+		{name: "without-proxy", overlay: "integration/deploy/testdata/without-proxy", values: []string{"--set", "proxy.enabled=false"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -278,6 +279,8 @@ func TestRenderedFilesAreGood(t *testing.T) {
 		{"-f", "testdata/everything.yaml"},
 		{"-f", "testdata/example.yaml", "--set", "hostNetwork=true"},
 		{"--set", "agent.kubelet.clientSecret=kubelet,rbac.kubelet=none"},
+		{"--set", "agent.sigstore.trustedRootConfigMap=sigstore"},
+		{"--set", "proxy.enabled=false"},
 	} {
 		render, err := chart(values...)
 		found := objects(t, render, err)
@@ -286,6 +289,9 @@ func TestRenderedFilesAreGood(t *testing.T) {
 		for name, text := range files {
 			dir := t.TempDir()
 			write(t, filepath.Join(dir, "narthex.yaml"), strings.ReplaceAll(text.(string), "/etc/narthex/", dir+"/"))
+			for _, mounted := range []string{"sigstore/trusted_root.json", "sigstore/registry.crt", "registries/registry"} {
+				write(t, filepath.Join(dir, mounted), "")
+			}
 			for name, text := range rules {
 				write(t, filepath.Join(dir, "policies", name), text.(string))
 			}
@@ -344,7 +350,7 @@ func TestLeastPrivilege(t *testing.T) {
 			t.Errorf("%s: the pod has a token for all, or no seccomp profile", file)
 		}
 		allowed := map[string]string{ // volumes
-			"agent": "run data agent-config bundle node-token api-token kubelet-client",
+			"agent": "run data agent-config bundle node-token api-token kubelet-client sigstore registries",
 			"proxy": "workload-api proxy-data proxy-config rules handover",
 		}
 		for _, c := range at(pod, "containers").([]any) {
@@ -408,6 +414,71 @@ func TestServicePorts(t *testing.T) {
 	}
 }
 
+// TestNoListeners: both containers are there, and nobody can reach the proxy.
+// Its first listener then changes two ConfigMaps and makes a Service.
+func TestNoListeners(t *testing.T) {
+	t.Parallel()
+	render, err := chart()
+	before := objects(t, render, err)
+	render, err = chart("-f", "testdata/example.yaml", "--set", "metrics.podAddress=false,metrics.podMonitor.enabled=false")
+	after := objects(t, render, err)
+	if !reflect.DeepEqual(plainTemplate(before["DaemonSet/narthex"]), plainTemplate(after["DaemonSet/narthex"])) {
+		t.Error("the first listener rolls the pods")
+	}
+	if before["Service/narthex"] != nil || after["Service/narthex"] == nil {
+		t.Error("there is a Service without listeners, or none with one")
+	}
+	var names []string
+	for _, c := range plainTemplate(before["DaemonSet/narthex"]).(map[string]any)["spec"].(map[string]any)["containers"].([]any) {
+		names = append(names, at(c, "name").(string))
+	}
+	if got := strings.Join(names, " "); got != "agent proxy" {
+		t.Errorf("containers %s", got)
+	}
+}
+
+// TestDriver: what the CSI driver has on the node, each at its own path, as
+// the driver and the kubelet name paths to each other.
+func TestDriver(t *testing.T) {
+	t.Parallel()
+	for kubelet, args := range map[string][]string{
+		"/var/lib/kubelet":  {"--set", "csi.enabled=true"},
+		"/var/snap/kubelet": {"--set", "csi.enabled=true,csi.kubeletDir=/var/snap/kubelet"},
+	} {
+		render, err := chart(args...)
+		found := objects(t, render, err)
+		spec := at(found["DaemonSet/narthex-csi"], "spec")
+		pod := at(spec, "template", "spec")
+		got := map[string]string{}
+		for i, v := range at(pod, "volumes").([]any) {
+			m := at(pod, "containers", 0, "volumeMounts", i)
+			if at(m, "name") != at(v, "name") || at(m, "mountPath") != at(v, "hostPath", "path") {
+				t.Errorf("%v is mounted at %v", v, m)
+			}
+			got[at(m, "mountPath").(string)] = fmt.Sprint(at(v, "hostPath", "type"), " ", at(m, "mountPropagation"))
+		}
+		want := map[string]string{
+			"/run/narthex":                     "DirectoryOrCreate HostToContainer",
+			kubelet + "/plugins/csi.spiffe.io": "DirectoryOrCreate <nil>",
+			kubelet + "/plugins_registry":      "Directory <nil>",
+			kubelet + "/pods":                  "Directory Bidirectional",
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("mounts %v, want %v", got, want)
+		}
+		if said := fmt.Sprint(at(pod, "containers", 0, "args")); (kubelet == "/var/lib/kubelet") == strings.Contains(said, "--kubelet-dir="+kubelet) {
+			t.Errorf("%s: args %s", kubelet, said)
+		}
+		driver := at(found["CSIDriver/csi.spiffe.io"], "spec")
+		if s := fmt.Sprintln(at(driver, "attachRequired"), at(driver, "podInfoOnMount"), at(driver, "fsGroupPolicy"), at(driver, "volumeLifecycleModes")); s != "false true None [Ephemeral]\n" {
+			t.Errorf("CSIDriver: %s", s)
+		}
+		if s := fmt.Sprint(at(spec, "updateStrategy", "rollingUpdate")); s != "map[maxSurge:0 maxUnavailable:1]" {
+			t.Errorf("update: %s", s)
+		}
+	}
+}
+
 // TestBadValues: Helm refuses what cannot be, before anything is applied.
 func TestBadValues(t *testing.T) {
 	t.Parallel()
@@ -425,12 +496,20 @@ func TestBadValues(t *testing.T) {
 		{[]string{"--set", "log.level=verbose"}, "level"},
 		{[]string{"--set", "agent.resources.limits.memory=lots"}, "memory"},
 		{[]string{"--set", "terminationGracePeriodSeconds=1"}, "terminationGracePeriodSeconds"},
-		{[]string{"--set", "proxy.enabled=true"}, "proxy.enabled needs proxy.listeners"},
 		{[]string{"--set-json", `proxy.policies={"rules.yaml": {"version": 1}}`}, "rules.yaml"},
-		{append(example, "--set", "proxy.policies=null"), "proxy.enabled needs proxy.policies"},
+		{append(example, "--set", "proxy.policies=null"), "proxy.listeners need proxy.policies"},
 		{append(example, "--set", "proxy.policiesConfigMap=rules"), "only one of them"},
 		{append(example, "--set", "proxy.enabled=false"), "nobody would listen"},
 		{append(example, "--set", "proxy.listeners[0].bind=8443"), "bind"},
+		{append(example, "--set", "proxy.listeners[0].tarjet=a:1"), "tarjet"},
+		{append(example, "--set", "proxy.listeners[0].enforcement=off"), "enforcement"},
+		{append(example, "--set-string", "proxy.listeners[0].max_connections=many"), "max_connections"},
+		{append(example, "--set", "proxy.listeners=8443"), "listeners"},
+		{[]string{"--set-json", `proxy.config={"listeners": []}`}, "say it in proxy.listeners"},
+		{[]string{"--set", "agent.sigstore.allowUnsigned=true"}, "agent.sigstore needs trustedRootConfigMap"},
+		{[]string{"--set", "agent.sigstore.trusted_root=a"}, "trusted_root"},
+		{[]string{"--set", "agent.sigstore.trustedRootConfigMap=a,agent.sigstore.allowedIdentities[0].issuer=https://a.example"}, "subjects"},
+		{[]string{"--set", "agent.sigstore.trustedRootConfigMap=a,agent.sigstore.registries[0].host=a,agent.sigstore.registries[0].password=a"}, "registries[0].password is a key of registrySecret"},
 		{append(example, "--set", "metrics.podAddress=false"), "needs metrics.podAddress"},
 		{[]string{"--set", "agent.kubelet.readOnly=true"}, "set rbac.kubelet to none"},
 		{[]string{"--set", "agent.kubelet.clientSecret=kubelet"}, "set rbac.kubelet to none"},
@@ -465,7 +544,10 @@ func TestNotes(t *testing.T) {
 		want string
 	}{
 		{nil, "create configmap spire-bundle --from-file=bundle.crt=/dev/stdin"},
+		{nil, "proxy.enabled=false leaves it out"},
+		{[]string{"-f", "testdata/example.yaml"}, "one for the gateways themselves:\n"},
 		{[]string{"-f", "testdata/example.yaml"}, "k8s:container-name:proxy"},
+		{[]string{"--set", "hostNetwork=true"}, "needs /run/narthex-proxy on every node"},
 		{[]string{"--set", "rbac.kubelet=nodes-proxy"}, "run commands in any pod"},
 		{[]string{"--set", "agent.kubelet.skipVerification=true"}, "WARNING: agent.kubelet.skipVerification"},
 		{[]string{"--set", "metrics.podAddress=true"}, "without authentication"},

@@ -32,6 +32,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- define "narthex.socket" -}}/run/narthex/public/{{ .Values.workloadAPI.socketName }}{{- end }}
 
+{{/* The sigstore block of narthex.yaml: of registries, passwords and CAs are files that the chart mounts. */}}
+{{- define "narthex.sigstore" -}}
+{{- $registries := list -}}
+{{- range .registries }}
+{{- $r := deepCopy . }}
+{{- with .password }}{{ $_ := set $r "password" (printf "/etc/narthex/registries/%s" .) }}{{ end }}
+{{- with .ca }}{{ $_ := set $r "ca" (printf "/etc/narthex/sigstore/%s" .) }}{{ end }}
+{{- $registries = append $registries $r }}
+{{- end }}
+{{- $block := dict "trusted_root" "/etc/narthex/sigstore/trusted_root.json" "allow_unsigned" .allowUnsigned -}}
+{{- with .allowedIdentities }}{{ $_ := set $block "allowed_identities" . }}{{ end }}
+{{- with $registries }}{{ $_ := set $block "registries" . }}{{ end }}
+{{- mustMergeOverwrite $block (deepCopy .config) | toJson }}
+{{- end }}
+
 {{/* narthex.yaml of the agent. */}}
 {{- define "narthex.agentConfig" -}}
 {{- $kubelet := dict "port" (int .Values.agent.kubelet.port) "read_only" .Values.agent.kubelet.readOnly -}}
@@ -47,10 +62,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- else }}
 {{- $_ := set $kubelet "host_env" "NODE_IP" }}
 {{- end }}
+{{- $k8s := dict "node_name_env" "NODE_NAME" "kubelet" $kubelet "containers" .Values.agent.containers -}}
+{{- if .Values.agent.sigstore.trustedRootConfigMap }}
+{{- $_ := set $k8s "sigstore" (include "narthex.sigstore" .Values.agent.sigstore | fromJson) }}
+{{- end }}
 {{- $agent := dict
   "server" (dict "address" .Values.server.address "bundle" (dict "file" (printf "/etc/narthex/bundle/%s" .Values.server.bundleKey)))
   "node_attestor" (dict "k8s_psat" (dict "cluster" .Values.clusterName "token" "/var/run/secrets/tokens/spire-agent"))
-  "workload_attestors" (dict "k8s" (dict "node_name_env" "NODE_NAME" "kubelet" $kubelet "containers" .Values.agent.containers))
+  "workload_attestors" (dict "k8s" $k8s)
   "workload_api" (dict "socket" (include "narthex.socket" .))
 -}}
 {{- dict
@@ -84,17 +103,29 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* Values that each are good and do not go together. */}}
 {{- define "narthex.validate" -}}
-{{- if and .Values.proxy.enabled (not .Values.proxy.listeners) }}
-{{- fail "proxy.enabled needs proxy.listeners: a gateway without listeners has nothing to do" }}
-{{- end }}
-{{- if and .Values.proxy.enabled (not .Values.proxy.policies) (not .Values.proxy.policiesConfigMap) }}
-{{- fail "proxy.enabled needs proxy.policies, or proxy.policiesConfigMap: what no rule allows is refused" }}
+{{- if and .Values.proxy.listeners (not .Values.proxy.policies) (not .Values.proxy.policiesConfigMap) }}
+{{- fail "proxy.listeners need proxy.policies, or proxy.policiesConfigMap: what no rule allows is refused" }}
 {{- end }}
 {{- if and .Values.proxy.policies .Values.proxy.policiesConfigMap }}
 {{- fail "proxy.policies and proxy.policiesConfigMap: only one of them can say what is allowed" }}
 {{- end }}
 {{- if and .Values.proxy.listeners (not .Values.proxy.enabled) }}
 {{- fail "proxy.listeners are given and proxy.enabled is false: nobody would listen there" }}
+{{- end }}
+{{- range $key := list "listeners" "policies" }}
+{{- if hasKey $.Values.proxy.config $key }}
+{{- fail (printf "proxy.config.%s: say it in proxy.%s, from which the chart makes more than narthex.yaml" $key $key) }}
+{{- end }}
+{{- end }}
+{{- with .Values.agent.sigstore }}
+{{- if and (not .trustedRootConfigMap) (or .allowedIdentities .allowUnsigned .registries .registrySecret .config) }}
+{{- fail "agent.sigstore needs trustedRootConfigMap: without it no image is looked at" }}
+{{- end }}
+{{- range $i, $r := .registries }}
+{{- if and $r.password (not $.Values.agent.sigstore.registrySecret) }}
+{{- fail (printf "agent.sigstore.registries[%d].password is a key of registrySecret, which is empty" $i) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if and .Values.metrics.podMonitor.enabled (not .Values.metrics.podAddress) }}
 {{- fail "metrics.podMonitor.enabled needs metrics.podAddress: Prometheus reaches the pod by its address" }}
