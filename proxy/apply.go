@@ -161,9 +161,10 @@ func (p *Proxy) logApplied(a *Applied, rules *policy.Policy, first, swapped bool
 		}
 	}
 	p.log.Info(what, pairs...)
-	if swapped && rules.Allowing() == 0 {
+	served := p.world.Load().listeners
+	if len(served) > 0 && (swapped || len(a.Added) > 0) && rules.Allowing() == 0 {
 		what := "every connection will be refused"
-		for _, s := range p.world.Load().listeners {
+		for _, s := range served {
 			if s.Enforcement == Audit {
 				what = "every connection will be refused, but on listeners that only audit"
 			}

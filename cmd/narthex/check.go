@@ -91,16 +91,18 @@ func checkRuleFiles(found *report.Findings, path string, c *config.Config) {
 		found.List = append(found.List, configFindings(path, ruleNoPolicyFile, err)...)
 		return
 	}
-	rules, err := policy.Load(files...)
-	if err != nil {
-		found.List = append(found.List, policyFindings(path, err)...)
-		return
+	var rules *policy.Policy // nil: there is no listener yet, and no file
+	if len(files) > 0 {
+		if rules, err = policy.Load(files...); err != nil {
+			found.List = append(found.List, policyFindings(path, err)...)
+			return
+		}
+		list := checkLoaded(c, rules)
+		slices.SortStableFunc(list, func(a, b report.Finding) int {
+			return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+		})
+		found.List = append(found.List, list...)
 	}
-	list := checkLoaded(c, rules)
-	slices.SortStableFunc(list, func(a, b report.Finding) int {
-		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
-	})
-	found.List = append(found.List, list...)
 	found.Summary = fmt.Sprintf("%s, %s in %s", count(len(c.Proxy.Listeners), "listener"), count(rules.Rules(), "rule"), count(len(files), "file"))
 	if c.HasAgent() {
 		found.Summary = "agent, " + found.Summary
@@ -110,7 +112,7 @@ func checkRuleFiles(found *report.Findings, path string, c *config.Config) {
 // checkLoaded finds what of rules that load was hardly meant for these
 // listeners.
 func checkLoaded(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
-	if rules.Allowing() == 0 {
+	if rules.Allowing() == 0 && len(c.Proxy.Listeners) > 0 {
 		what := "every connection will be refused"
 		if slices.ContainsFunc(c.Proxy.Listeners, func(l config.Listener) bool { return l.Enforcement == "audit" }) {
 			what += ", but on listeners that only audit"

@@ -515,11 +515,16 @@ func (r *proxyRunner) keepRules() {
 }
 
 // loadPolicy reads the rule files and warns of rules that name a listener
-// this node does not have. It returns also what it has read.
+// this node does not have. It returns also what it has read. Where there is
+// nothing to decide, and no file, the policy allows nothing.
 func (r *proxyRunner) loadPolicy(c *config.Config) (*policy.Policy, []ruleFile, error) {
 	files, err := c.PolicyFiles()
 	if err != nil {
 		return nil, nil, err
+	}
+	if len(files) == 0 { // and no listener either
+		rules, err := policy.Parse(r.path, []byte("version: 1"))
+		return rules, nil, err
 	}
 	read := fingerprint(files)
 	rules, err := policy.Load(files...)

@@ -141,7 +141,11 @@ func (n *node) configure() {
 	for _, text := range n.proxy {
 		line("  %s", text)
 	}
-	line("  listeners:")
+	if len(n.listeners) == 0 {
+		line("  listeners: []")
+	} else {
+		line("  listeners:")
+	}
 	for _, l := range n.listeners {
 		line("    - name: %s", l.name)
 		line("      bind: %q", l.bind)

@@ -309,6 +309,10 @@ func TestPolicyFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	waits := &Config{Proxy: &Proxy{Policies: []File{File(dir + "/*.rego")}}}
+	if files, err := waits.PolicyFiles(); err != nil || len(files) != 0 {
+		t.Errorf("no listeners and no rules: %q, %v", files, err)
+	}
 	c := &Config{Proxy: &Proxy{Policies: []File{File(dir + "/c.txt"), File(dir + "/*.yaml"), File(dir + "/a.*")}}}
 	got, err := c.PolicyFiles()
 	if want := []string{dir + "/c.txt", dir + "/a.yaml", dir + "/b.yaml"}; err != nil || !reflect.DeepEqual(got, want) {

@@ -264,7 +264,7 @@ type Proxy struct {
 	Handover *Handover `yaml:"handover"`
 	// The most live connections of all listeners together; more wait in the kernel's queue. Each takes two open files of the process. 0: as many as the hard limit of open files leaves room for, which is logged at start.
 	MaxConnections int `yaml:"max_connections" default:"0" min:"0" max:"10000000"`
-	// What the proxy listens on. [] is a proxy that waits for its first listener, which a reload can bring: for nodes whose listeners come and go.
+	// What the proxy listens on. [] is a proxy that waits for its first listener, which a reload can bring: for nodes whose listeners come and go. Until then it is ready without an identity, and rule files need not be there.
 	Listeners []Listener `yaml:"listeners" required:"true" empty:"true"`
 }
 

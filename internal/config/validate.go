@@ -331,7 +331,8 @@ func (a Address) everywhere() bool {
 // PolicyFiles returns the files that the patterns of proxy.policies name now,
 // each once, in the order of the patterns. A pattern that names no file is an
 // error, an *Error: a policy that is not there must not look like one that
-// allows nothing. Without a proxy block there are none.
+// allows nothing. Without listeners nobody can tell the two apart, and whoever
+// brings the first listener brings rules. Without a proxy block there are none.
 func (c *Config) PolicyFiles() ([]string, error) {
 	if c.Proxy == nil {
 		return nil, nil
@@ -344,7 +345,7 @@ func (c *Config) PolicyFiles() ([]string, error) {
 		switch {
 		case err != nil:
 			f.addf(key, "%q: %v", pattern, err)
-		case len(found) == 0:
+		case len(found) == 0 && len(c.Proxy.Listeners) > 0:
 			f.addf(key, "no file matches %s", pattern)
 		}
 		for _, name := range found {
