@@ -283,22 +283,47 @@ func TestRenderedFilesAreGood(t *testing.T) {
 		{"--set", "proxy.enabled=false"},
 	} {
 		render, err := chart(values...)
-		found := objects(t, render, err)
-		files := found["ConfigMap/narthex"]["data"].(map[string]any)
-		rules, _ := at(found["ConfigMap/narthex-rules"], "data").(map[string]any)
-		for name, text := range files {
-			dir := t.TempDir()
-			write(t, filepath.Join(dir, "narthex.yaml"), strings.ReplaceAll(text.(string), "/etc/narthex/", dir+"/"))
-			for _, mounted := range []string{"sigstore/trusted_root.json", "sigstore/registry.crt", "registries/registry"} {
-				write(t, filepath.Join(dir, mounted), "")
-			}
-			for name, text := range rules {
-				write(t, filepath.Join(dir, "policies", name), text.(string))
-			}
-			if out, err := run(stage.Narthex, "check", "-c", filepath.Join(dir, "narthex.yaml"), "--level", "error"); err != nil {
-				t.Errorf("%v: %s: %v\n%s", values, name, err, out)
-			}
+		checkRendered(t, values, objects(t, render, err))
+	}
+}
+
+// checkRendered has `narthex check` look at each narthex.yaml of a render, with
+// the files that are mounted beside it.
+func checkRendered(t *testing.T, what any, found map[string]object) {
+	t.Helper()
+	files := found["ConfigMap/narthex"]["data"].(map[string]any)
+	rules, _ := at(found["ConfigMap/narthex-rules"], "data").(map[string]any)
+	for name, text := range files {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "narthex.yaml"), strings.ReplaceAll(text.(string), "/etc/narthex/", dir+"/"))
+		for name, text := range rules {
+			write(t, filepath.Join(dir, "policies", name), text.(string))
 		}
+		if out, err := run(stage.Narthex, "check", "-c", filepath.Join(dir, "narthex.yaml"), "--level", "error"); err != nil {
+			t.Errorf("%v: %s: %v\n%s", what, name, err, out)
+		}
+	}
+}
+
+// TestReadmeOfTheChart: its listeners and rules, given as it says, are good.
+func TestReadmeOfTheChart(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../../deploy/helm/narthex/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, m := range regexp.MustCompile("(?s)```yaml\n# ([a-z]+\\.yaml)\n(.*?)```").FindAllSubmatch(readme, -1) {
+		write(t, filepath.Join(dir, string(m[1])), string(m[2]))
+	}
+	file := regexp.MustCompile(`--set-file '(.*=)rules\.yaml'`).FindSubmatch(readme)
+	if file == nil {
+		t.Fatal("it does not say how rules are given")
+	}
+	render, err := chart("-f", filepath.Join(dir, "values.yaml"), "--set-file", string(file[1])+filepath.Join(dir, "rules.yaml"))
+	checkRendered(t, "as in the README", objects(t, render, err))
+	if out, err := run(stage.Narthex, "policy", "test", "-f", filepath.Join(dir, "rules.yaml")); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
