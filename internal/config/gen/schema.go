@@ -117,7 +117,7 @@ func annotate(s *jsonschema.Schema, block *key) error {
 			}
 			sub = sub.Items
 		}
-		if k.path == "proxy.listeners" {
+		if k.path == "proxy.listeners[]" {
 			sub.AnyOf = []*jsonschema.Schema{{Required: []string{"target"}}, {Required: []string{"routes"}}}
 		}
 		if len(k.keys) > 0 {
