@@ -305,7 +305,7 @@ func checkRendered(t *testing.T, what any, found map[string]object) {
 	}
 }
 
-// TestReadmeOfTheChart: its listeners and rules, given as it says, are good.
+// TestReadmeOfTheChart: its values and rules, given as it says, are good.
 func TestReadmeOfTheChart(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("../../deploy/helm/narthex/README.md")
@@ -320,7 +320,7 @@ func TestReadmeOfTheChart(t *testing.T) {
 	if file == nil {
 		t.Fatal("it does not say how rules are given")
 	}
-	render, err := chart("-f", filepath.Join(dir, "values.yaml"), "--set-file", string(file[1])+filepath.Join(dir, "rules.yaml"))
+	render, err := chart("-f", filepath.Join(dir, "values.yaml"), "-f", filepath.Join(dir, "signatures.yaml"), "--set-file", string(file[1])+filepath.Join(dir, "rules.yaml"))
 	checkRendered(t, "as in the README", objects(t, render, err))
 	if out, err := run(stage.Narthex, "policy", "test", "-f", filepath.Join(dir, "rules.yaml")); err != nil {
 		t.Errorf("%v\n%s", err, out)
@@ -523,6 +523,13 @@ func TestBadValues(t *testing.T) {
 		{[]string{"--set", "terminationGracePeriodSeconds=1"}, "terminationGracePeriodSeconds"},
 		{[]string{"--set-json", `proxy.policies={"rules.yaml": {"version": 1}}`}, "rules.yaml"},
 		{append(example, "--set", "proxy.policies=null"), "proxy.listeners need proxy.policies"},
+		{append(example, "--set", "proxy.listeners[0].bind=:99999"), "proxy.listeners[0].bind :99999: the port"},
+		{append(example, "--set", "proxy.listeners[0].bind=:9902"), "port 9902 is that of the probes of the agent"},
+		{append(example, "--set-json", `proxy.listeners=[{"name": "a", "direction": "inbound", "bind": ":8443", "target": "a:1"}, {"name": "b", "direction": "inbound", "bind": "0.0.0.0:8443", "target": "a:1"}]`), "proxy.listeners[1].bind 0.0.0.0:8443: port 8443 is that of the listener a"},
+		{append(example, "--set-json", `proxy.listeners=[{"name": "a", "direction": "inbound", "bind": ":8443"}]`), "missing property 'target'"},
+		{[]string{"--set", "server.address=spire-server:99999"}, "server.address"},
+		{[]string{"--set", "rbac.kubelet=null"}, "kubelet"},
+		{[]string{"--set", "agent.config=null"}, "config"},
 		{append(example, "--set", "proxy.policiesConfigMap=rules"), "only one of them"},
 		{append(example, "--set", "proxy.enabled=false"), "nobody would listen"},
 		{append(example, "--set", "proxy.listeners[0].bind=8443"), "bind"},

@@ -101,6 +101,29 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   | toYaml }}
 {{- end }}
 
+{{/* Ports that cannot be: those of one pod are of one network, or of the node's. */}}
+{{- define "narthex.validatePorts" -}}
+{{- if gt (int (regexFind "[0-9]+$" .Values.server.address)) 65535 }}
+{{- fail (printf "server.address %s: there is no such port" .Values.server.address) }}
+{{- end }}
+{{- $taken := dict "9901" "metrics of the agent" "9902" "probes of the agent" "9903" "probes of the proxy" "9904" "metrics of the proxy" -}}
+{{- range $i, $l := .Values.proxy.listeners }}
+{{- $what := printf "proxy.listeners[%d].bind %s" $i $l.bind }}
+{{- if not (hasPrefix "unix:" $l.bind) }}
+{{- $port := regexFind "[0-9]+$" $l.bind }}
+{{- if or (gt (int $port) 65535) (lt (int $port) 1) }}
+{{- fail (printf "%s: the port has to be one from 1 to 65535" $what) }}
+{{- end }}
+{{- with get $taken $port }}
+{{- fail (printf "%s: port %s is that of the %s" $what $port .) }}
+{{- end }}
+{{- if include "narthex.openPort" $l.bind }}
+{{- $_ := set $taken $port (printf "listener %s" $l.name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Values that each are good and do not go together. */}}
 {{- define "narthex.validate" -}}
 {{- if and .Values.proxy.listeners (not .Values.proxy.policies) (not .Values.proxy.policiesConfigMap) }}
@@ -112,6 +135,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.proxy.listeners (not .Values.proxy.enabled) }}
 {{- fail "proxy.listeners are given and proxy.enabled is false: nobody would listen there" }}
 {{- end }}
+{{- include "narthex.validatePorts" . }}
 {{- range $key := list "listeners" "policies" }}
 {{- if hasKey $.Values.proxy.config $key }}
 {{- fail (printf "proxy.config.%s: say it in proxy.%s, from which the chart makes more than narthex.yaml" $key $key) }}
