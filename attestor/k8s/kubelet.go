@@ -145,8 +145,9 @@ type remembering struct {
 	head []byte
 }
 
-// maxHead is how much of a bad answer is shown, in bytes.
-const maxHead = 80
+// maxHead is how much of a bad answer is shown, in bytes: the kubelet's own words
+// when it refuses, who asked for what, are some 150.
+const maxHead = 200
 
 // Read implements io.Reader.
 func (r *remembering) Read(p []byte) (int, error) {

@@ -25,7 +25,7 @@ func TestPackages(t *testing.T) {
 	for name, manifests := range map[string]string{
 		"chart":                  helm(t, ns),
 		"chart, of the tests":    chart(t),
-		"chart, everything":      helm(t, ns, "-f", everything, "--set", "agent.resources.limits.memory=1Gi"),
+		"chart, everything":      helm(t, ns, "-f", everything),
 		"chart, network policy":  helm(t, ns, "--set", "networkPolicy.enabled=true"),
 		"chart, older kubelets":  helm(t, ns, "--set", "rbac.kubelet=nodes-proxy"),
 		"kustomize base":         kustomize(t, filepath.Join(packages, "kustomize", "base")),
