@@ -466,7 +466,7 @@ func TestAgentOfAnotherNetwork(t *testing.T) {
 	c.allHear(1)
 	answers("/livez", 200, "ok")
 	answers("/readyz", 200, "ok") // its workloads are served, and a DaemonSet must not delete it yet
-	n.ready() // on the Unix socket, which the new one has
+	n.ready()                     // on the Unix socket, which the new one has
 	c.finish()
 	n.Kill()
 	before.Says(stage.Soon, "taking the place back")
