@@ -167,6 +167,8 @@ func TestElsewhere(t *testing.T) {
 	if err := from.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
+	from.Begun()
+	from.Live(ctx, func(map[string]int) {}) // until it has given
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.taken) != 1 || s.taken[0].Name != "near" {
