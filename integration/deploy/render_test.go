@@ -388,7 +388,7 @@ func TestLeastPrivilege(t *testing.T) {
 			if add := at(security, "capabilities", "add"); name == "agent" && fmt.Sprint(add) != "[SYS_PTRACE]" || name == "proxy" && add != nil {
 				t.Errorf("%s: %s adds %v", file, name, add)
 			}
-			if uid := fmt.Sprint(at(security, "runAsUser")); (name == "proxy") != (uid == "65532") {
+			if uid := fmt.Sprint(at(security, "runAsUser")); (name == "proxy") != (uid == "47531") {
 				t.Errorf("%s: %s runs as %s", file, name, uid)
 			}
 			for _, m := range at(c, "volumeMounts").([]any) {
