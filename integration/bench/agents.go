@@ -20,6 +20,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/narthex-id/narthex/integration/internal/bareclient"
+	"github.com/narthex-id/narthex/integration/internal/figures"
 )
 
 // agentKind is one of the agents that are measured.
@@ -237,7 +240,7 @@ func (a *agent) firstSVID(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
-		stream, err := fetchX509SVID(ctx, a.socket)
+		stream, err := bareclient.FetchX509SVID(ctx, a.socket)
 		if err == nil {
 			return stream.Close()
 		}
@@ -269,7 +272,7 @@ func (b *bench) agentMemory(ctx context.Context, a *agent) error {
 		}
 	}()
 	err = share(ctx, 8, n, func(ctx context.Context) error {
-		stream, err := fetchX509SVID(ctx, a.socket)
+		stream, err := bareclient.FetchX509SVID(ctx, a.socket)
 		if err == nil {
 			streams <- stream
 		}
@@ -316,7 +319,7 @@ func (b *bench) agentRate(ctx context.Context, a *agent) error {
 func (b *bench) agentLatency(ctx context.Context, a *agent) error {
 	times, err := a.fetches(ctx, 1, b.lasting(time.Second))
 	if err == nil {
-		b.results.add(rowAgentLatency, a.name, quantile(times, 0.5)*1e3)
+		b.results.add(rowAgentLatency, a.name, figures.Quantile(times, 0.5)*1e3)
 	}
 	return err
 }
@@ -333,7 +336,7 @@ func (a *agent) fetches(ctx context.Context, clients int, lasting time.Duration)
 	err := share(ctx, clients, clients, func(ctx context.Context) error {
 		var mine []float64
 		for begin := time.Now(); begin.Before(until); begin = time.Now() {
-			stream, err := fetchX509SVID(ctx, a.socket)
+			stream, err := bareclient.FetchX509SVID(ctx, a.socket)
 			if err != nil {
 				return fmt.Errorf("fetch: %w", err)
 			}

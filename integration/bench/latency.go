@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/narthex-id/narthex/integration/internal/figures"
 )
 
 // The rate of messages whose latency is measured. It is far from what any of
@@ -124,7 +126,7 @@ func latency(ctx context.Context, conns []net.Conn, n int) (float64, error) {
 	if len(all) == 0 {
 		return 0, errors.New("no message was sent")
 	}
-	return quantile(all, 0.99), nil
+	return figures.Quantile(all, 0.99), nil
 }
 
 // sendAtRate sends each messages on c, the turn-th of so many connections that

@@ -35,6 +35,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/narthex-id/narthex/integration/internal/figures"
 )
 
 func main() { os.Exit(run()) }
@@ -201,7 +203,7 @@ func measure(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	r := report{options: o, results: b.results, notes: b.notes, machine: describeMachine(), versions: versions, took: time.Since(begin)}
+	r := report{options: o, results: b.results, notes: b.notes, machine: figures.DescribeMachine(), versions: versions, took: time.Since(begin)}
 	fmt.Print(r.text())
 	if o.out == "" {
 		return nil

@@ -14,12 +14,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/narthex-id/narthex/integration/internal/figures"
 )
 
 // cpuTime returns the CPU time, user and system, that the process pid and all
-// its descendants have used, ended threads included. It is read from the
-// processes' CPU clocks, which count in nanoseconds where /proc/PID/stat
-// counts in ticks of 10 ms.
+// its descendants have used, ended threads included.
 func cpuTime(pid int) (time.Duration, error) {
 	pids, err := tree(pid)
 	if err != nil {
@@ -27,18 +27,14 @@ func cpuTime(pid int) (time.Duration, error) {
 	}
 	var sum time.Duration
 	for _, p := range pids {
-		var ts unix.Timespec
-		if err := unix.ClockGettime(cpuClock(p), &ts); err != nil {
-			return 0, fmt.Errorf("read the CPU clock of process %d: %w", p, err)
+		used, err := figures.CPUTime(p)
+		if err != nil {
+			return 0, err
 		}
-		sum += time.Duration(ts.Nano())
+		sum += used
 	}
 	return sum, nil
 }
-
-// cpuClock is what clock_getcpuclockid(3) returns: the process's number,
-// inverted, over three bits that say "process" and "scheduler's count".
-func cpuClock(pid int) int32 { return int32(^pid)<<3 | 2 }
 
 // memory returns the bytes of memory that the process pid and all its
 // descendants hold. Pages that several processes share count once, in shares

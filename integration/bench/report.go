@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/narthex-id/narthex/integration/bench/rulemix"
+	"github.com/narthex-id/narthex/integration/internal/figures"
 )
 
 // report prints what was measured.
@@ -18,7 +18,7 @@ type report struct {
 	options  options
 	results  results
 	notes    notes
-	machine  machine
+	machine  figures.Machine
 	versions map[string]string
 	took     time.Duration
 }
@@ -59,7 +59,7 @@ func (r *report) bestPeer(row *row) string {
 		}
 		better := best == ""
 		if !better {
-			order := cmp.Compare(values.median(), r.results[row.id][best].median())
+			order := cmp.Compare(values.Median(), r.results[row.id][best].Median())
 			better = order < 0 != row.higher && order != 0
 		}
 		if better {
@@ -71,7 +71,7 @@ func (r *report) bestPeer(row *row) string {
 
 // ratio returns ours over a peer, the median of the rounds' ratios.
 func (r *report) ratio(row *row, peer string) float64 {
-	return r.results[row.id][ours].over(r.results[row.id][peer]).median()
+	return r.results[row.id][ours].Over(r.results[row.id][peer]).Median()
 }
 
 // text is the report for a terminal.
@@ -108,14 +108,14 @@ func (r *report) cells(row *row, sides []string) []string {
 		case !ok:
 			cells = append(cells, "–")
 		case side == ours:
-			cells = append(cells, number(values.median()))
+			cells = append(cells, figures.Number(values.Median()))
 		default:
-			cells = append(cells, fmt.Sprintf("%s (%s)", number(values.median()), times(r.ratio(row, side))))
+			cells = append(cells, fmt.Sprintf("%s (%s)", figures.Number(values.Median()), figures.Times(r.ratio(row, side))))
 		}
 	}
 	best := "–"
 	if peer := r.bestPeer(row); peer != "" {
-		best = times(r.ratio(row, peer)) + " " + peer
+		best = figures.Times(r.ratio(row, peer)) + " " + peer
 	}
 	goal, met := r.judge(row)
 	return append(cells, best, goal, met)
@@ -136,8 +136,8 @@ func (r *report) judge(row *row) (goal, met string) {
 	}
 	var got float64
 	if t.absolute {
-		goal = fmt.Sprintf("%s %s %s", sign, number(t.bound), strings.TrimSuffix(row.unit, " CPU"))
-		got = r.results[row.id][ours].median()
+		goal = fmt.Sprintf("%s %s %s", sign, figures.Number(t.bound), strings.TrimSuffix(row.unit, " CPU"))
+		got = r.results[row.id][ours].Median()
 	} else {
 		peer := t.against
 		if peer == bestPeer {
@@ -159,37 +159,6 @@ func (r *report) judge(row *row) (goal, met string) {
 		return goal, "nearly"
 	}
 	return goal, "missed"
-}
-
-// times prints a ratio with two digits that mean something.
-func times(ratio float64) string {
-	if ratio > 0 && ratio < 0.1 {
-		return strconv.FormatFloat(ratio, 'f', 1-int(math.Floor(math.Log10(ratio))), 64) + "×"
-	}
-	return fmt.Sprintf("%.2f×", ratio)
-}
-
-// number prints a value with three digits that mean something.
-func number(v float64) string {
-	switch {
-	case math.IsNaN(v):
-		return "–"
-	case v >= 10_000:
-		return thousands(fmt.Sprintf("%.0f", v))
-	case math.Abs(v) >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case math.Abs(v) >= 10:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.2f", v)
-}
-
-// thousands parts the digits of a whole number.
-func thousands(digits string) string {
-	for i := len(digits) - 3; i > 0; i -= 3 {
-		digits = digits[:i] + "," + digits[i:]
-	}
-	return digits
 }
 
 // markdown is the report as a page of the documentation.
@@ -239,10 +208,8 @@ var did = []string{
 }
 
 func (r *report) writeMachine(b *strings.Builder) {
-	m := r.machine
 	b.WriteString("## Where and what\n\n")
-	fmt.Fprintf(b, "- Machine: %d cores (%s), %d GiB of memory, %s, %s; the harness was built with %s and took %.0f minutes.\n",
-		m.cores, cmp.Or(m.cpu, "unknown"), m.memory>>30, m.kernel, cmp.Or(m.system, "unknown system"), m.golang, math.Ceil(r.took.Minutes()))
+	fmt.Fprintf(b, "- Machine: %s; the harness was built with %s and took %.0f minutes.\n", r.machine, r.machine.Golang, math.Ceil(r.took.Minutes()))
 	var list []string
 	for _, side := range allSides {
 		if v := r.versions[side]; v != "" {
@@ -272,8 +239,8 @@ func (r *report) writeTable(b *strings.Builder, title string, sides []string, ro
 		for _, side := range sides {
 			cell := "–"
 			if values, ok := r.results[row.id][side]; ok {
-				low, high := values.spread()
-				cell = number(low) + " – " + number(high)
+				low, high := values.Spread()
+				cell = figures.Number(low) + " – " + figures.Number(high)
 			}
 			cells = append(cells, cell)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/narthex-id/narthex/integration/bench/rulemix"
+	"github.com/narthex-id/narthex/integration/internal/figures"
 )
 
 // row is one line of the table.
@@ -40,11 +41,11 @@ const (
 var allSides = []string{ours, nginx, haproxy, ghostunnel, spireAgent, opa, cedarGo, casbin}
 
 // results are the values by row and side.
-type results map[string]map[string]series
+type results map[string]map[string]figures.Series
 
 func (r results) add(row *row, side string, value float64) {
 	if r[row.id] == nil {
-		r[row.id] = map[string]series{}
+		r[row.id] = map[string]figures.Series{}
 	}
 	r[row.id][side] = append(r[row.id][side], value)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/narthex-id/narthex/integration/bench/rulemix"
+	"github.com/narthex-id/narthex/integration/internal/figures"
 )
 
 // Decisions are measured by the program in policypeers, which has the peers'
@@ -83,7 +84,7 @@ func (d *decisions) run(ctx context.Context, b *bench) error {
 	}
 	small, large := b.results[d.decide[0].id], b.results[d.decide[len(d.decide)-1].id]
 	for side := range large {
-		for _, ratio := range large[side].over(small[side]) {
+		for _, ratio := range large[side].Over(small[side]) {
 			b.results.add(d.growth, side, ratio)
 		}
 	}
@@ -135,7 +136,7 @@ func (d *decisions) note(b *bench, i int, sides []string, first map[string]*deci
 		return what + ": " + strings.Join(list, ", ") + "."
 	}
 	row := d.decide[i]
-	b.notes.add(row, "%s", each("Allocations by decision", func(got *decided) string { return number(got.Allocs) }))
+	b.notes.add(row, "%s", each("Allocations by decision", func(got *decided) string { return figures.Number(got.Allocs) }))
 	for _, side := range sides {
 		switch got := first[side]; {
 		case got.GaveUp != "":
@@ -145,8 +146,8 @@ func (d *decisions) note(b *bench, i int, sides []string, first map[string]*deci
 		}
 	}
 	if i == len(ruleCounts)-1 {
-		b.notes.add(d.load, "%s", each("Text, in MB", func(got *decided) string { return number(got.Text / 1e6) }))
-		b.notes.add(d.memory, "%s", each("Held once loaded, in MB", func(got *decided) string { return number(got.Held / 1e6) }))
+		b.notes.add(d.load, "%s", each("Text, in MB", func(got *decided) string { return figures.Number(got.Text / 1e6) }))
+		b.notes.add(d.memory, "%s", each("Held once loaded, in MB", func(got *decided) string { return figures.Number(got.Held / 1e6) }))
 	}
 }
 
@@ -155,7 +156,7 @@ func measureReload(ctx context.Context, b *bench) error {
 	if !b.measures(ours) {
 		return nil
 	}
-	var quiet, busy series
+	var quiet, busy figures.Series
 	err := b.rounds(ctx, 1, func(int) error {
 		var got struct{ Quiet, Busy float64 }
 		err := b.policyPeers(ctx, &got, "-what", "reload", "-rules", itoa(b.rules(10_000)), "-for", b.lasting(4*time.Second).String())
@@ -165,7 +166,7 @@ func measureReload(ctx context.Context, b *bench) error {
 		}
 		return err
 	})
-	b.notes.add(rowReload, "p99 in quiet %s ns, while rules are loaded %s ns, reading the clock included.", number(quiet.median()), number(busy.median()))
+	b.notes.add(rowReload, "p99 in quiet %s ns, while rules are loaded %s ns, reading the clock included.", figures.Number(quiet.Median()), figures.Number(busy.Median()))
 	return err
 }
 
@@ -174,7 +175,7 @@ func measureWhen(ctx context.Context, b *bench) error {
 	if !b.measures(ours) {
 		return nil
 	}
-	var without, allocations series
+	var without, allocations figures.Series
 	err := b.rounds(ctx, 1, func(int) error {
 		var got struct{ With, Without, Allocs float64 }
 		err := b.policyPeers(ctx, &got, "-what", "when", "-for", b.lasting(time.Second).String())
@@ -184,7 +185,7 @@ func measureWhen(ctx context.Context, b *bench) error {
 		}
 		return err
 	})
-	b.notes.add(rowWhen, "%s ns without the condition; %s allocations with it.", number(without.median()), number(allocations.median()))
+	b.notes.add(rowWhen, "%s ns without the condition; %s allocations with it.", figures.Number(without.Median()), figures.Number(allocations.Median()))
 	return err
 }
 

@@ -8,29 +8,6 @@ import (
 	"testing"
 )
 
-func TestNumbers(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		got, want string
-	}{
-		{number(0), "0.00"},
-		{number(1.234), "1.23"},
-		{number(12.34), "12.3"},
-		{number(1234), "1234"},
-		{number(12345), "12,345"},
-		{number(123456789), "123,456,789"},
-		{times(0), "0.00×"},
-		{times(2.345), "2.35×"},
-		{times(0.123), "0.12×"},
-		{times(0.0456), "0.046×"},
-		{times(0.00001234), "0.000012×"},
-	} {
-		if c.got != c.want {
-			t.Errorf("%q, want %q", c.got, c.want)
-		}
-	}
-}
-
 func TestEveryRowIsInOneTable(t *testing.T) {
 	t.Parallel()
 	var listed []string

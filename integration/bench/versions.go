@@ -4,55 +4,12 @@ import (
 	"context"
 	"debug/buildinfo"
 	"fmt"
-	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/narthex-id/narthex/integration/internal/figures"
 )
-
-// machine describes where the figures were measured.
-type machine struct {
-	cores  int
-	cpu    string
-	memory uint64 // bytes
-	kernel string
-	system string
-	golang string
-}
-
-// describeMachine leaves empty what it cannot find out.
-func describeMachine() machine {
-	m := machine{cores: runtime.NumCPU(), golang: runtime.Version()}
-	var info unix.Sysinfo_t
-	if unix.Sysinfo(&info) == nil {
-		m.memory = info.Totalram * uint64(info.Unit)
-	}
-	var name unix.Utsname
-	if unix.Uname(&name) == nil {
-		m.kernel = unix.ByteSliceToString(name.Sysname[:]) + " " + unix.ByteSliceToString(name.Release[:])
-	}
-	m.cpu = valueIn("/proc/cpuinfo", "model name", ":")
-	m.system = strings.Trim(valueIn("/etc/os-release", "PRETTY_NAME", "="), `"`)
-	return m
-}
-
-// valueIn returns the value of the first line of a file that begins with key.
-func valueIn(file, key, separator string) string {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return ""
-	}
-	for line := range strings.SplitSeq(string(text), "\n") {
-		k, v, ok := strings.Cut(line, separator)
-		if ok && strings.TrimSpace(k) == key {
-			return strings.TrimSpace(v)
-		}
-	}
-	return ""
-}
 
 // versions returns the version of each side that was measured.
 func (b *bench) versions(ctx context.Context) (map[string]string, error) {
@@ -92,11 +49,11 @@ func (b *bench) version(ctx context.Context, side string) (string, error) {
 		}
 		return "haproxy " + fields[2], nil
 	case ghostunnel:
-		return moduleVersion("NARTHEX_GHOSTUNNEL", "ghostunnel", "ghostunnel")
+		return toolVersion("NARTHEX_GHOSTUNNEL", "ghostunnel", "ghostunnel")
 	case opa, cedarGo, casbin:
 		return libraryVersion(b.policies, side)
 	}
-	return moduleVersion("NARTHEX_SPIRE", "spire", side)
+	return toolVersion("NARTHEX_SPIRE", "spire", side)
 }
 
 func firstLine(cmd *exec.Cmd) (string, error) {
@@ -105,18 +62,13 @@ func firstLine(cmd *exec.Cmd) (string, error) {
 	return line, err
 }
 
-// moduleVersion returns the version of the module that a program was built
-// from.
-func moduleVersion(variable, module, program string) (string, error) {
+// toolVersion returns the version of a tool that was built from a module.
+func toolVersion(variable, module, program string) (string, error) {
 	path, err := tool(variable, module, program)
 	if err != nil {
 		return "", err
 	}
-	info, err := buildinfo.ReadFile(path)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%s %s, built with %s", program, info.Main.Version, info.GoVersion), nil
+	return figures.ProgramVersion(path)
 }
 
 // libraryVersion returns the version of a library that a program has in it, a

@@ -1,4 +1,8 @@
-package main
+// Package bareclient asks the Workload API for X.509-SVIDs. The API is gRPC,
+// which is HTTP/2 (RFC 9113). A gRPC client would take the cores away from the
+// agent that is measured, so this one does what FetchX509SVID needs and
+// nothing else.
+package bareclient
 
 import (
 	"bytes"
@@ -16,10 +20,6 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/protobuf/proto"
 )
-
-// The Workload API is gRPC, which is HTTP/2 (RFC 9113). A gRPC client would
-// take the cores away from the agent that is measured, so this one does what
-// FetchX509SVID needs and nothing else.
 
 // request is all that the client sends at first: preface, settings, and a
 // call with an empty message.
@@ -55,10 +55,10 @@ var request = func() []byte {
 // settingsAck is what the server's settings are answered with.
 var settingsAck = []byte{0, 0, 0, byte(http2.FrameSettings), byte(http2.FlagSettingsAck), 0, 0, 0, 0}
 
-// fetchX509SVID connects to a Workload API and waits for the first answer,
+// FetchX509SVID connects to a Workload API and waits for the first answer,
 // which has to hold an SVID. The stream stays open until the connection is
 // closed.
-func fetchX509SVID(ctx context.Context, socket string) (net.Conn, error) {
+func FetchX509SVID(ctx context.Context, socket string) (net.Conn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
