@@ -59,11 +59,11 @@ test-k8s: check-test ## Narthex on a real Kubernetes, with SPIRE Server in it
 lint: check-go ## Formatting, vet, linters, go.mod tidiness, generated files
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) mod tidy -diff
-	$(GO) vet -tags integration ./...
+	$(GO) vet -tags integration,bench ./...
 	@for module in integration/bench/policypeers integration/tools/manifests integration/kubernetes/cluster/images/*/; do \
 	  (set -x; cd $$module && $(GO) mod tidy -diff && $(GO) vet ./...) || exit 1; \
 	done
-	"$$(integration/tools/install.sh lint)/golangci-lint" run --build-tags integration
+	"$$(integration/tools/install.sh lint)/golangci-lint" run --build-tags integration,bench
 
 .PHONY: generate
 generate: check-go ## Regenerate the JSON Schema and the configuration reference
@@ -79,6 +79,13 @@ bench: check-test build ## Measure beside nginx, haproxy, ghostunnel, spire-agen
 	cd integration/bench/policypeers && $(GO) build -o "$(CURDIR)/bin/policypeers" .
 	NARTHEX_SPIRE=$$(integration/tools/install.sh spire) NARTHEX_GHOSTUNNEL=$$(integration/tools/install.sh ghostunnel) \
 	  $(GO) run ./integration/bench -narthex bin/narthex -out docs/benchmarks.md $(ARGS)
+
+# On a node of this machine only.
+.PHONY: bench-k8s
+bench-k8s: check-test build ## Measure beside spire-agent on a real Kubernetes; writes docs/benchmarks-kubernetes.md
+	@integration/kubernetes/cluster/build.sh >/dev/null
+	NARTHEX="$(CURDIR)/bin/narthex" NARTHEX_TOOLS=$$(integration/tools/install.sh spire) NARTHEX_HELM=$$(integration/tools/install.sh helm) \
+	  $(GO) test -tags integration,bench -run '^TestBench$$' -timeout 60m -count=1 -v ./integration/kubernetes -args -out "$(CURDIR)/docs/benchmarks-kubernetes.md" $(ARGS)
 
 .PHONY: profile
 profile: check-go ## Where the proxy's CPU time goes under the benchmark's loads

@@ -121,9 +121,6 @@ func (r *report) cells(row *row, sides []string) []string {
 	return append(cells, best, goal, met)
 }
 
-// Missed by no more than this part, a target counts as nearly met.
-const nearly = 0.2
-
 // judge says what the target is and whether it was met.
 func (r *report) judge(row *row) (goal, met string) {
 	t := row.target
@@ -146,19 +143,7 @@ func (r *report) judge(row *row) (goal, met string) {
 		goal = fmt.Sprintf("%s %.1f× %s", sign, t.bound, t.against)
 		got = r.ratio(row, peer)
 	}
-	excess := got / t.bound
-	if row.higher {
-		excess = t.bound / got
-	}
-	switch {
-	case math.IsNaN(excess):
-		return goal, "not measured"
-	case excess <= 1:
-		return goal, "met"
-	case excess <= 1+nearly:
-		return goal, "nearly"
-	}
-	return goal, "missed"
+	return goal, figures.Verdict(got, t.bound, row.higher)
 }
 
 // markdown is the report as a page of the documentation.

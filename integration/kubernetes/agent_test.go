@@ -23,6 +23,13 @@ type provider struct {
 	ok    bool
 }
 
+// syncInterval is how often both agents ask the server for entries. The tests
+// do not want to wait.
+var syncInterval = "1s"
+
+// withProxy says whether our agent has the proxy of the chart beside it.
+var withProxy = true
+
 // narthex is our agent, as the chart installs it.
 var narthex = &provider{name: "narthex", sockets: "/run/narthex/public", start: func(t *testing.T) {
 	k8s.apply(t, render(t, "namespace.yaml", map[string]any{"Name": "narthex"}))
@@ -33,7 +40,7 @@ var narthex = &provider{name: "narthex", sockets: "/run/narthex/public", start: 
 
 // stock is SPIRE's own agent.
 var stock = &provider{name: "stock", sockets: "/run/spire/agent/public", start: func(t *testing.T) {
-	k8s.apply(t, render(t, "stock-agent.yaml", nil))
+	k8s.apply(t, render(t, "stock-agent.yaml", map[string]any{"Sync": syncInterval}))
 	k8s.rolledOut(t, "spire", "daemonset/spire-agent")
 }}
 
@@ -70,7 +77,7 @@ func chart(t *testing.T) string {
 	at := strings.LastIndex(k8s.images.Narthex, ":")
 	values := filepath.Join(stage.Folder(t, "helm"), "values.yaml")
 	stage.WriteFile(t, values, render(t, "values.yaml", map[string]any{
-		"Repository": k8s.images.Narthex[:at], "Tag": k8s.images.Narthex[at+1:],
+		"Repository": k8s.images.Narthex[:at], "Tag": k8s.images.Narthex[at+1:], "Sync": syncInterval, "Proxy": withProxy,
 	}), 0o600)
 	return helm(t, "narthex", "-f", values)
 }

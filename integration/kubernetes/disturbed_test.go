@@ -142,9 +142,25 @@ func kubeletRequests(t *testing.T) int {
 }
 
 // withinMemory fails the test if the container of a process takes more memory
-// than bytes, as the kubelet counts (its working set) or as the process has it
-// with the pages of the program that it shares with others (resident).
+// than bytes, by any way to count it but the narrowest.
 func withinMemory(t *testing.T, what string, pid, bytes int) {
+	t.Helper()
+	m := memoryOf(t, pid)
+	t.Logf("%s: working set %.1f MiB, anonymous %.1f, resident with the pages of the program %.1f",
+		what, float64(m.workingSet)/(1<<20), float64(m.anonymous)/(1<<20), float64(m.resident)/(1<<20))
+	if m.workingSet > bytes || m.resident > bytes {
+		t.Errorf("%s: a working set of %d bytes and %d resident, want at most %d", what, m.workingSet, m.resident, bytes)
+	}
+}
+
+// memory is what a process's container takes, in bytes.
+type memory struct {
+	workingSet int // as the kubelet counts
+	anonymous  int // of that, what no file backs
+	resident   int // as the process has it, with the pages of the program that it shares with others
+}
+
+func memoryOf(t *testing.T, pid int) memory {
 	t.Helper()
 	group := ""
 	for line := range strings.Lines(stage.ReadFile(t, fmt.Sprintf("/proc/%d/cgroup", pid))) {
@@ -161,12 +177,7 @@ func withinMemory(t *testing.T, what string, pid, bytes int) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 		stat[key], _ = strconv.Atoi(value)
 	}
-	set, resident := used-stat["total_inactive_file"], stage.RSS(t, pid)
-	t.Logf("%s: working set %.1f MiB, anonymous %.1f, resident with the pages of the program %.1f",
-		what, float64(set)/(1<<20), float64(stat["total_rss"])/(1<<20), float64(resident)/(1<<20))
-	if set > bytes || resident > bytes {
-		t.Errorf("%s: a working set of %d bytes and %d resident, want at most %d", what, set, resident, bytes)
-	}
+	return memory{workingSet: used - stat["total_inactive_file"], anonymous: stat["total_rss"], resident: stage.RSS(t, pid)}
 }
 
 // TestKubeletRefuses takes away the right to ask the kubelet: who is known by

@@ -36,3 +36,24 @@ func thousands(digits string) string {
 	}
 	return digits
 }
+
+// Missed by no more than this part, a target counts as nearly met.
+const nearly = 0.2
+
+// Verdict says whether a value reaches its bound, which it is not to exceed
+// or, where more is better, to fall short of.
+func Verdict(got, bound float64, higher bool) string {
+	excess := got / bound
+	if higher {
+		excess = bound / got
+	}
+	switch {
+	case math.IsNaN(excess):
+		return "not measured"
+	case excess <= 1:
+		return "met"
+	case excess <= 1+nearly:
+		return "nearly"
+	}
+	return "missed"
+}

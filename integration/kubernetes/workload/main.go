@@ -7,8 +7,10 @@
 //	workload watch            one stream of the Workload API, opened again when it ends
 //	workload fetch -every 0   one fetch (0) or one after the other, each on a connection of its own
 //	workload sleep
+//	workload drive -control /control/control.sock -agents /workload-api [-first narthex]   as the benchmark says
 //
-// The Workload API is that of SPIFFE_ENDPOINT_SOCKET.
+// The Workload API is that of SPIFFE_ENDPOINT_SOCKET, but for drive, which is
+// told of several.
 package main
 
 import (
@@ -56,9 +58,10 @@ func say(e event) {
 }
 
 func main() {
+	start := time.Now()
 	output.to = json.NewEncoder(os.Stdout)
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "want serve, call, watch, fetch or sleep")
+		fmt.Fprintln(os.Stderr, "want serve, call, watch, fetch, sleep or drive")
 		os.Exit(2)
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
@@ -67,6 +70,9 @@ func main() {
 	every := flags.Duration("every", 100*time.Millisecond, "time from one call to the next; 0: one call")
 	timeout := flags.Duration("timeout", 5*time.Second, "time a call may take")
 	one := flags.Bool("one", false, "all calls go over one connection, for as long as it lives")
+	control := flags.String("control", "", "socket of the benchmark")
+	agents := flags.String("agents", "", "folder with a folder for each agent, of api.sock")
+	first := flags.String("first", "", "agent that is asked before all else")
 	_ = flags.Parse(os.Args[2:]) // exits
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
@@ -84,6 +90,8 @@ func main() {
 	case "sleep":
 		say(event{Event: "ready"})
 		<-ctx.Done()
+	case "drive":
+		err = drive(ctx, *control, *agents, *first, start)
 	default:
 		err = fmt.Errorf("unknown command %q", flags.Name())
 	}
