@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,6 +52,9 @@ type Process struct {
 	pidfd *os.File // nil in a Process that was not made by PeerOf or Pin
 	proc  string   // its folder in the proc file system
 	exe   program
+
+	mu    sync.Mutex // guards the following
+	facts []finding
 }
 
 // program identifies the file a process executes. The zero program stands for

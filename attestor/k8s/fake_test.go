@@ -247,9 +247,15 @@ func self(t testing.TB) *attestor.Process {
 // pod n.
 func (a *Attestor) inside(n int, kind string) *Attestor {
 	a.readOwn = func() (string, error) { return ownAlone, nil }
-	a.readCgroup = func(*attestor.Process) (string, error) {
+	return a.in(func(*attestor.Process) (string, error) {
 		return "0::/kubepods/burstable/pod" + podUID(n) + "/" + containerID(n, kind) + "\n", nil
-	}
+	})
+}
+
+// in has the attestor read that for every process's cgroups, also for those it
+// has read before.
+func (a *Attestor) in(read func(*attestor.Process) (string, error)) *Attestor {
+	a.where = a.placeBy(read)
 	return a
 }
 

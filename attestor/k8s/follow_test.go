@@ -91,7 +91,7 @@ func TestFollowIsLate(t *testing.T) {
 	if told != 1 {
 		t.Errorf("told %d times of another pod", told)
 	}
-	a.readCgroup = func(*attestor.Process) (string, error) { return "", os.ErrNotExist }
+	a.in(func(*attestor.Process) (string, error) { return "", os.ErrNotExist })
 	a.Follow(pinned, found, func() { told++ })()
 	if told != 2 {
 		t.Errorf("told %d times of a process that is gone", told-1)

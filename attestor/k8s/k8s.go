@@ -22,6 +22,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/narthex-id/narthex/attestor"
@@ -68,8 +69,8 @@ type Attestor struct {
 	signatures Signatures
 	source     *source
 
-	readCgroup func(*attestor.Process) (string, error)
-	readOwn    func() (string, error)
+	where   *attestor.Fact[place]
+	readOwn func() (string, error)
 
 	mu  sync.Mutex // guards the following
 	own string     // the agent's own cgroups; empty until they are read
@@ -78,13 +79,14 @@ type Attestor struct {
 // New returns the attestor. It reads no file and asks nobody: that begins
 // with Run, without which Attest finds nothing.
 func New(cfg Config) *Attestor {
-	return &Attestor{
+	a := &Attestor{
 		podOnly:    cfg.PodOnly,
 		signatures: cfg.Signatures,
 		source:     newSource(newClient(cfg.Kubelet, cfg.NodeName).pods, cfg.Report),
-		readCgroup: cgroupOf,
 		readOwn:    ownCgroup,
 	}
+	a.where = a.placeBy(cgroupOf)
+	return a
 }
 
 // Type returns "k8s".
@@ -133,21 +135,31 @@ func (a *Attestor) House(p *attestor.Process) string {
 	return at.container
 }
 
-// place returns where p runs.
-func (a *Attestor) place(p *attestor.Process) (place, error) {
-	own, err := a.ownPlace()
-	if err != nil {
-		return place{}, fmt.Errorf("read the agent's own cgroups: %w", err)
-	}
-	cgroup, err := a.readCgroup(p)
-	if err != nil {
-		return place{}, err
-	}
-	at, err := placeOf(cgroup, own)
-	if err != nil {
-		return place{}, fmt.Errorf("process %d: %w", p.PID, err)
-	}
-	return at, nil
+// place returns where p runs. That is asked three times of a caller, whose
+// limits, attestation and following need it, and read once: a process is moved
+// out of its container's cgroups, or into them, by none but who may write to
+// both, and that is root of the node, who could as well start a process in
+// any container.
+func (a *Attestor) place(p *attestor.Process) (place, error) { return a.where.Of(p) }
+
+// placeBy is the place of processes whose /proc/PID/cgroup read reads.
+func (a *Attestor) placeBy(read func(*attestor.Process) (string, error)) *attestor.Fact[place] {
+	return attestor.NewFact(func(p *attestor.Process) (place, error) {
+		own, err := a.ownPlace()
+		if err != nil {
+			return place{}, fmt.Errorf("read the agent's own cgroups: %w", err)
+		}
+		cgroup, err := read(p)
+		if err != nil {
+			return place{}, err
+		}
+		at, err := placeOf(cgroup, own)
+		if err != nil {
+			return place{}, fmt.Errorf("process %d: %w", p.PID, err)
+		}
+		// What is kept for as long as p is held is not to keep all of cgroup.
+		return place{pod: strings.Clone(at.pod), container: strings.Clone(at.container)}, nil
+	})
 }
 
 // ownPlace reads the agent's cgroups once: it stays where it was started.

@@ -56,7 +56,7 @@ func TestOutsideOfPods(t *testing.T) {
 	a := running(t, New(Config{Kubelet: k.cfg}))
 	p := self(t)
 	if strings.Contains(string(cgroup), "kubepods") { // where the tests run in a pod
-		a.readCgroup = func(*attestor.Process) (string, error) { return "0::/system.slice/cron.service\n", nil }
+		a.in(func(*attestor.Process) (string, error) { return "0::/system.slice/cron.service\n", nil })
 	}
 	selectors, err := a.Attest(t.Context(), p)
 	if err != nil || len(selectors) != 0 || k.asked() != 0 || a.House(p) != "" {
@@ -71,11 +71,11 @@ func TestHouse(t *testing.T) {
 	if got := a.House(p); got != podUID(1) {
 		t.Errorf("house %q", got)
 	}
-	a.readCgroup = func(*attestor.Process) (string, error) { return "0::/../" + idA, nil }
+	a.in(func(*attestor.Process) (string, error) { return "0::/../" + idA, nil })
 	if got := a.House(p); got != idA {
 		t.Errorf("house of a sibling %q", got)
 	}
-	a.readCgroup = func(*attestor.Process) (string, error) { return "", os.ErrNotExist }
+	a.in(func(*attestor.Process) (string, error) { return "", os.ErrNotExist })
 	if got := a.House(p); got != "" {
 		t.Errorf("house of nobody %q", got)
 	}
@@ -372,25 +372,42 @@ func TestSignatures(t *testing.T) {
 	}
 }
 
-func BenchmarkAttestWarm(b *testing.B) {
+// BenchmarkCaller is a caller of which all is known but where it is, with what
+// its connection asks of the attestor: limits, selectors, following.
+func BenchmarkCaller(b *testing.B) {
 	l, err := decode(bytes.NewReader(manyPods(110)), nodeName, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
 	a := New(Config{NodeName: nodeName})
 	a.source.newest = l
-	p := self(b)
-	a.readCgroup = func(p *attestor.Process) (string, error) { // of this process's size, read as any other's
+	a.in(func(p *attestor.Process) (string, error) { // of this process's size, read as any other's
 		if _, err := cgroupOf(p); err != nil {
 			return "", err
 		}
 		return "0::/kubepods/burstable/pod" + podUID(50) + "/" + containerID(50, "app") + "\n", nil
-	}
+	})
+	pinned := make([]*attestor.Process, 200)
 	b.ReportAllocs()
-	for b.Loop() {
-		l.began = time.Now()
-		if selectors, err := a.Attest(b.Context(), p); err != nil || len(selectors) == 0 {
+	for i := 0; b.Loop(); i++ {
+		if i %= len(pinned); i == 0 {
+			b.StopTimer()
+			for i := range pinned {
+				if pinned[i] != nil {
+					pinned[i].Close()
+				}
+				if pinned[i], err = attestor.Pin(os.Getpid()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			l.began = time.Now()
+			b.StartTimer()
+		}
+		p := pinned[i]
+		selectors, err := a.Attest(b.Context(), p)
+		if err != nil || len(selectors) == 0 || a.House(p) == "" {
 			b.Fatal(selectors, err)
 		}
+		a.Follow(p, selectors, func() {})()
 	}
 }
