@@ -8,8 +8,8 @@
 // The kernel says where the process is: cgroup.go reads the pod's UID and the
 // container's ID out of /proc/PID/cgroup, and nothing else of the process is
 // believed. The kubelet says what that is: kubelet.go asks it for the pods of
-// the node, pods.go decodes and indexes them, selectors.go makes the
-// selectors of them. cache.go shares one request among all who wait, and
+// the node, split.go cuts its answer into them, pods.go decodes those that are
+// not as before and indexes them, selectors.go makes the selectors of them. cache.go shares one request among all who wait, and
 // follow.go tells those who follow a process when its pod changes.
 //
 // Which selectors entitle to what is left to agent/registry, whether the

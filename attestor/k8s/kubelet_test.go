@@ -112,7 +112,7 @@ func TestBadAnswers(t *testing.T) {
 		"redirect": {answer: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://127.0.0.2/pods", http.StatusFound)
 		}, want: []string{"302 Found", "redirects are not followed"}},
-		"garbage":     {answer: say(http.StatusOK, "<html>\nno pods</html>"), want: []string{"no list of pods: invalid character", `it begins with "<html> no pods</html>"`}},
+		"garbage":     {answer: say(http.StatusOK, "<html>\nno pods</html>"), want: []string{"no list of pods: \"<\" where \"{\" should be", `it begins with "<html> no pods</html>"`}},
 		"much of it":  {answer: say(http.StatusOK, strings.Repeat("\x00\xff garbage", 100_000)), want: []string{"no list of pods", `begins with "garbage garbage`}},
 		"long string": {answer: say(http.StatusOK, `{"items":["`+strings.Repeat("x", 1<<20)), want: []string{"it ends in the middle"}},
 		"cut off": {

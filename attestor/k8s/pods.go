@@ -1,10 +1,12 @@
 package k8s
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -78,6 +80,15 @@ type list struct {
 	containers map[string]*record // by ID
 	count      int                // pods, with those of other nodes
 	elsewhere  int                // pods of other nodes
+
+	known map[[sha256.Size]byte]*known // pods, by the SHA-256 of how they are written
+}
+
+// known is a pod as it was written and what came of it, of which nothing is
+// wrong.
+type known struct {
+	pod        *record
+	containers map[string]*record // by ID
 }
 
 // decode reads a PodList, core/v1, pod by pod: no more than one of them is in
@@ -85,60 +96,68 @@ type list struct {
 // unless that is empty, nothing is believed. old is the list before it, whose
 // records are used on where they say the same; it may be nil.
 func decode(r io.Reader, node string, old *list) (*list, error) {
-	return decodeWithin(&bounded{r: r, most: maxList, each: maxPod}, node, old)
+	return decodeWithin(newSplitter(r, maxList, maxPod), node, old)
 }
 
 // decodeWithin is decode with other bounds.
-func decodeWithin(in *bounded, node string, old *list) (*list, error) {
-	l := &list{pods: map[string]*record{}, containers: map[string]*record{}}
-	dec := json.NewDecoder(in)
-	renew := func() { in.until = dec.InputOffset() + in.each }
-	renew()
-	if err := expect(dec, '{'); err != nil {
+func decodeWithin(in *splitter, node string, old *list) (*list, error) {
+	l := &list{pods: map[string]*record{}, containers: map[string]*record{}, known: map[[sha256.Size]byte]*known{}}
+	if err := in.take('{'); err != nil {
 		return nil, err
 	}
 	seen := false
-	for dec.More() {
-		key, err := dec.Token()
+	for first := true; ; first = false {
+		more, err := in.another(first, '}')
 		if err != nil {
-			return nil, broken(err)
+			return nil, err
 		}
-		renew()
-		switch key {
-		case "items":
+		if !more {
+			break
+		}
+		key, err := in.key()
+		if err != nil {
+			return nil, err
+		}
+		if key == "items" {
 			if seen {
 				return nil, errors.New("two lists of items")
 			}
 			seen = true
-			if err := l.items(dec, renew, node, old); err != nil {
-				return nil, err
-			}
-		case "kind":
-			var kind string
-			if err := dec.Decode(&kind); err != nil {
-				return nil, broken(err)
-			}
-			if kind != "PodList" {
-				return nil, fmt.Errorf("kind %.40q instead of PodList", kind)
-			}
-		default:
-			var skipped skip
-			if err := dec.Decode(&skipped); err != nil {
-				return nil, broken(err)
-			}
+			err = l.items(in, node, old)
+		} else {
+			err = member(in, key)
 		}
-	}
-	if err := expect(dec, '}'); err != nil {
-		return nil, err
+		if err != nil {
+			return nil, err
+		}
 	}
 	if !seen {
 		return nil, errors.New("no items")
 	}
-	// To the end, so that the connection can be used again.
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows the list")
+	if err := in.done(); err != nil {
+		return nil, err
 	}
 	return l, nil
+}
+
+// member reads what stands beside the items.
+func member(in *splitter, key string) error {
+	raw, err := in.value()
+	if err != nil {
+		return err
+	}
+	if key != "kind" {
+		var skipped skip
+		return json.Unmarshal(raw, &skipped)
+	}
+	var kind string
+	if err := json.Unmarshal(raw, &kind); err != nil {
+		return err
+	}
+	if kind != "PodList" {
+		return fmt.Errorf("kind %.40q instead of PodList", kind)
+	}
+	return nil
 }
 
 // skip is a value of which only the end matters.
@@ -147,54 +166,72 @@ type skip struct{}
 // UnmarshalJSON implements json.Unmarshaler.
 func (*skip) UnmarshalJSON([]byte) error { return nil }
 
-func expect(dec *json.Decoder, want json.Delim) error {
-	token, err := dec.Token()
+// items reads the list of pods, which is null where there are none. Kubelets
+// list them in no order, and write a pod as before unless something of it has
+// changed.
+func (l *list) items(in *splitter, node string, old *list) error {
+	c, err := in.next()
 	if err != nil {
-		return broken(err)
+		return err
 	}
-	if token != want {
-		return fmt.Errorf("%.40q where %q should be", fmt.Sprint(token), want.String())
+	if c != '[' {
+		raw, err := in.value()
+		if err == nil && string(raw) != "null" {
+			err = errors.New("items is no list")
+		}
+		return err
 	}
-	return nil
-}
-
-// broken says that JSON ended early, which encoding/json calls by two names.
-func broken(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("it ends in the middle")
+	if err := in.take('['); err != nil {
+		return err
 	}
-	return err
-}
-
-// items reads the list of pods, which is null where there are none.
-func (l *list) items(dec *json.Decoder, renew func(), node string, old *list) error {
-	open, err := dec.Token()
-	if err != nil {
-		return broken(err)
-	}
-	if open == nil {
-		return nil
-	}
-	if open != json.Delim('[') {
-		return errors.New("items is no list")
-	}
-	for dec.More() {
-		if l.count++; l.count > maxPods {
+	for ; ; l.count++ {
+		if more, err := in.another(l.count == 0, ']'); err != nil || !more {
+			return err
+		}
+		if l.count == maxPods {
 			return fmt.Errorf("more than %d pods", maxPods)
 		}
-		renew()
-		var p pod
-		if err := dec.Decode(&p); err != nil {
-			return fmt.Errorf("items[%d]: %w", l.count-1, broken(err))
+		raw, err := in.value()
+		if err != nil {
+			return fmt.Errorf("items[%d]: %w", l.count, err)
 		}
-		l.add(&p, node, old)
+		sum := sha256.Sum256(raw)
+		if l.goOn(sum, old) {
+			continue
+		}
+		var p pod
+		if err := json.Unmarshal(raw, &p); err != nil {
+			return fmt.Errorf("items[%d]: %w", l.count, err)
+		}
+		l.add(&p, sum, node, old)
 	}
-	return expect(dec, ']')
+}
+
+// goOn takes a pod over from the list before, where it was written in the same
+// way. A pod or a container that is in this list already is no matter of one
+// pod alone, and is looked at.
+func (l *list) goOn(sum [sha256.Size]byte, old *list) bool {
+	if old == nil || old.known[sum] == nil {
+		return false
+	}
+	k := old.known[sum]
+	if l.pods[k.pod.uid] != nil {
+		return false
+	}
+	for id := range k.containers {
+		if l.containers[id] != nil {
+			return false
+		}
+	}
+	l.known[sum] = k
+	l.pods[k.pod.uid] = k.pod
+	maps.Copy(l.containers, k.containers)
+	return true
 }
 
 // add indexes a pod and its containers. What is wrong with one pod is the
 // trouble of its own processes, and of no others: pods are written by many.
-func (l *list) add(p *pod, node string, old *list) {
+func (l *list) add(p *pod, sum [sha256.Size]byte, node string, old *list) {
 	uid := p.Metadata.UID
 	if uid == "" {
 		return // no process can be shown to be in it
@@ -215,16 +252,22 @@ func (l *list) add(p *pod, node string, old *list) {
 		r = old.pods[uid].orNew(r)
 	}
 	l.pods[uid] = r
+	right := r.err == nil
+	k := &known{pod: r, containers: map[string]*record{}}
 	for _, c := range slices.Concat(p.Status.Containers, p.Status.InitContainers, p.Status.EphemeralContainers) {
-		l.addContainer(r, c, old)
+		_, id, _ := strings.Cut(c.ID, "://")
+		if !isContainerID(id) {
+			continue // not made yet
+		}
+		k.containers[id] = l.addContainer(r, id, c, old)
+		right = right && k.containers[id].err == nil
+	}
+	if right {
+		l.known[sum] = k
 	}
 }
 
-func (l *list) addContainer(ofPod *record, c container, old *list) {
-	_, id, _ := strings.Cut(c.ID, "://")
-	if !isContainerID(id) {
-		return // not made yet
-	}
+func (l *list) addContainer(ofPod *record, id string, c container, old *list) *record {
 	r := &record{uid: ofPod.uid, who: ofPod.who + " " + c.Name, image: c.ImageID, ofPod: ofPod, err: ofPod.err}
 	if first := l.containers[id]; first != nil {
 		r.err = fmt.Errorf("the kubelet lists two containers with the ID %s: %.200s and %.200s", id, first.who, r.who)
@@ -236,6 +279,7 @@ func (l *list) addContainer(ofPod *record, c container, old *list) {
 		r = old.containers[id].orNew(r)
 	}
 	l.containers[id] = r
+	return r
 }
 
 // orNew returns r where it says the same as the new record, and is of the
@@ -245,28 +289,4 @@ func (r *record) orNew(latest *record) *record {
 		return r
 	}
 	return latest
-}
-
-// bounded is a reader that ends with an error where the whole, or one pod of
-// it, gets too long.
-type bounded struct {
-	r     io.Reader
-	most  int64 // bytes of the whole
-	each  int64 // bytes of a pod, or of what stands beside the list of them
-	until int64 // offset that the value being read may not pass
-	read  int64
-}
-
-// Read implements io.Reader.
-func (b *bounded) Read(p []byte) (int, error) {
-	left := min(b.most, b.until) - b.read
-	if left <= 0 {
-		if b.until < b.most {
-			return 0, fmt.Errorf("a pod of more than %d KiB", b.each>>10)
-		}
-		return 0, fmt.Errorf("more than %d KiB", b.most>>10)
-	}
-	n, err := b.r.Read(p[:min(int64(len(p)), left)])
-	b.read += int64(n)
-	return n, err
 }

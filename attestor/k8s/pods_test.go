@@ -2,10 +2,14 @@ package k8s
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
+	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -157,7 +161,16 @@ func TestBadLists(t *testing.T) {
 	good := string(manyPods(3))
 	for name, test := range map[string]struct{ list, err string }{
 		"nothing":         {"", "ends in the middle"},
-		"no JSON":         {"<html>", "invalid character"},
+		"no JSON":         {"<html>", `"<" where "{" should be`},
+		"key no text":     {`{7:1}`, "a key: json: cannot unmarshal"},
+		"no colon":        {`{"items" []}`, `"[" where ":" should be`},
+		"no comma":        {`{"items":[] "kind":"PodList"}`, `"\"" where "," should be`},
+		"comma at end":    {`{"items":[],}`, `"}" after a comma`},
+		"pods, no comma":  {`{"items":[{} {}]}`, `"{" where "," should be`},
+		"pod no JSON":     {`{"items":[{"a":}]}`, "items[0]: invalid character"},
+		"brackets":        {`{"items":[{"a":[}]}]}`, "items[0]: invalid character"},
+		"no value":        {`{"kind":}`, "invalid character"},
+		"no pod":          {`{"items":[,]}`, "items[0]: unexpected end"},
 		"cut off":         {good[:len(good)/2], "items[1]: it ends in the middle"},
 		"cut at the end":  {good[:len(good)-1], "ends in the middle"},
 		"two of them":     {good + good, "something follows"},
@@ -171,14 +184,14 @@ func TestBadLists(t *testing.T) {
 		"pod no object":   {`{"items":[7]}`, "items[0]: json: cannot unmarshal"},
 		"labels no text":  {`{"items":[{"metadata":{"labels":{"a":1}}}]}`, "items[0]: json: cannot unmarshal"},
 		"status no list":  {`{"items":[{"status":{"containerStatuses":{}}}]}`, "items[0]"},
-		"deep":            {`{"x":` + strings.Repeat("[", 20_000), "exceeded max depth"},
+		"deep":            {`{"x":` + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000), "exceeded max depth"},
 		"pod too long":    {`{"items":[{"spec":{"x":"` + strings.Repeat("x", each) + `"}}]}`, "a pod of more than 64 KiB"},
 		"prefix too long": {`{"metadata":"` + strings.Repeat("x", each), "more than 64 KiB"},
 		"list too long":   {`{"items":[` + strings.Repeat(`{"spec":{"x":"`+strings.Repeat("x", each-100)+`"}},`, 5), "more than 256 KiB"},
 		"too many":        {`{"items":[` + strings.Repeat("{},", maxPods) + `{}]}`, "more than 4096 pods"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, err := decodeWithin(&bounded{r: strings.NewReader(test.list), most: most, each: each}, nodeName, nil)
+			l, err := decodeWithin(newSplitter(strings.NewReader(test.list), most, each), nodeName, nil)
 			if err == nil || l != nil || !strings.Contains(err.Error(), test.err) {
 				t.Fatalf("got %v, %v; want error %q", l, err, test.err)
 			}
@@ -208,6 +221,55 @@ func TestRecordsAreUsedOn(t *testing.T) {
 		unchanged := r.uid == podUID(0)
 		if (r == first.containers[id]) != unchanged || (second.pods[r.uid] == first.pods[r.uid]) != unchanged || r.ofPod != second.pods[r.uid] {
 			t.Errorf("%s: used on: %v, want %v", r.who, r == first.containers[id], unchanged)
+		}
+	}
+}
+
+// TestPiecemeal: it does not matter how the answer is cut into reads.
+func TestPiecemeal(t *testing.T) {
+	data := podList(podJSON(0, nil), podJSON(1, func(p map[string]any) { labels(p)["quoted"] = `\"{[\\` }))
+	for name, r := range map[string]io.Reader{
+		"bytes": iotest.OneByteReader(bytes.NewReader(data)), "halves": iotest.HalfReader(bytes.NewReader(data)), "end with data": iotest.DataErrReader(bytes.NewReader(data)),
+	} {
+		l, err := decode(r, nodeName, nil)
+		if err != nil || l.count != 2 || len(l.containers) != 10 {
+			t.Fatalf("%s: %v, %v", name, l, err)
+		}
+		if all := values(l.pods[podUID(1)].selectors); !strings.Contains(all, `k8s:pod-label:quoted:\"{[\\`) {
+			t.Errorf("%s: %s", name, all)
+		}
+	}
+}
+
+// TestKnownPods: what is wrong with two pods is seen whichever of them was in
+// the list before, and in whichever order they come.
+func TestKnownPods(t *testing.T) {
+	meta := func(p map[string]any) map[string]any { return p["metadata"].(map[string]any) }
+	first, plain := podJSON(1, nil), podJSON(2, nil)
+	for name, second := range map[string]map[string]any{
+		"two of a UID": podJSON(3, func(p map[string]any) { meta(p)["uid"] = podUID(1) }),
+		"two of an ID": podJSON(3, func(p map[string]any) {
+			status(p, "containerStatuses", 1)["containerID"] = "containerd://" + containerID(1, "app")
+		}),
+	} {
+		both := [][]map[string]any{{first, plain, second}, {second, first, plain}}
+		for _, before := range append(both, []map[string]any{first, plain}, []map[string]any{second}) {
+			for _, now := range both {
+				old, err := decode(bytes.NewReader(podList(before...)), nodeName, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l, err := decode(bytes.NewReader(podList(now...)), nodeName, old)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r, err := (question{place: place{podUID(1), containerID(1, "app")}}).in(l); err == nil {
+					t.Errorf("%s: found %v", name, r)
+				}
+				if r, err := (question{place: place{podUID(2), containerID(2, "app")}}).in(l); err != nil || r == nil {
+					t.Errorf("%s: of another pod %v, %v", name, r, err)
+				}
+			}
 		}
 	}
 }
@@ -245,19 +307,26 @@ func TestMemory(t *testing.T) {
 
 func BenchmarkDecode110Pods(b *testing.B) {
 	data := manyPods(110)
-	b.SetBytes(int64(len(data)))
-	b.ReportAllocs()
-	var l *list
-	for b.Loop() {
-		var err error
-		if l, err = decode(bytes.NewReader(data), nodeName, l); err != nil {
-			b.Fatal(err)
-		}
+	before, err := decode(bytes.NewReader(data), nodeName, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, old := range map[string]*list{"new": nil, "as before": before} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(data)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := decode(bytes.NewReader(data), nodeName, old); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
-// FuzzDecode holds to this: whatever is decoded, no container has the
+// FuzzDecode holds to this: whatever is decoded is JSON, no container has the
 // selectors of a pod it is not listed in, and nothing of another node counts.
+// A list that knows the same pods already comes to the same.
 func FuzzDecode(f *testing.F) {
 	small := func(p map[string]any) { // the fuzzer is slow on long seeds
 		delete(p["spec"].(map[string]any), "containers")
@@ -282,7 +351,17 @@ func FuzzDecode(f *testing.F) {
 			}
 			return
 		}
+		if !json.Valid(data) {
+			t.Fatal("this is no JSON")
+		}
+		again, err := decode(bytes.NewReader(data), nodeName, l)
+		if err != nil || len(again.pods) != len(l.pods) || again.count != l.count || again.elsewhere != l.elsewhere {
+			t.Fatalf("the second time: %v, %v", again, err)
+		}
 		for id, r := range l.containers {
+			if a := again.containers[id]; a == nil || fmt.Sprint(a.err) != fmt.Sprint(r.err) || !slices.Equal(a.selectors, r.selectors) {
+				t.Fatalf("container %q: %v, and the second time %v", id, r, a)
+			}
 			if !isContainerID(id) || l.pods[r.uid] == nil {
 				t.Fatalf("container %q of pod %q", id, r.uid)
 			}
