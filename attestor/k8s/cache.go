@@ -13,9 +13,14 @@ const (
 	// maxAge is how old an answer may be that is given without asking anew.
 	// Which pod a container is in never changes; its labels and owners do.
 	maxAge = 15 * time.Second
-	// missPause is the least time between two requests on behalf of
-	// containers that the kubelet does not know yet.
-	missPause = 500 * time.Millisecond
+	// missShare is how many times as long as the last request the agent waits
+	// before it makes another one on behalf of containers that the kubelet does
+	// not know yet, but no less and no more than the following. So a kubelet
+	// that has time is asked soon again, and none spends more than a tenth of
+	// a CPU on answers.
+	missShare      = 10
+	leastMissPause = 100 * time.Millisecond
+	mostMissPause  = 500 * time.Millisecond
 	// errorAge is for how long the failure of a request is everybody's.
 	errorAge = time.Second
 	// patience is how long a container is waited for, from when it was first
@@ -46,8 +51,9 @@ type source struct {
 	newest    *list      // nil until a request succeeded
 	ended     time.Time  // when the last request did
 	err       error      // of the last request
-	failures  int        // in a row
-	next      *outcome   // of the request under way, or of the next one
+	missPause time.Duration
+	failures  int      // in a row
+	next      *outcome // of the request under way, or of the next one
 	unknown   map[string]time.Time
 	followers map[*follower]struct{}
 	refresh   time.Time // when followers want to know
@@ -193,7 +199,7 @@ func (s *source) pause() (time.Duration, bool) {
 	now := time.Now()
 	switch {
 	case s.next.waiting > 0:
-		return s.ended.Add(missPause).Sub(now), true
+		return s.ended.Add(s.missPause).Sub(now), true
 	case len(s.followers) > 0:
 		return s.refresh.Sub(now), true
 	}
@@ -205,11 +211,16 @@ func (s *source) request(ctx context.Context) {
 	s.mu.Lock()
 	old := s.newest
 	s.mu.Unlock()
+	began := time.Now()
 	l, err := s.ask(ctx, old)
 
 	s.mu.Lock()
 	now := time.Now()
 	s.ended, s.err = now, err
+	s.missPause = mostMissPause
+	if err == nil {
+		s.missPause = min(max(missShare*now.Sub(began), leastMissPause), mostMissPause)
+	}
 	s.refresh = now.Add(time.Duration(float64(followPeriod) * (0.9 + rand.Float64()/5)))
 	var told []func()
 	if err == nil {

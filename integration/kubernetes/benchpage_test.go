@@ -20,34 +20,62 @@ type benchRow struct {
 }
 
 var (
-	rowWarm = &benchRow{title: "connect, attest, fetch an SVID, close: median", unit: "ms",
-		did: "One pod asks both agents in turns, each time on a new connection, with a bare HTTP/2 client; 500 times in each round, of which this is the median. The other pods' streams are open."}
-	rowWarmTail = &benchRow{title: "the same, 99th percentile", unit: "ms",
-		did: "Of the same fetches. spire-agent asks the kubelet again for callers that come half a second after its last answer; narthex has an answer of the last 15 s at hand, and asks anew beside the calls."}
-	rowAttestor = &benchRow{title: "of that, the attestor k8s alone: median", unit: "ms", bound: 1,
-		did: "`narthex_attestation_duration_seconds{attestor=\"k8s\"}` over the same fetches: the upper bound of the bucket that the median is in, so it is at most this. Buckets are 0.1, 0.25, 0.5, 1 ms and so on."}
-	rowAttestorTail = &benchRow{title: "of that, the attestor k8s alone: 99th percentile", unit: "ms",
-		did: "As above."}
-	rowCPU = &benchRow{title: "1,000 fetches", unit: "ms CPU", bound: 0.5, ratio: true,
-		did: "CPU time of the agent's process while one pod fetches 1,000 times, each on a new connection. The sides take turns."}
-	rowRest = &benchRow{title: "at rest, a minute", unit: "ms CPU", bound: 0.5, ratio: true,
-		did: "CPU time of the agent's process in a minute in which the pods hold their streams and nothing changes: syncs with the server each 5 s, probes, and on narthex's side the kubelet's pods each 10 s, by which it notices a changed label; spire-agent does not look at pods it has attested."}
-	rowResident = &benchRow{title: "resident memory (VmRSS)", unit: "MiB", bound: 30,
-		did: "Of the agent's process at the end of that minute, the pages of its program included."}
-	rowAnonymous = &benchRow{title: "of the container, anonymous memory", unit: "MiB",
-		did: "`total_rss` in the memory.stat of its cgroup."}
-	rowWorkingSet = &benchRow{title: "of the container, working set", unit: "MiB", bound: 30,
-		did: "What the kubelet counts for limits and evictions. It has the pages of files that the container was the first to read, its program's too, so it depends on who ran that program before."}
-	rowStorm = &benchRow{title: "requests to the kubelet for 100 new callers at once", unit: "requests", bound: 1,
-		did: "By `kubelet_http_requests_total` for the path pods, after 16 s without callers. The callers are as many pods, told at the same moment."}
-	rowStormLast = &benchRow{title: "until the last of them has its SVID", unit: "ms",
-		did: "The longest time from the order to connect to the SVID, of the same callers."}
-	rowFirst = &benchRow{title: "start of a container to its first SVID", unit: "ms",
-		did: "From the first instruction of the container's program to its SVID, of pods started one after the other; a caller that is refused asks again after 5 ms. Most of it is the time until the kubelet lists the container as running, for which both wait: spire-agent asks each 500 ms, narthex not more often than that."}
-	rowProxy = &benchRow{title: "an idle proxy, resident memory (VmRSS)", unit: "MiB", bound: 20,
-		did: "A sidecar with an identity, rules and an outbound listener that nobody uses."}
-	rowProxySet = &benchRow{title: "an idle proxy, working set", unit: "MiB", bound: 20,
-		did: "Of its container."}
+	rowWarm = &benchRow{
+		title: "connect, attest, fetch an SVID, close: median", unit: "ms",
+		did: "One pod asks both agents in turns, each time on a new connection, with a bare HTTP/2 client; 500 times in each round, of which this is the median. The other pods' streams are open.",
+	}
+	rowWarmTail = &benchRow{
+		title: "the same, 99th percentile", unit: "ms",
+		did: "Of the same fetches. spire-agent asks the kubelet again for callers that come half a second after its last answer; narthex has an answer of the last 15 s at hand, and asks anew beside the calls.",
+	}
+	rowAttestor = &benchRow{
+		title: "of that, the attestor k8s alone: median", unit: "ms", bound: 1,
+		did: "`narthex_attestation_duration_seconds{attestor=\"k8s\"}` over the same fetches: the upper bound of the bucket that the median is in, so it is at most this. Buckets are 0.1, 0.25, 0.5, 1 ms and so on.",
+	}
+	rowAttestorTail = &benchRow{
+		title: "of that, the attestor k8s alone: 99th percentile", unit: "ms",
+		did: "As above.",
+	}
+	rowCPU = &benchRow{
+		title: "1,000 fetches", unit: "ms CPU", bound: 0.5, ratio: true,
+		did: "CPU time of the agent's process while one pod fetches 1,000 times, each on a new connection. The sides take turns.",
+	}
+	rowRest = &benchRow{
+		title: "at rest, a minute", unit: "ms CPU", bound: 0.5, ratio: true,
+		did: "CPU time of the agent's process in a minute in which the pods hold their streams and nothing changes: syncs with the server each 5 s, probes, and on narthex's side the kubelet's pods each 10 s, by which it notices a changed label; spire-agent does not look at pods it has attested.",
+	}
+	rowResident = &benchRow{
+		title: "resident memory (VmRSS)", unit: "MiB", bound: 30,
+		did: "Of the agent's process at the end of that minute, the pages of its program included.",
+	}
+	rowAnonymous = &benchRow{
+		title: "of the container, anonymous memory", unit: "MiB",
+		did: "`total_rss` in the memory.stat of its cgroup.",
+	}
+	rowWorkingSet = &benchRow{
+		title: "of the container, working set", unit: "MiB", bound: 30,
+		did: "What the kubelet counts for limits and evictions. It has the pages of files that the container was the first to read, its program's too, so it depends on who ran that program before.",
+	}
+	rowStorm = &benchRow{
+		title: "requests to the kubelet for 100 new callers at once", unit: "requests", bound: 1,
+		did: "By `kubelet_http_requests_total` for the path pods, after 16 s without callers. The callers are as many pods, told at the same moment.",
+	}
+	rowStormLast = &benchRow{
+		title: "until the last of them has its SVID", unit: "ms",
+		did: "The longest time from the order to connect to the SVID, of the same callers.",
+	}
+	rowFirst = &benchRow{
+		title: "start of a container to its first SVID", unit: "ms",
+		did: "From the first instruction of the container's program to its SVID, of pods started one after the other; a caller that is refused asks again after 5 ms. Most of it is the time until the kubelet lists the container as running, for which both wait: spire-agent asks each 500 ms, narthex not more often than that.",
+	}
+	rowProxy = &benchRow{
+		title: "an idle proxy, resident memory (VmRSS)", unit: "MiB", bound: 20,
+		did: "A sidecar with an identity, rules and an outbound listener that nobody uses.",
+	}
+	rowProxySet = &benchRow{
+		title: "an idle proxy, working set", unit: "MiB", bound: 20,
+		did: "Of its container.",
+	}
 )
 
 var benchRows = []*benchRow{
