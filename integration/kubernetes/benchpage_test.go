@@ -66,7 +66,7 @@ var (
 	}
 	rowFirst = &benchRow{
 		title: "start of a container to its first SVID", unit: "ms",
-		did: "From the first instruction of the container's program to its SVID, of pods started one after the other; a caller that is refused asks again after 5 ms. Most of it is the time until the kubelet lists the container as running, for which both wait: spire-agent asks each 500 ms, narthex each 100 to 500 ms, by how long the kubelet takes.",
+		did: "From the first instruction of the container's program to its SVID, of pods started one after the other; a caller that is refused asks again after 5 ms. Most of it is the time until the kubelet lists the container as running, for which both wait: spire-agent asks each 500 ms, narthex after ten times as long as the last request took, 100 to 500 ms.",
 	}
 	rowProxy = &benchRow{
 		title: "an idle proxy, resident memory (VmRSS)", unit: "MiB", bound: 20,
