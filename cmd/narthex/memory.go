@@ -51,14 +51,15 @@ func keepMemory(ctx context.Context) {
 	if limit, ok := memoryLimit("/"); ok {
 		debug.SetMemoryLimit(int64(float64(limit)*limitPart) + heapFloor)
 	}
-	tidyUp(ctx)
+	tidyUp(ctx, proxyWorth)
 }
 
-// tidyUp tidies up whenever this process has nothing to do, until ctx ends.
-func tidyUp(ctx context.Context) {
+// tidyUp tidies up whenever this process has nothing to do and has allocated
+// worth bytes since it last did, until ctx ends.
+func tidyUp(ctx context.Context, worth uint64) {
 	ticks := time.NewTicker(quietFor)
 	defer ticks.Stop()
-	t := tidier{collect: collectAll}
+	t := tidier{collect: collectAll, worth: worth}
 	for {
 		select {
 		case now := <-ticks.C:
@@ -77,8 +78,10 @@ const (
 	quietFor   = 500 * time.Millisecond
 	quietBytes = 64 << 10
 	quietTimes = 3
-	// worthwhile is what has to have been allocated since it was last tidied.
-	worthwhile = 1 << 20
+	// What has to have been allocated since it was last tidied. An agent at
+	// rest allocates some hundred KiB each time it asks server and kubelet,
+	// of which the collector keeps no more than as much as is in use.
+	proxyWorth, agentWorth = 1 << 20, 8 << 20
 	// tidyShare bounds the time it takes to tidy up: the pause before it is
 	// done again is that many times as long.
 	tidyShare = 20
@@ -88,6 +91,7 @@ const (
 // ceased.
 type tidier struct {
 	collect    func()
+	worth      uint64
 	seen, tidy uint64 // bytes allocated so far when it last looked, and tidied
 	quiet      int    // looks on end at which next to nothing was
 	next       time.Time
@@ -100,7 +104,7 @@ func (t *tidier) look(now time.Time, allocated uint64) {
 		t.quiet = 0
 	}
 	t.seen = allocated
-	if t.quiet < quietTimes || allocated-t.tidy < worthwhile || now.Before(t.next) {
+	if t.quiet < quietTimes || t.tidy > 0 && allocated-t.tidy < t.worth || now.Before(t.next) { // after the start, whatever it took
 		return
 	}
 	begin := time.Now()

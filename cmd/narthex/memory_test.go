@@ -11,7 +11,7 @@ import (
 // new garbage, nor so often that it costs much.
 func TestTidiesOnceWorkHasCeased(t *testing.T) {
 	tidied := 0
-	l := tidier{collect: func() { tidied++ }}
+	l := tidier{collect: func() { tidied++ }, worth: 1 << 20}
 	now := time.Now()
 	for _, step := range []struct {
 		what      string
