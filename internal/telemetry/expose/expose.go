@@ -52,7 +52,7 @@ type Config struct {
 // Bounds on what a client may cost.
 const (
 	maxHeader      = 16 << 10
-	maxConnections = 64 // on each address; more wait in the kernel's queue
+	maxConnections = 64 // on each address; more wait in the kernel's queue or, on Health, end the oldest
 	headerTimeout  = 5 * time.Second
 	readTimeout    = 10 * time.Second
 	writeTimeout   = 30 * time.Second
@@ -78,6 +78,14 @@ type face struct {
 	listener net.Listener
 	handler  http.Handler
 	open     bool // strangers reach it: a connection is for one request, sent and read without delay
+}
+
+// limited is the listener with no more connections than maxConnections.
+func (f *face) limited() net.Listener {
+	if f.open {
+		return newShedding(f.listener, maxConnections)
+	}
+	return netutil.LimitListener(f.listener, maxConnections)
 }
 
 // Listen opens the addresses. Nothing is answered before Serve.
@@ -169,7 +177,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			srv.ReadHeaderTimeout, srv.ReadTimeout, srv.WriteTimeout = healthTimeout, healthTimeout, healthTimeout
 		}
 		wg.Go(func() {
-			err := srv.Serve(netutil.LimitListener(f.listener, maxConnections))
+			err := srv.Serve(f.limited())
 			if !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("serve telemetry on %s: %w", f.listener.Addr(), err)
 				cancel()
