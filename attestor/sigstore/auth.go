@@ -1,6 +1,7 @@
 package sigstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -77,8 +78,8 @@ func (s *session) token(ctx context.Context, params map[string]string) (string, 
 	if err != nil {
 		return "", err
 	}
-	if password != "" && !related(s.ref.host(), realm.Host) {
-		return "", fmt.Errorf("it names %q as its token server, which is of another domain; the password is not sent there", realm.Host)
+	if password != "" && !s.mayAsk(realm) {
+		return "", fmt.Errorf("it names %q as its token server; the password is sent there only where token_host of the registry says so", realm.Host)
 	}
 	query := realm.Query()
 	if service := params["service"]; service != "" {
@@ -113,26 +114,38 @@ func (s *session) token(ctx context.Context, params map[string]string) (string, 
 	return "Bearer " + got.Token, nil
 }
 
-// related tells whether two hosts may share a password: they are the same, or
-// one is above the other, or both are right below the same domain of at least
-// two labels. So registry-1.docker.io and auth.docker.io are, and
-// registry.gitlab.com and gitlab.com.
-func related(a, b string) bool {
-	a, b = hostname(a), hostname(b)
-	if a == b {
-		return true
-	}
-	if net.ParseIP(a) != nil || net.ParseIP(b) != nil {
-		return false
-	}
-	_, parentA, _ := strings.Cut(a, ".")
-	_, parentB, _ := strings.Cut(b, ".")
-	below := func(x, y string) bool { return strings.Contains(y, ".") && strings.HasSuffix(x, "."+y) }
-	return below(a, b) || below(b, a) || parentA == parentB && strings.Contains(parentA, ".")
+// tokenHosts are those of registries that everybody uses, which are others than
+// the registry's own.
+var tokenHosts = map[string]string{
+	"registry-1.docker.io": "auth.docker.io",
+	"registry.gitlab.com":  "gitlab.com",
 }
 
-func hostname(host string) string {
-	return strings.ToLower((&url.URL{Host: host}).Hostname())
+// mayAsk tells whether the registry's password may be sent to a token server:
+// to the registry itself, host and port, or to the host that the settings or
+// tokenHosts name. What two names share says nothing: below one domain there
+// are registries of many customers.
+func (s *session) mayAsk(tokenServer *url.URL) bool {
+	home := s.ref.host()
+	named := cmp.Or(s.registry.TokenHost, tokenHosts[home], home)
+	scheme := "https"
+	if s.registry.PlainHTTP {
+		scheme = "http"
+	}
+	return hostPort(tokenServer.Host, tokenServer.Scheme) == hostPort(named, scheme)
+}
+
+// hostPort returns a host with its port, that of the scheme where it has none.
+func hostPort(host, scheme string) string {
+	u := url.URL{Host: strings.ToLower(host)}
+	port := u.Port()
+	if port == "" {
+		port = "443"
+		if scheme == "http" {
+			port = "80"
+		}
+	}
+	return net.JoinHostPort(u.Hostname(), port)
 }
 
 // parseChallenge reads a WWW-Authenticate header of one challenge (RFC 9110,

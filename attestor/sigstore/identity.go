@@ -3,6 +3,7 @@ package sigstore
 import (
 	"fmt"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strings"
 )
@@ -45,9 +46,27 @@ func (p pattern) matches(s string) bool {
 	}
 }
 
-// loose tells whether the pattern matches names that merely contain it.
+// loose tells whether the pattern matches names that merely contain what it
+// says: where it does not begin with ^ and end with $, in each of its
+// alternatives.
 func (p pattern) loose() bool {
-	return p.regex != nil && (!strings.HasPrefix(p.text, "^") || !strings.HasSuffix(p.text, "$"))
+	if p.regex == nil {
+		return false
+	}
+	parsed, err := syntax.Parse(p.text, syntax.Perl)
+	return err != nil || !anchored(parsed)
+}
+
+func anchored(r *syntax.Regexp) bool {
+	switch r.Op {
+	case syntax.OpCapture:
+		return anchored(r.Sub[0])
+	case syntax.OpAlternate:
+		return !slices.ContainsFunc(r.Sub, func(sub *syntax.Regexp) bool { return !anchored(sub) })
+	case syntax.OpConcat:
+		return r.Sub[0].Op == syntax.OpBeginText && r.Sub[len(r.Sub)-1].Op == syntax.OpEndText
+	}
+	return false
 }
 
 func compileIdentities(allowed map[string][]string) ([]identity, error) {

@@ -1,6 +1,7 @@
 package sigstore
 
 import (
+	"net/url"
 	"strings"
 	"testing"
 )
@@ -48,26 +49,35 @@ func TestParseReference(t *testing.T) {
 	}
 }
 
-func TestRelated(t *testing.T) {
+func TestTokenServers(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		a, b string
-		want bool
+		image, named, realm string
+		want                bool
 	}{
-		{"ghcr.io", "ghcr.io", true},
-		{"registry-1.docker.io", "auth.docker.io", true},
-		{"registry.gitlab.com", "gitlab.com", true},
-		{"quay.io", "quay.io:443", true},
-		{"registry.example.org:5000", "auth.example.org", true},
-		{"docker.io", "ghcr.io", false},
-		{"registry.gitlab.com", "evilgitlab.com", false},
-		{"registry.gitlab.com", "gitlab.com.evil.example", false},
-		{"a.com", "com", false},
-		{"10.0.0.1", "10.0.0.2", false},
-		{"10.0.0.1:5000", "10.0.0.1", true},
+		{"ghcr.io/a/b", "", "https://ghcr.io/token", true},
+		{"nginx", "", "https://auth.docker.io/token", true},
+		{"registry.gitlab.com/a/b", "", "https://gitlab.com/jwt/auth", true},
+		{"quay.io/a/b", "", "https://quay.io:443/v2/auth", true},
+		{"quay.io/a/b", "", "https://quay.io:8443/v2/auth", false},
+		{"corp.azurecr.io/a/b", "", "https://evil.azurecr.io/token", false},
+		{"registry.example.org:5000/a/b", "", "https://auth.example.org/token", false},
+		{"registry.example.org:5000/a/b", "auth.example.org", "https://auth.example.org/token", true},
+		{"registry.example.org:5000/a/b", "auth.example.org", "https://registry.example.org:5000/token", false},
+		{"docker.io/a/b", "", "https://ghcr.io/token", false},
+		{"registry.gitlab.com/a/b", "", "https://gitlab.com.evil.example/token", false},
 	} {
-		if got := related(c.a, c.b); got != c.want {
-			t.Errorf("%s and %s: %v", c.a, c.b, got)
+		ref, err := parseReference(c.image + "@sha256:" + strings.Repeat("a", 64))
+		if err != nil {
+			t.Fatal(err)
+		}
+		realm, err := url.Parse(c.realm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &session{ref: ref, registry: &registry{Registry: Registry{TokenHost: c.named}}}
+		if got := s.mayAsk(realm); got != c.want {
+			t.Errorf("%s (%s) and %s: %v", c.image, c.named, c.realm, got)
 		}
 	}
 }
@@ -134,6 +144,23 @@ func TestConfig(t *testing.T) {
 		write(t, h.root, []byte(content))
 		if _, err := New(Config{TrustedRoot: h.root}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", content, err, want)
+		}
+	}
+}
+
+func TestLoose(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{
+		"^a.*$": false, "^(a|b)$": false, "^a$|^b.*$": false, "(^a.*$)": false,
+		"a.*": true, "^a.*": true, "a.*$": true, "^a|b$": true, "^|x$": true, `^a.*\$`: true,
+		"plain": false,
+	} {
+		p, err := compilePattern(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.loose() != want {
+			t.Errorf("%s: loose %t", text, p.loose())
 		}
 	}
 }

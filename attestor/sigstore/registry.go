@@ -53,6 +53,9 @@ func newRegistries(settings map[string]Registry) (others *registry, known map[st
 		if (s.Username == "") != (s.PasswordFile == "") {
 			return nil, nil, fmt.Errorf("registries: %q needs a user name and a password file, or neither", name)
 		}
+		if s.TokenHost != "" && !validHost(strings.ToLower(s.TokenHost)) {
+			return nil, nil, fmt.Errorf("registries: %q: token_host %q is not a host or host:port", name, s.TokenHost)
+		}
 		if s.PlainHTTP && (s.Username != "" || s.CA != "") {
 			return nil, nil, fmt.Errorf("registries: %q speaks plain HTTP: it has no use for a CA, and a password would be readable on the way", name)
 		}
@@ -152,11 +155,12 @@ func (s *session) get(ctx context.Context, resource, accept string, limit int64)
 	}
 	asked := s.authorize != ""
 	for {
-		resp, err := s.follow(ctx, u, accept)
+		resp, from, err := s.follow(ctx, u, accept)
 		if err != nil {
 			return nil, err
 		}
-		if resp.StatusCode == http.StatusUnauthorized && !asked {
+		// Whoever the registry redirects to may not ask for its password.
+		if resp.StatusCode == http.StatusUnauthorized && !asked && from == u.Scheme+"://"+u.Host {
 			challenges := resp.Header.Values("WWW-Authenticate")
 			resp.Body.Close()
 			if s.authorize, err = s.answer(ctx, challenges); err != nil {
@@ -170,30 +174,30 @@ func (s *session) get(ctx context.Context, resource, accept string, limit int64)
 	}
 }
 
-// follow sends a GET to u and wherever the registry sends it from there.
-func (s *session) follow(ctx context.Context, u *url.URL, accept string) (*http.Response, error) {
+// follow sends a GET to u and wherever the registry sends it from there. It
+// returns the answer and from which scheme and host it came.
+func (s *session) follow(ctx context.Context, u *url.URL, accept string) (resp *http.Response, from string, err error) {
 	home := u.Scheme + "://" + u.Host
 	for range maxRedirects + 1 {
-		resp, err := s.send(ctx, u, accept, s.authorize, home)
-		if err != nil {
-			return nil, err
+		if resp, err = s.send(ctx, u, accept, s.authorize, home); err != nil {
+			return nil, "", err
 		}
 		if !redirects(resp.StatusCode) {
-			return resp, nil
+			return resp, u.Scheme + "://" + u.Host, nil
 		}
 		location := resp.Header.Get("Location")
 		resp.Body.Close()
 		next, err := u.Parse(location)
 		if err != nil || location == "" || next.Host == "" {
-			return nil, errors.New("it redirects to no URL")
+			return nil, "", errors.New("it redirects to no URL")
 		}
 		if next.Scheme != "https" && (next.Scheme != "http" || !s.registry.PlainHTTP) {
-			return nil, fmt.Errorf("it redirects to %q, which is not https", next.Scheme)
+			return nil, "", fmt.Errorf("it redirects to %q, which is not https", next.Scheme)
 		}
 		next.User = nil
 		u = next
 	}
-	return nil, fmt.Errorf("it redirects more than %d times", maxRedirects)
+	return nil, "", fmt.Errorf("it redirects more than %d times", maxRedirects)
 }
 
 func redirects(status int) bool {

@@ -96,6 +96,7 @@ type Config struct {
 type Registry struct {
 	Username     string // with PasswordFile; neither: anonymous
 	PasswordFile string // path; at most 16 KiB, a newline at its end does not count
+	TokenHost    string // host or host:port of its token server, where that is another; only there is the password sent
 	CA           string // path of PEM certificates to trust instead of the system's
 	PlainHTTP    bool   // without TLS: anybody on the path reads along, and can withhold signatures but not make them
 }

@@ -371,8 +371,29 @@ func TestCredentials(t *testing.T) {
 		t.Parallel()
 		h := newHouse(t, withPassword)
 		h.registry.handle(h.registry.guarded("never", `Bearer realm="https://evil.example/token"`))
-		if _, err := h.verifier.Selectors(t.Context(), h.image()); err == nil || !strings.Contains(err.Error(), "the password is not sent there") || strings.Contains(err.Error(), "hunter2") {
+		if _, err := h.verifier.Selectors(t.Context(), h.image()); err == nil || !strings.Contains(err.Error(), "the password is sent there only where token_host") || strings.Contains(err.Error(), "hunter2") {
 			t.Fatal(err)
+		}
+	})
+	t.Run("asked for by whom it redirects to", func(t *testing.T) {
+		t.Parallel()
+		h := newHouse(t, withPassword)
+		thief := newFakeRegistry(t) // another port of the same host
+		thief.handle(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+thief.URL+`/token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		})
+		h.registry.handle(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", thief.URL+r.URL.Path)
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		})
+		if _, err := h.verifier.Selectors(t.Context(), h.image()); err == nil || !strings.Contains(err.Error(), "HTTP 401") {
+			t.Errorf("error %v", err)
+		}
+		for _, r := range thief.requests {
+			if r.URL.Path == "/token" || r.Header.Get("Authorization") != "" {
+				t.Errorf("%s was asked, with %q", r.URL, r.Header.Get("Authorization"))
+			}
 		}
 	})
 	t.Run("storage elsewhere", func(t *testing.T) {

@@ -84,7 +84,7 @@ func imageSignatures(s *config.Sigstore, key string, finding func(key, format st
 			return nil, &f
 		}
 		c.Registries[r.Host] = sigstore.Registry{
-			Username: r.Username, PasswordFile: string(r.Password), CA: string(r.CA), PlainHTTP: r.PlainHTTP,
+			Username: r.Username, PasswordFile: string(r.Password), TokenHost: r.TokenHost, CA: string(r.CA), PlainHTTP: r.PlainHTTP,
 		}
 	}
 	v, err := sigstore.New(c)

@@ -192,6 +192,8 @@ type SigstoreRegistry struct {
 	Username string `yaml:"username" example:"robot"`
 	// A file with the password or token. Read at each verification.
 	Password File `yaml:"password" example:"/run/secrets/ghcr"`
+	// The host, or host:port, of the server that gives out its tokens, where that is not the registry itself. The password is sent nowhere else. Docker Hub's and GitLab's are known.
+	TokenHost string `yaml:"token_host" example:"auth.example.org"`
 	// The CAs that may have signed its certificate, PEM, instead of the system's.
 	CA File `yaml:"ca" example:"/etc/narthex/registry-ca.crt"`
 	// Asks without TLS. Whoever is on the path can withhold signatures and cannot make any.
