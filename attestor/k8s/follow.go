@@ -91,7 +91,7 @@ func (f *follower) differs(l *list) bool {
 		return f.missing >= goneAfter
 	}
 	f.missing = 0
-	if r == f.last || slices.Equal(r.selectors, f.found) {
+	if r == f.last || slices.Equal(r.all(), f.found) {
 		f.last = r
 		return false
 	}

@@ -106,13 +106,13 @@ func (a *Attestor) Attest(ctx context.Context, p *attestor.Process) ([]attestor.
 		return nil, err
 	}
 	if a.signatures == nil {
-		return found.selectors, nil
+		return found.all(), nil
 	}
 	values, err := a.signatures.Selectors(ctx, found.image)
 	if err != nil {
 		return nil, fmt.Errorf("signatures of image %.200q: %w", found.image, err)
 	}
-	selectors := found.selectors
+	selectors := found.all()
 	if a.podOnly {
 		selectors = found.ofPod.selectors
 	}
@@ -123,12 +123,13 @@ func (a *Attestor) Attest(ctx context.Context, p *attestor.Process) ([]attestor.
 }
 
 // House implements attestor.Housing: the pod's UID, or the container's ID
-// where the cgroup does not name the pod.
+// where the cgroup does not name the pod; all that cannot be placed have one
+// together.
 func (a *Attestor) House(p *attestor.Process) string {
 	at, err := a.place(p)
 	switch {
-	case err != nil:
-		return ""
+	case err != nil: // those share one: they are not to count as users of the node
+		return "unplaced"
 	case at.pod != "":
 		return at.pod
 	}

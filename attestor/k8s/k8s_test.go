@@ -76,8 +76,8 @@ func TestHouse(t *testing.T) {
 		t.Errorf("house of a sibling %q", got)
 	}
 	a.in(func(*attestor.Process) (string, error) { return "", os.ErrNotExist })
-	if got := a.House(p); got != "" {
-		t.Errorf("house of nobody %q", got)
+	if got := a.House(p); got != "unplaced" {
+		t.Errorf("house of one that cannot be placed %q", got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -17,31 +18,36 @@ import (
 // Bounds on the kubelet's pod list. A pod of a real cluster has 10 to 20 KiB;
 // the API server takes none that has more than 1.5 MiB in its own encoding,
 // which JSON makes up to six times as long.
+//
+// The list as a whole costs time alone, as one pod of it is in memory at a time.
+// So its bound is one that no pods which an API server takes can reach: else
+// a few fat ones would keep all others of the node from their identities.
 const (
-	maxList      = 64 << 20 // bytes
+	maxList      = 4 << 30  // bytes
 	maxPod       = 16 << 20 // bytes
 	maxPods      = 4096     // the kubelet runs 110 unless told otherwise
-	maxSelectors = 4096     // of one pod
+	maxSelectors = 1024     // of one pod, and so its labels
+	maxListed    = 256      // containers of one kind, and owners, of one pod
 )
 
 // What is read of a Pod, core/v1. Everything else is skipped.
 type (
 	pod struct {
 		Metadata struct {
-			Name      string            `json:"name"`
-			Namespace string            `json:"namespace"`
-			UID       string            `json:"uid"`
-			Labels    map[string]string `json:"labels"`
-			Owners    []owner           `json:"ownerReferences"`
+			Name      string      `json:"name"`
+			Namespace string      `json:"namespace"`
+			UID       string      `json:"uid"`
+			Labels    labelled    `json:"labels"`
+			Owners    some[owner] `json:"ownerReferences"`
 		} `json:"metadata"`
 		Spec struct {
 			NodeName           string `json:"nodeName"`
 			ServiceAccountName string `json:"serviceAccountName"`
 		} `json:"spec"`
 		Status struct {
-			Containers          []container `json:"containerStatuses"`
-			InitContainers      []container `json:"initContainerStatuses"` // sidecars too: they are init containers that may restart
-			EphemeralContainers []container `json:"ephemeralContainerStatuses"`
+			Containers          some[container] `json:"containerStatuses"`
+			InitContainers      some[container] `json:"initContainerStatuses"` // sidecars too: they are init containers that may restart
+			EphemeralContainers some[container] `json:"ephemeralContainerStatuses"`
 		} `json:"status"`
 	}
 	owner struct {
@@ -57,6 +63,82 @@ type (
 	}
 )
 
+// some is a list of at most maxListed elements. What a stranger may make as long
+// as a pod may be is not decoded further: a few bytes each would become a hundred
+// times as many.
+type some[T any] struct {
+	all  []T
+	over bool // there are more
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (s *some[T]) UnmarshalJSON(data []byte) error {
+	*s = some[T]{}
+	return each(data, '[', func(dec *json.Decoder) (more bool, err error) {
+		if s.over = len(s.all) == maxListed; s.over {
+			return false, nil
+		}
+		var one T
+		if err := dec.Decode(&one); err != nil {
+			return false, err
+		}
+		s.all = append(s.all, one)
+		return true, nil
+	})
+}
+
+// labelled are at most maxSelectors labels, likewise.
+type labelled struct {
+	all  map[string]string
+	over bool
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *labelled) UnmarshalJSON(data []byte) error {
+	*l = labelled{all: map[string]string{}}
+	return each(data, '{', func(dec *json.Decoder) (more bool, err error) {
+		if l.over = len(l.all) == maxSelectors; l.over {
+			return false, nil
+		}
+		key, err := dec.Token()
+		if err != nil {
+			return false, err
+		}
+		name, _ := key.(string)
+		var value string
+		if err := dec.Decode(&value); err != nil {
+			return false, err
+		}
+		l.all[name] = value
+		return true, nil
+	})
+}
+
+// each calls element at each element of a list or object, null being an empty
+// one, until it says that no more are wanted.
+func each(data []byte, open json.Delim, element func(*json.Decoder) (more bool, err error)) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	first, err := dec.Token()
+	if err != nil || first == nil {
+		return err
+	}
+	if first != open {
+		return fmt.Errorf("%.40q where %q should be", fmt.Sprint(first), open.String())
+	}
+	for dec.More() {
+		if more, err := element(dec); err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+// over tells whether something of the pod is more than is read.
+func (p *pod) over() bool {
+	return p.Metadata.Labels.over || p.Metadata.Owners.over ||
+		p.Status.Containers.over || p.Status.InitContainers.over || p.Status.EphemeralContainers.over
+}
+
 // record is what is known of a pod or a container. It never changes, so that
 // everybody may have it.
 type record struct {
@@ -64,8 +146,17 @@ type record struct {
 	who       string // namespace/name of the pod, and the container's name
 	image     string // image ID of the container; empty for a pod
 	ofPod     *record
-	selectors []attestor.Selector
-	err       error // why nobody may have the selectors
+	selectors []attestor.Selector // a container's own alone: see all
+	err       error               // why nobody may have the selectors
+}
+
+// all returns the selectors. Those of a pod are not kept again with each of its
+// containers, which may be many.
+func (r *record) all() []attestor.Selector {
+	if r.ofPod == nil {
+		return r.selectors
+	}
+	return tidy(slices.Concat(r.ofPod.selectors, r.selectors))
 }
 
 // same tells whether two records say the same.
@@ -243,6 +334,8 @@ func (l *list) add(p *pod, sum [sha256.Size]byte, node string, old *list) {
 		r.err = fmt.Errorf("pod %.100s is one of node %.100q, and this is node %.100q; is node_name_env right?", r.who, p.Spec.NodeName, node)
 	case l.pods[uid] != nil:
 		r.err = fmt.Errorf("the kubelet lists two pods with the UID %.64s: %.100s and %.100s", uid, l.pods[uid].who, r.who)
+	case p.over():
+		r.err = fmt.Errorf("pod %.100s has more than %d labels, or %d owners or containers of a kind", r.who, maxSelectors, maxListed)
 	default:
 		if r.selectors = p.selectorsOf(); len(r.selectors) > maxSelectors {
 			r.selectors, r.err = nil, fmt.Errorf("pod %.100s has more than %d selectors", r.who, maxSelectors)
@@ -254,7 +347,7 @@ func (l *list) add(p *pod, sum [sha256.Size]byte, node string, old *list) {
 	l.pods[uid] = r
 	right := r.err == nil
 	k := &known{pod: r, containers: map[string]*record{}}
-	for _, c := range slices.Concat(p.Status.Containers, p.Status.InitContainers, p.Status.EphemeralContainers) {
+	for _, c := range slices.Concat(p.Status.Containers.all, p.Status.InitContainers.all, p.Status.EphemeralContainers.all) {
 		_, id, _ := strings.Cut(c.ID, "://")
 		if !isContainerID(id) {
 			continue // not made yet
@@ -273,7 +366,7 @@ func (l *list) addContainer(ofPod *record, id string, c container, old *list) *r
 		r.err = fmt.Errorf("the kubelet lists two containers with the ID %s: %.200s and %.200s", id, first.who, r.who)
 	}
 	if r.err == nil {
-		r.selectors = with(ofPod.selectors, c)
+		r.selectors = c.selectorsOf()
 	}
 	if old != nil {
 		r = old.containers[id].orNew(r)

@@ -44,7 +44,7 @@ k8s:sa:orders`
 			continue
 		}
 		want := image("container-image", name) + "k8s:container-name:" + name + "\n" + rest
-		if got := values(got.selectors); got != want {
+		if got := values(got.all()); got != want {
 			t.Errorf("%s:\n%s\nwant:\n%s", kind, got, want)
 		}
 	}
@@ -116,7 +116,7 @@ func TestOddPods(t *testing.T) {
 				for i := range maxSelectors {
 					labels(p)[fmt.Sprint(i)] = ""
 				}
-			})}, at: inPod(1), err: "more than 4096 selectors",
+			})}, at: inPod(1), err: "more than 1024 labels",
 		},
 		"too many labels of another": {
 			pods: []map[string]any{with(nil), podJSON(2, func(p map[string]any) {
@@ -147,7 +147,7 @@ func TestOddPods(t *testing.T) {
 			case got == nil:
 				t.Fatal("not known")
 			default:
-				all := values(got.selectors) + "\n"
+				all := values(got.all()) + "\n"
 				if !strings.Contains(all, test.has) || test.hasNot != "" && strings.Contains(all, test.hasNot) {
 					t.Fatalf("got:\n%swant %q and not %q", all, test.has, test.hasNot)
 				}
@@ -359,7 +359,7 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("the second time: %v, %v", again, err)
 		}
 		for id, r := range l.containers {
-			if a := again.containers[id]; a == nil || fmt.Sprint(a.err) != fmt.Sprint(r.err) || !slices.Equal(a.selectors, r.selectors) {
+			if a := again.containers[id]; a == nil || fmt.Sprint(a.err) != fmt.Sprint(r.err) || !slices.Equal(a.all(), r.all()) {
 				t.Fatalf("container %q: %v, and the second time %v", id, r, a)
 			}
 			if !isContainerID(id) || l.pods[r.uid] == nil {
@@ -368,10 +368,61 @@ func FuzzDecode(f *testing.F) {
 			if r.err != nil {
 				continue
 			}
-			all := "\n" + values(r.selectors) + "\n"
+			all := "\n" + values(r.all()) + "\n"
 			if !strings.Contains(all, "\nk8s:pod-uid:"+r.uid+"\n") || !strings.Contains(all, "\nk8s:node-name:"+nodeName+"\n") {
 				t.Fatalf("container %s of pod %s has %s", id, r.uid, all)
 			}
 		}
 	})
+}
+
+// TestWhatIsKeptIsBounded: pods with many labels and containers, and lists that
+// are nothing but many, cost no more than is read of them.
+func TestWhatIsKeptIsBounded(t *testing.T) {
+	many := map[string]any{}
+	for i := range maxSelectors - 20 {
+		many[fmt.Sprintf("label-%d", i)] = "x"
+	}
+	var containers []any
+	for i := range maxListed {
+		containers = append(containers, map[string]any{"name": fmt.Sprintf("c%d", i), "containerID": fmt.Sprintf("containerd://%064x", i), "image": "i", "imageID": "i"})
+	}
+	fat := podJSON(0, func(p map[string]any) {
+		p["metadata"].(map[string]any)["labels"] = many
+		p["status"].(map[string]any)["containerStatuses"] = containers[:100]
+		p["status"].(map[string]any)["initContainerStatuses"] = nil
+	})
+	l, err := decode(bytes.NewReader(podList(fat)), nodeName, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := 0
+	for _, r := range l.containers {
+		if kept += len(r.selectors); r.err != nil {
+			t.Fatal(r.err)
+		}
+	}
+	if len(l.containers) < 100 || kept > 3*len(l.containers) {
+		t.Errorf("%d containers keep %d selectors of their own", len(l.containers), kept)
+	}
+	empty := []byte(`{"metadata":{"uid":"` + podUID(1) + `","name":"many","namespace":"n"},"spec":{"nodeName":"` + nodeName + `"},"status":{"containerStatuses":[` +
+		strings.TrimSuffix(strings.Repeat("{},", 1<<20), ",") + `]}}`)
+	one, err := json.Marshal(podJSON(2, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	allocated := testing.AllocsPerRun(1, func() {
+		if l, err = decode(io.MultiReader(strings.NewReader(`{"items":[`), bytes.NewReader(empty), strings.NewReader(","), bytes.NewReader(one), strings.NewReader("]}")), nodeName, nil); err != nil {
+			t.Error(err)
+		}
+	})
+	if allocated > 20_000 {
+		t.Errorf("a million empty containers took %.0f allocations", allocated)
+	}
+	if r := l.pods[podUID(1)]; r == nil || r.err == nil || !strings.Contains(r.err.Error(), "containers of a kind") {
+		t.Errorf("got %+v", r)
+	}
+	if r := l.pods[podUID(2)]; r == nil || r.err != nil {
+		t.Errorf("the pod beside it: %+v", r)
+	}
 }

@@ -32,7 +32,7 @@ const (
 // process is in. Ephemeral containers are not among its images: anybody who
 // may debug the pod adds them.
 func (p *pod) selectorsOf() []attestor.Selector {
-	s := make([]attestor.Selector, 0, 7+2*(len(p.Status.Containers)+len(p.Status.InitContainers)+len(p.Metadata.Owners))+len(p.Metadata.Labels))
+	s := make([]attestor.Selector, 0, 7+2*(len(p.Status.Containers.all)+len(p.Status.InitContainers.all)+len(p.Metadata.Owners.all))+len(p.Metadata.Labels.all))
 	s = append(
 		s,
 		selector(keyAccount, p.Spec.ServiceAccountName),
@@ -40,30 +40,27 @@ func (p *pod) selectorsOf() []attestor.Selector {
 		selector(keyNode, p.Spec.NodeName),
 		selector(keyUID, p.Metadata.UID),
 		selector(keyName, p.Metadata.Name),
-		selector(keyImages, strconv.Itoa(len(p.Status.Containers))),
-		selector(keyInitImages, strconv.Itoa(len(p.Status.InitContainers))),
+		selector(keyImages, strconv.Itoa(len(p.Status.Containers.all))),
+		selector(keyInitImages, strconv.Itoa(len(p.Status.InitContainers.all))),
 	)
-	for _, c := range p.Status.Containers {
+	for _, c := range p.Status.Containers.all {
 		s = append(s, selector(keyImage, c.ImageID), selector(keyImage, c.Image))
 	}
-	for _, c := range p.Status.InitContainers {
+	for _, c := range p.Status.InitContainers.all {
 		s = append(s, selector(keyInitImage, c.ImageID), selector(keyInitImage, c.Image))
 	}
-	for k, v := range p.Metadata.Labels {
+	for k, v := range p.Metadata.Labels.all {
 		s = append(s, selector(keyLabel, k+":"+v))
 	}
-	for _, o := range p.Metadata.Owners {
+	for _, o := range p.Metadata.Owners.all {
 		s = append(s, selector(keyOwner, o.Kind+":"+o.Name), selector(keyOwnerUID, o.Kind+":"+o.UID))
 	}
 	return tidy(s)
 }
 
-// with returns the selectors of a pod and those of one of its containers.
-func with(ofPod []attestor.Selector, c container) []attestor.Selector {
-	s := make([]attestor.Selector, 0, len(ofPod)+3)
-	s = append(s, ofPod...)
-	s = append(s, selector(keyContainer, c.Name), selector(keyContainerImage, c.ImageID), selector(keyContainerImage, c.Image))
-	return tidy(s)
+// selectorsOf returns the selectors that a container adds to those of its pod.
+func (c *container) selectorsOf() []attestor.Selector {
+	return tidy([]attestor.Selector{selector(keyContainer, c.Name), selector(keyContainerImage, c.ImageID), selector(keyContainerImage, c.Image)})
 }
 
 func selector(key, value string) attestor.Selector {
