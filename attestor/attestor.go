@@ -44,6 +44,12 @@ import (
 // may succeed later.
 var ErrAttestation = errors.New("workload attestation failed")
 
+// ErrNotKnown is wrapped by the error of a Workload that can do its work, and
+// cannot tell who this process is: it is where nothing is known of it any more, or
+// what is known does not agree. That is about the process. Any other error is
+// about the attestor, which is away, and says nothing of the process.
+var ErrNotKnown = errors.New("not known")
+
 // Selector is one thing known of a workload, as registration entries name it:
 // the attestor's type and a value such as "uid:1000".
 type Selector struct {

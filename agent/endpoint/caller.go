@@ -62,6 +62,13 @@ func (a *attestation) failedOf(kind string) bool {
 	return slices.ContainsFunc(a.failed, func(o attestor.Outcome) bool { return o.Type == kind })
 }
 
+// awayOf tells whether the attestor of this type failed for reasons of its own.
+func (a *attestation) awayOf(kind string) bool {
+	return slices.ContainsFunc(a.failed, func(o attestor.Outcome) bool {
+		return o.Type == kind && !errors.Is(o.Err, attestor.ErrNotKnown)
+	})
+}
+
 // reason is why attestors failed, on one line; empty where none did.
 func (a *attestation) reason() string {
 	if a.err != nil {
@@ -76,15 +83,17 @@ func (a *attestation) reason() string {
 
 // with returns the selectors of a caller that had those of last. What an
 // attestor found once stays until the same attestor finds something else: that
-// it fails says nothing of the caller. So while the kubelet is away, a pod is
-// neither cut off nor left with less.
+// it is away says nothing of the caller. So while the kubelet is away, a pod is
+// neither cut off nor left with less. A caller that the attestor does not know
+// any more loses what it found: else one could see to it that it is not found
+// again, and be what it was for good.
 func (a *attestation) with(last []attestor.Selector) []attestor.Selector {
 	if len(a.failed) == 0 {
 		return a.selectors
 	}
 	all := slices.Clone(a.selectors)
 	for _, s := range last {
-		if a.failedOf(s.Type) {
+		if a.awayOf(s.Type) {
 			all = append(all, s)
 		}
 	}
@@ -186,7 +195,7 @@ func (c *caller) plan(wait time.Duration) {
 	c.retry = time.AfterFunc(wait, c.watch.Interrupt)
 }
 
-// apply makes the caller one that a was found of. Where nobody could tell, it
+// apply makes the caller one that a was found of. Where nobody could be asked, it
 // stays what it is.
 func (c *caller) apply(a *attestation) error {
 	c.cancel()
@@ -195,7 +204,8 @@ func (c *caller) apply(a *attestation) error {
 		return gone(a.err)
 	}
 	last := c.watch.Selectors()
-	if selectors := a.with(last); a.err == nil && !slices.Equal(selectors, last) {
+	told := a.err == nil || errors.Is(a.err, attestor.ErrAttestation)
+	if selectors := a.with(last); told && !slices.Equal(selectors, last) {
 		watch := c.server.agent.Watch(selectors)
 		if !c.server.held.replace(c.watch, watch) {
 			watch.Close()

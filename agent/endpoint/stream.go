@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -254,13 +255,20 @@ func (c *caller) unknown() error {
 	return status.Errorf(codes.Unavailable, "the caller was not attested in full, and what is known of it entitles it to nothing; call again: %s", c.failed)
 }
 
+// Of a caller's selectors, which are its own to choose where they are labels,
+// the log shows so many, of so many bytes each.
+const maxShown, maxShownLength = 40, 200
+
 // deny is the answer to a caller no entry matches. What would make it match
 // is for the operator, in the log: the caller may be anybody.
 func (c *caller) deny(syncErr error) error {
 	selectors := c.watch.Selectors()
-	found := make([]string, len(selectors))
-	for i, selector := range selectors {
-		found[i] = selector.String()
+	found := make([]string, 0, maxShown+1)
+	for _, selector := range selectors[:min(len(selectors), maxShown)] {
+		found = append(found, fmt.Sprintf("%.*s", maxShownLength, selector))
+	}
+	if more := len(selectors) - maxShown; more > 0 {
+		found = append(found, fmt.Sprintf("and %d more", more))
 	}
 	args := []any{"method", c.encoder.method, "selectors", found, "hint", "no registration entry of this agent has only selectors that are among these"}
 	if syncErr != nil {

@@ -145,11 +145,21 @@ func (s *source) unknownNow(q question) error {
 	case l == nil:
 		return fmt.Errorf("%s: the kubelet has not answered yet", where)
 	case l.elsewhere == l.count && l.count > 0:
-		return fmt.Errorf("%s: all %d pods that the kubelet lists are of other nodes; is node_name_env right?", where, l.count)
+		return s.notListed("%s: all %d pods that the kubelet lists are of other nodes; is node_name_env right?", where, l.count)
 	case q.pod != "" && l.pods[q.pod] != nil:
-		return fmt.Errorf("%s (%.200s): the kubelet does not list the container yet", where, l.pods[q.pod].who)
+		return s.notListed("%s (%.200s): the kubelet does not list the container yet", where, l.pods[q.pod].who)
 	}
-	return fmt.Errorf("%s: the kubelet does not list it among its %d pods; is it the kubelet of this node?", where, l.count)
+	return s.notListed("%s: the kubelet does not list it among its %d pods; is it the kubelet of this node?", where, l.count)
+}
+
+// notListed is an error about the process, unless the kubelet's last answer was
+// none: then the container may be in the next.
+func (s *source) notListed(format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	if s.err != nil {
+		return err
+	}
+	return unsure(err)
 }
 
 func (s *source) poke() {

@@ -110,7 +110,8 @@ func (a *Attestor) Attest(ctx context.Context, p *attestor.Process) ([]attestor.
 	}
 	values, err := a.signatures.Selectors(ctx, found.image)
 	if err != nil {
-		return nil, fmt.Errorf("signatures of image %.200q: %w", found.image, err)
+		// Whoever owns the image's registry could see to it that it is away.
+		return nil, fmt.Errorf("signatures of image %.200q: %w (%w)", found.image, err, attestor.ErrNotKnown)
 	}
 	selectors := found.all()
 	if a.podOnly {
@@ -151,12 +152,12 @@ func (a *Attestor) placeBy(read func(*attestor.Process) (string, error)) *attest
 			return place{}, fmt.Errorf("read the agent's own cgroups: %w", err)
 		}
 		cgroup, err := read(p)
-		if err != nil {
-			return place{}, err
+		if err != nil { // of a process that has ended, Alive tells
+			return place{}, fmt.Errorf("process %d: %w (%w)", p.PID, err, attestor.ErrNotKnown)
 		}
 		at, err := placeOf(cgroup, own)
 		if err != nil {
-			return place{}, fmt.Errorf("process %d: %w", p.PID, err)
+			return place{}, fmt.Errorf("process %d: %w (%w)", p.PID, err, attestor.ErrNotKnown)
 		}
 		// What is kept for as long as p is held is not to keep all of cgroup.
 		return place{pod: strings.Clone(at.pod), container: strings.Clone(at.container)}, nil
@@ -205,7 +206,7 @@ func (a *Attestor) question(at place) question {
 // know the container yet.
 func (q question) in(l *list) (*record, error) {
 	if ofPod := l.pods[q.pod]; ofPod != nil && ofPod.err != nil {
-		return nil, ofPod.err
+		return nil, unsure(ofPod.err)
 	}
 	c := l.containers[q.container]
 	switch {
@@ -214,13 +215,16 @@ func (q question) in(l *list) (*record, error) {
 	case c == nil:
 		return nil, nil
 	case c.err != nil:
-		return nil, c.err
+		return nil, unsure(c.err)
 	case q.pod != "" && c.uid != q.pod:
-		return nil, fmt.Errorf("container %s is of pod %s by its cgroup, and of pod %s (%.200s) by the kubelet", q.container, q.pod, c.uid, c.who)
+		return nil, unsure(fmt.Errorf("container %s is of pod %s by its cgroup, and of pod %s (%.200s) by the kubelet", q.container, q.pod, c.uid, c.who))
 	case l.pods[c.uid].err != nil:
-		return nil, l.pods[c.uid].err
+		return nil, unsure(l.pods[c.uid].err)
 	case q.podOnly:
 		return c.ofPod, nil
 	}
 	return c, nil
 }
+
+// unsure is an error about the process: the kubelet has answered.
+func unsure(err error) error { return fmt.Errorf("%w (%w)", err, attestor.ErrNotKnown) }
