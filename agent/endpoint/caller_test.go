@@ -541,3 +541,28 @@ func TestOnlyWhoChangedIsAttestedAgain(t *testing.T) {
 		t.Errorf("attested %d times in all", got)
 	}
 }
+
+// Who sees to it that it is not known any more does not stay what it was.
+func TestNotKnownAnyMore(t *testing.T) {
+	hold(t, func(t *testing.T, h *heldCall) {
+		h.open()
+		h.want("/web")
+		time.Sleep(time.Minute)
+		h.k8s.fail(fmt.Errorf("its container is not listed: %w", attestor.ErrNotKnown))
+		h.unix.set("uid:7") // has it attested again
+		time.Sleep(2 * retryMost)
+		h.want("/node")
+		h.k8s.fail(nil)
+		time.Sleep(2 * retryMost)
+		h.want("/node /web")
+	})
+	hold(t, func(t *testing.T, h *heldCall) {
+		h.open()
+		h.want("/web")
+		time.Sleep(time.Minute)
+		h.k8s.fail(attestor.ErrNotKnown)
+		h.unix.set("uid:9") // has it attested again
+		time.Sleep(2 * retryMost)
+		h.wantEnd(codes.PermissionDenied)
+	})
+}
