@@ -133,7 +133,12 @@ func (c *client) get(ctx context.Context, old *list) (*list, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, fmt.Errorf("its answer is no list of pods: %w; it begins with %s", err, quote(in.head))
+		err = fmt.Errorf("its answer is no list of pods: %w", err)
+		// Callers read this too: what may be a list shows them no pods of others.
+		if !bytes.HasPrefix(bytes.TrimSpace(in.head), []byte("{")) {
+			err = fmt.Errorf("%w; it begins with %s", err, quote(in.head))
+		}
+		return nil, err
 	}
 	l.began = began
 	return l, nil

@@ -89,6 +89,7 @@ func TestBadAnswers(t *testing.T) {
 		change func(t *testing.T, k *kubelet)
 		answer http.HandlerFunc
 		want   []string
+		not    string // what callers are not to read
 	}{
 		"401": {
 			change: func(t *testing.T, k *kubelet) { write(t, k.cfg.Token, "the-token-of-another") },
@@ -112,6 +113,7 @@ func TestBadAnswers(t *testing.T) {
 		"redirect": {answer: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://127.0.0.2/pods", http.StatusFound)
 		}, want: []string{"302 Found", "redirects are not followed"}},
+		"cut list":    {answer: say(http.StatusOK, `{"kind":"PodList","items":[{"metadata":{"name":"secret-of-another"}`), want: []string{"no list of pods"}, not: "secret-of-another"},
 		"garbage":     {answer: say(http.StatusOK, "<html>\nno pods</html>"), want: []string{"no list of pods: \"<\" where \"{\" should be", `it begins with "<html> no pods</html>"`}},
 		"much of it":  {answer: say(http.StatusOK, strings.Repeat("\x00\xff garbage", 100_000)), want: []string{"no list of pods", `begins with "garbage garbage`}},
 		"long string": {answer: say(http.StatusOK, `{"items":["`+strings.Repeat("x", 1<<20)), want: []string{"it ends in the middle"}},
@@ -152,7 +154,7 @@ func TestBadAnswers(t *testing.T) {
 					t.Errorf("error %s\nlacks %s", text, want)
 				}
 			}
-			if strings.Contains(text, "\n") || strings.Contains(text, "the-token") || len(text) > 1000 {
+			if strings.Contains(text, "\n") || strings.Contains(text, "the-token") || len(text) > 1000 || test.not != "" && strings.Contains(text, test.not) {
 				t.Errorf("error %q", text)
 			}
 		})
