@@ -14,7 +14,7 @@ ROWS    ?= handshake,handshake-pq,echo,bulk-up,bulk-down
 help: ## Show this help
 	@echo "Narthex: workload identity and mutual TLS by SPIFFE ID."
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 # With Go's frozen FIPS 140-3 module, on by default: GOFIPS140=v1.0.0 make build
 .PHONY: build
