@@ -109,7 +109,9 @@ func (s *source) find(ctx context.Context, q question, alive func() error) (*rec
 // request, so that how it ended is what it gets.
 func (s *source) answer(q question, arrived time.Time, asked bool) (*record, error) {
 	now := time.Now()
-	if l := s.newest; l != nil && now.Sub(l.began) < maxAge {
+	// A list that took long to read is old when it comes. Who asked before it
+	// was asked for gets no better one.
+	if l := s.newest; l != nil && (now.Sub(l.began) < maxAge || !l.began.Before(arrived)) {
 		found, err := q.in(l)
 		if found != nil || err != nil {
 			delete(s.unknown, q.container)

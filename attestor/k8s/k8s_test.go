@@ -202,6 +202,27 @@ func TestWaitsForTheContainer(t *testing.T) {
 	}
 }
 
+// TestLongRequest: a list that is older than maxAge when it comes is an answer to
+// those who asked before it was asked for.
+func TestLongRequest(t *testing.T) {
+	pinned := self(t)
+	synctest.Test(t, func(t *testing.T) {
+		const takes = 2 * maxAge
+		s := &script{takes: takes, list: always(podList(podJSON(1, nil)))}
+		a := s.attestor(t).inside(1, "app")
+		ctx, cancel := context.WithTimeout(t.Context(), 4*takes)
+		defer cancel()
+		began := time.Now()
+		found, err := a.Attest(ctx, pinned)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("got %d selectors, %v", len(found), err)
+		}
+		if took := time.Since(began); took != takes {
+			t.Errorf("it took %s, want %s", took, takes)
+		}
+	})
+}
+
 // TestUnknownContainer: it is waited for 30 s in all; after that, whoever
 // asks for it hears so at once, and the kubelet is asked each 5 s at most.
 func TestUnknownContainer(t *testing.T) {
