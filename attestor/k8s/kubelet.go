@@ -26,10 +26,11 @@ const (
 )
 
 const (
-	requestTimeout = 10 * time.Second // of a request, its answer read
-	reloadPeriod   = time.Minute      // between two readings of the credentials
-	maxCredential  = 1 << 20          // bytes of a file
-	maxHeaders     = 64 << 10         // bytes of the answer's headers
+	stallTimeout  = 10 * time.Second // until an answer begins, and until more of it comes
+	answerTimeout = 2 * time.Minute  // of a request, its answer read: maxList takes about one
+	reloadPeriod  = time.Minute      // between two readings of the credentials
+	maxCredential = 1 << 20          // bytes of a file
+	maxHeaders    = 64 << 10         // bytes of the answer's headers
 )
 
 // Kubelet says where the kubelet is and how both sides prove who they are.
@@ -81,7 +82,7 @@ func newClient(cfg Kubelet, node string) *client {
 // pods asks for the pods of the node. Where the kubelet refuses credentials
 // whose files have changed since they were read, it is asked once more.
 func (c *client) pods(ctx context.Context, old *list) (*list, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	if err := c.load(); err != nil {
 		return nil, fmt.Errorf("ask the kubelet: %w", err)
@@ -106,6 +107,12 @@ func (c *client) pods(ctx context.Context, old *list) (*list, error) {
 
 func (c *client) get(ctx context.Context, old *list) (*list, error) {
 	began := time.Now()
+	// What takes time is how much the pods of the node are, and that is up to
+	// their owners: so it is a kubelet that stalls which is given up early.
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	stall := time.AfterFunc(stallTimeout, func() { stop(errStalled) })
+	defer stall.Stop()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url.String(), nil)
 	if err != nil {
 		return nil, err
@@ -117,7 +124,7 @@ func (c *client) get(ctx context.Context, old *list) (*list, error) {
 	// goes to this one host.
 	res, err := c.http.RoundTrip(req)
 	if err != nil {
-		return nil, err
+		return nil, cmp.Or(context.Cause(ctx), err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
@@ -127,11 +134,11 @@ func (c *client) get(ctx context.Context, old *list) (*list, error) {
 		}
 		return nil, &statusError{code: res.StatusCode, head: head}
 	}
-	in := &remembering{r: res.Body}
+	in := &remembering{r: res.Body, more: func() { stall.Reset(stallTimeout) }}
 	l, err := decode(in, c.node, old)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+		if cause := context.Cause(ctx); cause != nil {
+			return nil, cause
 		}
 		err = fmt.Errorf("its answer is no list of pods: %w", err)
 		// Callers read this too: what may be a list shows them no pods of others.
@@ -144,9 +151,13 @@ func (c *client) get(ctx context.Context, old *list) (*list, error) {
 	return l, nil
 }
 
+// errStalled ends a request of which nothing more comes.
+var errStalled = fmt.Errorf("nothing more came for %s: %w", stallTimeout, context.DeadlineExceeded)
+
 // remembering is a reader that keeps how it began, for a person to see.
 type remembering struct {
 	r    io.Reader
+	more func() // called when something was read
 	head []byte
 }
 
@@ -157,6 +168,9 @@ const maxHead = 200
 // Read implements io.Reader.
 func (r *remembering) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
+	if n > 0 {
+		r.more()
+	}
 	if room := maxHead - len(r.head); room > 0 {
 		r.head = append(r.head, p[:min(room, n)]...)
 	}
@@ -192,8 +206,10 @@ func (c *client) explain(ctx context.Context, err error) error {
 	switch {
 	case errors.As(err, &status):
 		return fmt.Errorf("%w%s", err, c.adviseStatus(status))
+	case errors.Is(err, errStalled):
+		return err
 	case errors.Is(err, context.DeadlineExceeded) || errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("no whole answer within %s: %w", requestTimeout, context.DeadlineExceeded)
+		return fmt.Errorf("no whole answer within %s: %w", answerTimeout, context.DeadlineExceeded)
 	case errors.As(err, &authority):
 		return fmt.Errorf("%w; a kubelet signs its own serving certificate unless serverTLSBootstrap is set: give kubelet.ca the CA of %s, or set kubelet.skip_verification where the way there is trusted", err, c.cfg.Host)
 	case errors.As(err, &name):
@@ -251,9 +267,9 @@ func (c *client) renew(conf *tls.Config, token string, files []byte, now time.Ti
 	c.files, c.token = files, token
 	c.http = &http.Transport{
 		Proxy:                  nil, // the kubelet is on this node, whatever the environment says
-		DialContext:            (&net.Dialer{Timeout: requestTimeout}).DialContext,
+		DialContext:            (&net.Dialer{Timeout: stallTimeout}).DialContext,
 		TLSClientConfig:        conf,
-		TLSHandshakeTimeout:    requestTimeout,
+		TLSHandshakeTimeout:    stallTimeout,
 		DisableCompression:     true, // what is bounded is what comes
 		MaxIdleConns:           1,
 		IdleConnTimeout:        90 * time.Second,

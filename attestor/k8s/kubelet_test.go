@@ -1,9 +1,11 @@
 package k8s
 
 import (
+	"bufio"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -283,7 +285,74 @@ func TestSlowKubelet(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := newClient(k.cfg, nodeName).pods(ctx, nil); err == nil || !strings.Contains(err.Error(), "no whole answer within 10s") {
+	if _, err := newClient(k.cfg, nodeName).pods(ctx, nil); err == nil || !strings.Contains(err.Error(), "no whole answer within 2m0s") {
 		t.Fatalf("error %v", err)
 	}
+}
+
+// TestLongAnswers: a kubelet may take its time as long as more keeps coming.
+func TestLongAnswers(t *testing.T) {
+	for name, test := range map[string]struct {
+		pods  int           // that come
+		every time.Duration // one
+		err   string
+		after time.Duration
+	}{
+		"slow":           {pods: 9, every: 9 * time.Second, after: 81 * time.Second},
+		"stalls":         {pods: 1, every: 11 * time.Second, err: "nothing more came for 10s", after: 10 * time.Second},
+		"without an end": {pods: 1000, every: 9 * time.Second, err: "no whole answer within 2m0s", after: 2 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newClient(Kubelet{ReadOnly: true}, nodeName)
+				if err := c.load(); err != nil {
+					t.Fatal(err)
+				}
+				ours, kubelets := net.Pipe()
+				c.http.DialContext = func(context.Context, string, string) (net.Conn, error) { return ours, nil }
+				served := make(chan struct{})
+				go func() {
+					defer close(served)
+					trickle(kubelets, test.pods, test.every)
+				}()
+				began := time.Now()
+				l, err := c.pods(t.Context(), nil)
+				took := time.Since(began)
+				c.http.CloseIdleConnections()
+				_ = ours.Close()
+				<-served
+				switch {
+				case test.err == "" && (err != nil || l.count != test.pods):
+					t.Errorf("got %v, %v", l, err)
+				case test.err != "" && (!errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), test.err)):
+					t.Errorf("error %v, want %q", err, test.err)
+				}
+				if took != test.after {
+					t.Errorf("it took %s, want %s", took, test.after)
+				}
+			})
+		})
+	}
+}
+
+// trickle answers one request with a pod at a time, until nobody reads.
+func trickle(conn net.Conn, pods int, every time.Duration) {
+	defer conn.Close()
+	if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
+		return
+	}
+	if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"items\":["); err != nil {
+		return
+	}
+	for n := range pods {
+		time.Sleep(every)
+		comma := ","
+		if n == 0 {
+			comma = ""
+		}
+		if _, err := io.WriteString(conn, comma+"{}"); err != nil {
+			return
+		}
+	}
+	_, _ = io.WriteString(conn, "]}")
 }

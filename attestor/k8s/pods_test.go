@@ -426,3 +426,26 @@ func TestWhatIsKeptIsBounded(t *testing.T) {
 		t.Errorf("the pod beside it: %+v", r)
 	}
 }
+
+// TestFatPods: pods of the largest size that an API server takes keep nobody
+// else of the node from an identity.
+func TestFatPods(t *testing.T) {
+	if maxList < 250*(9<<20) {
+		t.Errorf("250 pods of 9 MiB are more than %d bytes", int64(maxList))
+	}
+	pods := []map[string]any{podJSON(100, nil)}
+	for n := range 8 {
+		pods = append(pods, podJSON(n, func(p map[string]any) {
+			p["spec"].(map[string]any)["containers"] = []any{map[string]any{"args": []any{strings.Repeat("<", 1400<<10)}}}
+		}))
+	}
+	data := podList(pods...)
+	if len(data) < 64<<20 {
+		t.Fatalf("the list has %d bytes", len(data))
+	}
+	k := startKubelet(t, data)
+	a := running(t, New(Config{NodeName: nodeName, Kubelet: k.cfg}).inside(100, "app"))
+	if found, err := a.Attest(t.Context(), self(t)); err != nil || len(found) == 0 {
+		t.Errorf("got %d selectors, %v", len(found), err)
+	}
+}
