@@ -22,6 +22,7 @@
 //
 // # What is refused
 //
+//	method   lower case, or no token                    services differ on whether get is GET
 //	path     . and .., also as %2e, beside spaces, or before ; or an allowed %2F   services resolve them to another path
 //	path     // (unless allowed)                                services merge it
 //	path     %2F (unless allowed)                               some services split at it, some do not
@@ -62,6 +63,7 @@ package canonical
 
 // The bounds. What is longer is refused.
 const (
+	MaxMethod      = 32       // in bytes
 	MaxTarget      = 8 << 10  // of a request target, path and query together; in bytes
 	MaxSegments    = 128      // of a path
 	MaxHost        = 255      // of a host, without the port; in bytes

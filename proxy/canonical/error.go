@@ -11,6 +11,7 @@ type Part string
 
 // The parts.
 const (
+	PartMethod      Part = "method"
 	PartTarget      Part = "target"
 	PartPath        Part = "path"
 	PartQuery       Part = "query"

@@ -87,3 +87,7 @@ func lower(s string) string {
 	}
 	return s
 }
+
+// IsToken reports whether a byte may stand in a token (RFC 9110, section
+// 5.6.2).
+func IsToken(b byte) bool { return tokenBytes[b] != notToken }
