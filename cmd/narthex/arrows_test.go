@@ -31,6 +31,7 @@ var rooms = []struct {
 	{"proxy/policy", "proxy/canonical", "a decision depends on the request and the rules, on nothing else; both are written in the canonical form"},
 	{"proxy/policy/suggest", "proxy/policy proxy/canonical internal/telemetry", "reads back what the access log says: the rules themselves know no log"},
 	{"proxy/canonical", "", "the one spelling of what a request asks for: whoever decides and whoever forwards share it, so it knows neither"},
+	{"proxy/http1", "proxy/canonical", "bytes to messages and back: parses what strangers send, so it knows no connection, rule or identity"},
 	{"proxy/policy/importer", "", "reads the files of other products and writes text: what the text means is asked of proxy/policy by the command"},
 	{"proxy/proxyproto", "", "bytes to addresses and back: parses what comes before any proof of who sends it"},
 	{"proxy/upstream", "internal/telemetry", "chooses and dials addresses: it knows nothing of what goes over them, so that every kind of listener can stand on it"},
