@@ -22,6 +22,7 @@ type head struct {
 	closes       bool
 	persists     bool
 	options      int  // that Connection lists
+	lists        bool // some of them may name fields
 	upgrades     bool // Connection lists it
 	upgrade      string
 	protocols    int // lines of Upgrade
@@ -160,9 +161,10 @@ func (h *head) note(f *Field) error {
 	case "te":
 		f.Hop = true
 		h.te = h.te || strings.EqualFold(f.Value, "trailers")
-	case "keep-alive", "proxy-connection":
+	case "keep-alive", "proxy-connection", "close": // close is reserved (RFC 9112, section 9.6)
 		f.Hop = true
 	case "expect":
+		f.Hop = h.minor == 0 // it means nothing there, but would in what we write (RFC 9110, section 10.1.1)
 		h.expects = f.Value
 		h.expectations++
 	case "trailer":
@@ -227,6 +229,8 @@ func (h *head) noteConnection(s string) error {
 			h.upgrades = true
 		case isFraming(option):
 			return bad("connection_option", "Connection lists a field that frames or routes the message; leave it out there")
+		default:
+			h.lists = true
 		}
 		return nil
 	})
@@ -234,6 +238,9 @@ func (h *head) noteConnection(s string) error {
 
 // markHops marks the fields that Connection lists.
 func (h *head) markHops() error {
+	if !h.lists {
+		return nil
+	}
 	for i := range h.fields {
 		if h.fields[i].Name != "connection" {
 			continue

@@ -9,7 +9,10 @@ import (
 // Names is a set of names of fields, each with all spellings that a service
 // may take for it: in any case, and with _ for -, as CGI and what came after
 // it cannot tell them apart. The nil set is empty.
-type Names struct{ names map[string]struct{} }
+type Names struct {
+	names   map[string]struct{}
+	lengths [canonical.MaxHeaderName + 1]bool // that a name has: most fields need no look at the map
+}
 
 // NewNames returns the set of these names. The error is a [*canonical.Error].
 func NewNames(names ...string) (*Names, error) {
@@ -20,13 +23,14 @@ func NewNames(names ...string) (*Names, error) {
 			return nil, err
 		}
 		set.names[strings.ReplaceAll(lower, "_", "-")] = struct{}{}
+		set.lengths[len(lower)] = true
 	}
 	return set, nil
 }
 
 // Has reports whether a name in lower case is a spelling of one of them.
 func (n *Names) Has(name string) bool {
-	if n == nil || len(n.names) == 0 {
+	if n == nil || len(name) >= len(n.lengths) || !n.lengths[len(name)] {
 		return false
 	}
 	if strings.IndexByte(name, '_') < 0 {
