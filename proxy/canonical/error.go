@@ -54,6 +54,7 @@ const (
 	SeveralHosts
 	HostConflict
 	NotToken
+	LowerCase
 	reasons // how many there are
 )
 
@@ -89,6 +90,7 @@ var reasonWords = [reasons]struct{ code, problem string }{
 	SeveralHosts:    {"several_hosts", "there is more than one; send one"},
 	HostConflict:    {"host_conflict", "the target names another; send one host"},
 	NotToken:        {"not_token", "want letters, digits and !#$%&'*+-.^_`|~ alone"},
+	LowerCase:       {"lower_case", "a letter in lower case, which some services take for a capital; write methods in capitals"},
 }
 
 // String returns the code, such as dot_segment: one word, for logs and the

@@ -16,7 +16,7 @@ func Method(raw string) (string, error) {
 		case tokenBytes[raw[i]] == notToken:
 			return "", refuse(PartMethod, NotToken, raw, i)
 		case 'a' <= raw[i] && raw[i] <= 'z':
-			return "", refuse(PartMethod, Character, raw, i)
+			return "", refuse(PartMethod, LowerCase, raw, i)
 		}
 	}
 	return raw, nil

@@ -143,7 +143,7 @@ var smuggling = []struct{ in, want, why string }{
 	{"GET\t/\tHTTP/1.1\r\nHost: a\r\n\r\n", "400 not_token", "tabs for spaces"},
 	{"GET /\r\n\r\n", "400 bad_version", "HTTP/0.9"},
 	{"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "400 empty", "an empty line before"},
-	{"get / HTTP/1.1\r\nHost: a\r\n\r\n", "400 character", "GET to some"},
+	{"get / HTTP/1.1\r\nHost: a\r\n\r\n", "400 lower_case", "GET to some"},
 	{"GET / http/1.1\r\nHost: a\r\n\r\n", "400 bad_version", "lower case"},
 	{"GET / HTTP/1.10\r\nHost: a\r\n\r\n", "400 bad_version", "1.1 to some"},
 	{"GET / HTTP/1.2\r\nHost: a\r\n\r\n", "505 version", "unknown"},
