@@ -15,7 +15,7 @@ const idleChecks = 4
 func (c *conn) tick(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closing != nil {
+	if c.closing != nil || c.phase == finished {
 		return
 	}
 	c.check(now)
@@ -169,7 +169,10 @@ func (c *conn) endBy(cause cause, at time.Time, why closing) {
 }
 
 func (c *conn) endLocked(cause cause, at time.Time, why closing) {
-	if set := c.deadlines[cause].at; c.closing != nil || (!set.IsZero() && !at.Before(set)) {
+	if c.closing != nil || c.phase == finished { // one that was refused may have ended unidentified
+		return
+	}
+	if set := c.deadlines[cause].at; !set.IsZero() && !at.Before(set) {
 		return
 	}
 	c.deadlines[cause] = deadline{at, why}

@@ -412,3 +412,19 @@ func TestRulesWhileDraining(t *testing.T) {
 	}
 	<-stopped
 }
+
+// TestEndedBeforeIdentified: who drains connections may still have one in the
+// list that was refused meanwhile, before anybody knew whose it was.
+func TestEndedBeforeIdentified(t *testing.T) {
+	t.Parallel()
+	ca := testca.New(t, "example.org")
+	p := run(t, Config{Listeners: []Listener{inbound("in", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	l := p.world.Load().named("in")
+	s := l.settings()
+	c := &conn{l: l, began: s, latest: s, start: time.Now(), phase: finished, index: -1}
+	c.endBy(endDrain, time.Now(), closing{"drain", "its listener was removed"})
+	c.tick(time.Now())
+	if c.closing != nil {
+		t.Errorf("ended a second time: %+v", c.closing)
+	}
+}
