@@ -40,7 +40,7 @@ type conn struct {
 	in, out atomic.Uint64 // bytes from source to target, and back
 
 	record  telemetry.Access // belongs to serve, then to finish
-	streams [2]*stream       // set before phase becomes copying
+	streams [2]*sleeper      // set before phase becomes copying
 	live    atomic.Int32     // streams that have not ended
 
 	counted bool          // in listener.shares
@@ -319,13 +319,16 @@ func (c *conn) relay(down, up end) error {
 }
 
 func (c *conn) stream(from side, src, dst end, n flow) *stream {
-	s := &stream{c: c, from: from, dst: dst, flow: n}
-	if t, ok := src.(*secured); ok {
-		s.src = t
-	} else {
-		s.src = newBare(src)
-	}
+	s := &stream{sleeper: sleeper{c: c, src: inletOf(src), bytes: n.conn}, from: from, dst: dst, flow: n}
+	s.work = s
 	return s
+}
+
+func inletOf(src end) inlet {
+	if t, ok := src.(*secured); ok {
+		return t
+	}
+	return newBare(src)
 }
 
 // side names an end for a person.

@@ -502,7 +502,7 @@ func TestBuffersGrowAndShrink(t *testing.T) {
 	go func() { _, _ = io.Copy(io.Discard, theirs) }()
 	var n atomic.Uint64
 	p := newInstruments(nil).of("x")
-	forth := &stream{src: newBare(src), dst: halfPipe{ours}, flow: flow{&n, p.bytesIn}}
+	forth := &stream{sleeper: sleeper{src: newBare(src)}, dst: halfPipe{ours}, flow: flow{&n, p.bytesIn}}
 	if how, err := forth.pump(); how != copyEnded || err != nil {
 		t.Errorf("%v, %v", how, err)
 	}

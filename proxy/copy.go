@@ -90,31 +90,21 @@ type inlet interface {
 	interrupt()
 	resume()
 
+	// keep takes the buffer that the bytes of next are in, with its class, in
+	// place of release: the caller puts it back into the pool.
+	keep() (*[]byte, int)
+
 	// rest gives back what is held between two reads.
 	rest()
 }
 
 // stream is one direction of a connection.
 type stream struct {
-	c    *conn
+	sleeper
 	from side
-	src  inlet
 	dst  end
 	flow flow
-
-	state atomic.Int32
-	place place // in the lot; set before state becomes parked
-
-	seen uint64 // of the flow when last looked at; guarded by conn.mu
 }
-
-// The states of a stream.
-const (
-	moving int32 = iota // a goroutine is in run
-	kicked              // it was asked to park when nothing comes
-	parked              // no goroutine: in the lot
-	over                // it ended
-)
 
 // run moves bytes until the stream ends or is parked.
 func (s *stream) run() {
@@ -239,6 +229,12 @@ func (p *bare) read(fd uintptr) bool {
 func (p *bare) release() {
 	bufferPools[p.held].Put(p.buf)
 	p.buf = nil
+}
+
+func (p *bare) keep() (*[]byte, int) {
+	buf := p.buf
+	p.buf = nil
+	return buf, p.held
 }
 
 func (p *bare) socket() syscall.RawConn { return p.raw }

@@ -32,7 +32,7 @@ func (c *conn) settle() {
 		if s == nil {
 			return
 		}
-		if sum := s.flow.conn.Load(); sum != s.seen {
+		if sum := s.bytes.Load(); sum != s.seen {
 			s.seen = sum
 		} else if s.state.CompareAndSwap(moving, kicked) {
 			s.src.interrupt()

@@ -382,7 +382,7 @@ func (c *conn) startCopying(forth, back *stream) bool {
 	if c.closing != nil {
 		return false
 	}
-	c.streams = [2]*stream{forth, back}
+	c.streams = [2]*sleeper{&forth.sleeper, &back.sleeper}
 	c.live.Store(int32(len(c.streams)))
 	c.phase, c.moved = copying, time.Now()
 	c.l.meters.allowed.Inc()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -14,6 +15,30 @@ import (
 // parkAfter is how long a stream waits with a goroutine of its own for bytes
 // to come; then it is parked. It is noticed up to once again that late.
 const parkAfter = 500 * time.Millisecond
+
+// sleeper is work that waits for bytes from one inlet, and gives up its
+// goroutine while none come: a direction of a connection, or a client that may
+// send its next request.
+type sleeper struct {
+	c    *conn
+	src  inlet
+	work interface{ run() } // what it is part of
+
+	state atomic.Int32
+	place place // in the lot; set before state becomes parked
+
+	bytes *atomic.Uint64 // that came; it is silent while they stay the same
+	seen  uint64         // of bytes when last looked at; guarded by conn.mu
+}
+
+// The states of a sleeper.
+const (
+	moving int32 = iota // a goroutine waits in src.next, or will
+	kicked              // it was asked to park when nothing comes
+	parked              // no goroutine: in the lot
+	busy                // it does something else than to wait
+	over                // it ended
+)
 
 // lot is where silent streams are parked: one epoll set watches all of their
 // sockets, and who becomes readable gets a goroutine again. A goroutine that
@@ -31,8 +56,8 @@ type lot struct {
 // slot is a place in the lot. turn tells its occupants apart: an event that
 // was read for one must not wake the next.
 type slot struct {
-	stream *stream
-	turn   int32
+	sleeper *sleeper
+	turn    int32
 }
 
 // place is where a stream is parked.
@@ -82,7 +107,7 @@ func (l *lot) run() {
 }
 
 // enter gives s a slot.
-func (l *lot) enter(s *stream) {
+func (l *lot) enter(s *sleeper) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.free) == 0 {
@@ -91,26 +116,26 @@ func (l *lot) enter(s *stream) {
 	}
 	n := l.free[len(l.free)-1]
 	l.free = l.free[:len(l.free)-1]
-	l.slots[n].stream = s
+	l.slots[n].sleeper = s
 	s.place.slot, s.place.turn = n, l.slots[n].turn
 }
 
 // leave takes the slot back.
-func (l *lot) leave(s *stream) {
+func (l *lot) leave(s *sleeper) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	here := &l.slots[s.place.slot]
-	here.stream = nil
+	here.sleeper = nil
 	here.turn++
 	l.free = append(l.free, s.place.slot)
 }
 
 // at returns who is parked there.
-func (l *lot) at(slot, turn int32) *stream {
+func (l *lot) at(slot, turn int32) *sleeper {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if here := l.slots[slot]; here.turn == turn {
-		return here.stream
+		return here.sleeper
 	}
 	return nil
 }
@@ -126,7 +151,7 @@ func (l *lot) watch(socket syscall.RawConn, at place, op int) error {
 
 // park gives the goroutine of the stream up. It reports false when the stream
 // is to go on instead.
-func (s *stream) park() bool {
+func (s *sleeper) park() bool {
 	s.src.resume()
 	s.src.rest()
 	lot := s.c.l.proxy.lot
@@ -150,7 +175,7 @@ func (s *stream) park() bool {
 }
 
 // wake gives a parked stream a goroutine again; it does nothing to others.
-func (s *stream) wake() {
+func (s *sleeper) wake() {
 	if !s.state.CompareAndSwap(parked, moving) {
 		return
 	}
@@ -158,7 +183,7 @@ func (s *stream) wake() {
 	go s.runAgain()
 }
 
-func (s *stream) runAgain() {
+func (s *sleeper) runAgain() {
 	s.c.awake()
-	s.run()
+	s.work.run()
 }

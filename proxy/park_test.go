@@ -273,7 +273,7 @@ func TestLotTellsOccupantsApart(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.close()
-	first, second := &stream{}, &stream{}
+	first, second := &sleeper{}, &sleeper{}
 	l.enter(first)
 	was := first.place
 	l.leave(first)

@@ -353,6 +353,12 @@ func (s *secured) release() {
 	s.buf = nil
 }
 
+func (s *secured) keep() (*[]byte, int) {
+	buf := s.buf
+	s.buf = nil
+	return buf, s.held
+}
+
 func (s *secured) socket() syscall.RawConn { return s.wire.raw }
 func (s *secured) interrupt()              { _ = s.wire.SetReadDeadline(past) }
 func (s *secured) resume()                 { _ = s.wire.SetReadDeadline(time.Time{}) }
