@@ -77,6 +77,11 @@ const (
 	// A user causes at most logBurst lines in the log at once, and logRate a
 	// second.
 	logBurst, logRate = 20, 1
+	// A caller that is denied calls again every few seconds for as long as it
+	// lives: the same denial is told once in repeatEvery. Of a user, maxDenials
+	// are told apart.
+	repeatEvery = time.Minute
+	maxDenials  = 32
 )
 
 func (l Limits) withDefaults() Limits {
@@ -172,6 +177,13 @@ type user struct {
 	requests    bucket
 	lines       bucket
 	muted       int // lines since the last that was let through
+	denials     map[uint64]*denial
+}
+
+// denial is one that a user's callers are told again and again.
+type denial struct {
+	told  time.Time
+	muted int // since then
 }
 
 // pool is how many of one kind of thing there may be, and are.
@@ -294,7 +306,7 @@ func (l *limiter) user(o origin, now time.Time) *user {
 		for _, u := range l.users {
 			u.requests.refill(now, u.may.rate)
 			u.lines.refill(now, logRate)
-			if u.connections == 0 && u.streams == 0 && u.requests.spent == 0 && u.lines.spent == 0 {
+			if u.connections == 0 && u.streams == 0 && u.requests.spent == 0 && u.lines.spent == 0 && u.denied(now) == 0 {
 				delete(l.users, u.origin)
 			}
 		}
@@ -426,4 +438,40 @@ func (l *limiter) mayLog(u *user, now time.Time) (muted int, ok bool) {
 	}
 	muted, u.muted = u.muted, 0
 	return muted, true
+}
+
+// mayTell tells whether a denial of u may go to the log, and how many like it
+// were kept back since the last that did. same is what it has in common with
+// those that are alike.
+func (l *limiter) mayTell(u *user, same uint64, now time.Time) (muted int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := u.denials[same]
+	switch {
+	case d == nil && len(u.denials) >= maxDenials && u.denied(now) >= maxDenials:
+		return 0, true // mayLog bounds them
+	case d == nil:
+		if u.denials == nil {
+			u.denials = map[uint64]*denial{}
+		}
+		d = &denial{}
+		u.denials[same] = d
+	case now.Sub(d.told) < repeatEvery:
+		d.muted++
+		return 0, false
+	}
+	muted = d.muted
+	d.told, d.muted = now, 0
+	return muted, true
+}
+
+// denied forgets denials that were not repeated, and returns how many are left.
+// It is called with limiter.mu held.
+func (u *user) denied(now time.Time) int {
+	for same, d := range u.denials {
+		if now.Sub(d.told) >= 2*repeatEvery {
+			delete(u.denials, same)
+		}
+	}
+	return len(u.denials)
 }

@@ -196,6 +196,40 @@ func TestLogIsBounded(t *testing.T) {
 	}
 }
 
+func TestDenialsAreNotRepeated(t *testing.T) {
+	l := newLimiter(Limits{})
+	start := time.Unix(1e9, 0)
+	u, _, _ := l.connect(origin{uid: 1}, start)
+	tests := []struct {
+		after time.Duration
+		same  uint64
+		muted int
+		ok    bool
+	}{
+		{0, 1, 0, true},
+		{3 * time.Second, 1, 0, false},
+		{4 * time.Second, 2, 0, true}, // another one
+		{59 * time.Second, 1, 0, false},
+		{60 * time.Second, 1, 2, true},
+		{61 * time.Second, 1, 0, false},
+		{time.Hour, 1, 1, true},
+	}
+	for _, tt := range tests {
+		if muted, ok := l.mayTell(u, tt.same, start.Add(tt.after)); muted != tt.muted || ok != tt.ok {
+			t.Errorf("denial %d after %s: %d, %t; want %d, %t", tt.same, tt.after, muted, ok, tt.muted, tt.ok)
+		}
+	}
+	for same := range uint64(2 * maxDenials) {
+		l.mayTell(u, same, start.Add(2*time.Hour))
+	}
+	if len(u.denials) != maxDenials {
+		t.Errorf("%d denials are kept, want %d", len(u.denials), maxDenials)
+	}
+	if left := u.denied(start.Add(3 * time.Hour)); left != 0 {
+		t.Errorf("%d denials that ended long ago are kept", left)
+	}
+}
+
 // The caller reads why it is refused, and those that were there are served on.
 func TestTooManyConnections(t *testing.T) {
 	f := serve(t, func(c *Config) { c.Limits = Limits{Connections: 2, ConnectionsPerUID: 1} })

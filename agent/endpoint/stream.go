@@ -3,6 +3,7 @@ package endpoint
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
 	"sync"
 	"time"
 
@@ -270,7 +271,14 @@ func (c *caller) deny(syncErr error) error {
 	if more := len(selectors) - maxShown; more > 0 {
 		found = append(found, fmt.Sprintf("and %d more", more))
 	}
-	args := []any{"method", c.encoder.method, "selectors", found, "hint", "no registration entry of this agent has only selectors that are among these"}
+	repeats, ok := c.server.limits.mayTell(c.conn.user, sameDenial(c.encoder.method, found), time.Now())
+	if !ok {
+		return errNoIdentity
+	}
+	args := []any{"method", c.encoder.method, "selectors", found, "hint", "no registration entry of this agent has only selectors that are among these, or the parent of the one that does is not this node"}
+	if repeats > 0 {
+		args = append(args, "repeated", repeats)
+	}
 	if syncErr != nil {
 		args = append(args, "sync_error", syncErr)
 	}
@@ -278,7 +286,22 @@ func (c *caller) deny(syncErr error) error {
 		args = append(args, "attestation_error", c.failed)
 	}
 	c.server.note(c.conn, "no identity issued", args...)
-	return status.Error(codes.PermissionDenied, "no identity issued: no registration entry matches the caller; the agent's log has the selectors it was found to have")
+	return errNoIdentity
+}
+
+var errNoIdentity = status.Error(codes.PermissionDenied, "no identity issued: no registration entry matches the caller; the agent's log has the selectors it was found to have")
+
+var denialSeed = maphash.MakeSeed()
+
+// sameDenial is one number for denials that say the same.
+func sameDenial(method string, selectors []string) uint64 {
+	var h maphash.Hash
+	h.SetSeed(denialSeed)
+	for _, part := range append([]string{method}, selectors...) {
+		_, _ = h.WriteString(part)
+		_ = h.WriteByte(0)
+	}
+	return h.Sum64()
 }
 
 // unexpired is view without SVIDs that have ended: those are never sent, and

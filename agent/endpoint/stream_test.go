@@ -161,8 +161,13 @@ func TestNoEntry(t *testing.T) {
 	if n := f.counter("narthex_workload_api_requests_total", "FetchX509SVID", "PermissionDenied"); n != 1 {
 		t.Errorf("counted %v denied calls, want 1", n)
 	}
-	if n := f.counter("narthex_attestation_duration_seconds", "unix", "ok"); n != 1 {
-		t.Errorf("counted %v attestations, want 1", n)
+	_, err = f.fetch(testContext(t)).Recv()
+	wantCode(t, err, codes.PermissionDenied, "no identity issued")
+	if n := strings.Count(f.log.String(), "no identity issued"); n != 1 {
+		t.Errorf("the same denial is %d times in the log:\n%s", n, f.log)
+	}
+	if n := f.counter("narthex_attestation_duration_seconds", "unix", "ok"); n != 2 {
+		t.Errorf("counted %v attestations, want 2", n)
 	}
 }
 
