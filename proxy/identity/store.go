@@ -104,6 +104,15 @@ func (s *store) withdraw(why error) {
 	}
 }
 
+// forget goes back to where nothing was received yet. The bundles stay, as with
+// withdraw.
+func (s *store) forget(waiting error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.identities, s.err, s.problem, s.waiting = nil, waiting, "", true
+	s.wake()
+}
+
 // trouble notes why what is held may be out of date, and reports whether that
 // is news, and whether nothing has come yet that could be out of date.
 func (s *store) trouble(problem error) (news, waiting bool) {

@@ -32,18 +32,22 @@ type WorkloadAPIConfig struct {
 // gives this process, from any agent. While the API is away the last SVIDs
 // serve until they expire. An SVID that the API has taken back (it answers
 // PermissionDenied, or an update leaves it out) is not used any more
-// (SPIFFE Workload API §5.2.1).
+// (SPIFFE Workload API §5.2.1). The API is asked for as long as there are
+// leases: a proxy without listeners needs no identity, and may have no entry.
 type WorkloadAPI struct {
 	*store
 	log    hclog.Logger
 	client *workloadapi.Client
-	ctx    context.Context // of the watch
-	cancel context.CancelFunc
-	watch  sync.WaitGroup
+	idle   error // why nothing is held while there are no leases
+
+	mu     sync.Mutex // guards the following
+	leases int
+	watch  *apiWatch // nil while there are no leases
+	closed bool
 }
 
-// NewWorkloadAPI starts to watch. It does not wait for the API to be there.
-// Close ends it.
+// NewWorkloadAPI makes a source that begins to watch with its first lease. It
+// does not wait for the API to be there. Close ends it.
 func NewWorkloadAPI(c WorkloadAPIConfig) (*WorkloadAPI, error) {
 	address := c.Socket
 	switch {
@@ -55,11 +59,8 @@ func NewWorkloadAPI(c WorkloadAPIConfig) (*WorkloadAPI, error) {
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	w := &WorkloadAPI{
-		store: newStore("workload_api", fmt.Errorf("nothing received yet from the Workload API at %s", c.Socket)),
-		log:   c.Log, ctx: ctx, cancel: cancel,
-	}
+	idle := fmt.Errorf("nothing received yet from the Workload API at %s", c.Socket)
+	w := &WorkloadAPI{store: newStore("workload_api", idle), log: c.Log, idle: idle}
 	client, err := workloadapi.New(context.Background(), workloadapi.WithAddr(address),
 		workloadapi.WithBackoffStrategy(reconnect{}),
 		workloadapi.WithDialOptions(grpc.WithChainStreamInterceptor(w.sift)),
@@ -70,33 +71,117 @@ func NewWorkloadAPI(c WorkloadAPIConfig) (*WorkloadAPI, error) {
 			MinConnectTimeout: 5 * time.Second,
 		})))
 	if err != nil {
-		cancel()
 		return nil, fmt.Errorf("workload API %s: %w", c.Socket, err)
 	}
 	w.client = client
-	w.watch.Go(w.run)
 	return w, nil
 }
 
+// Own implements Source. The first lease begins the watch.
+func (w *WorkloadAPI) Own(ctx context.Context, pick Pick) (Lease, error) {
+	lease, err := w.store.Own(ctx, pick)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.leases++
+	if w.watch == nil && !w.closed {
+		w.watch = w.follow()
+	}
+	return &apiLease{Lease: lease, of: w}, nil
+}
+
+// Report implements Source. That nothing is held is no problem while nobody
+// needs it.
+func (w *WorkloadAPI) Report() Report {
+	r := w.store.Report()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.leases == 0 {
+		r.Problem = ""
+	}
+	return r
+}
+
+// giveBack ends the watch with the last lease. What is held is forgotten: it
+// may be taken back while nobody listens.
+func (w *WorkloadAPI) giveBack() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.leases--; w.leases > 0 || w.watch == nil {
+		return
+	}
+	w.watch.stop()
+	w.watch = nil
+	w.forget(w.idle)
+}
+
+// apiLease is a lease that the watch goes on for.
+type apiLease struct {
+	Lease
+	of    *WorkloadAPI
+	given sync.Once
+}
+
+// Close implements Lease.
+func (l *apiLease) Close() { l.given.Do(l.of.giveBack) }
+
 // Close stops watching and waits for that to end. Leases keep what they had.
 func (w *WorkloadAPI) Close() error {
-	w.cancel()
-	w.watch.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	if w.watch != nil {
+		w.watch.stop()
+		w.watch = nil
+	}
 	if err := w.client.Close(); err != nil {
 		return fmt.Errorf("close workload API client: %w", err)
 	}
 	return nil
 }
 
-// run watches until Close. The library gives up for good on some answers
+// apiWatch is one watch of the Workload API.
+type apiWatch struct {
+	*WorkloadAPI
+	ctx    context.Context
+	cancel context.CancelFunc
+	ended  chan struct{}
+
+	// For the watch's goroutine.
+	since  time.Time // when news failed to come; zero: it comes
+	warned bool      // of that
+}
+
+// warnAfter is how long the Workload API may be away before that is worth a
+// warning: an agent that is replaced by a new version is, for a second or so.
+const warnAfter = 10 * time.Second
+
+// follow begins a watch, which stop ends.
+func (w *WorkloadAPI) follow() *apiWatch {
+	a := &apiWatch{WorkloadAPI: w, ended: make(chan struct{})}
+	a.ctx, a.cancel = context.WithCancel(context.Background())
+	go a.run()
+	return a
+}
+
+// stop waits until no update comes any more.
+func (a *apiWatch) stop() {
+	a.cancel()
+	<-a.ended
+}
+
+// run watches until stop. The library gives up for good on some answers
 // (Canceled, InvalidArgument) that an agent may send while it restarts.
-func (w *WorkloadAPI) run() {
+func (a *apiWatch) run() {
+	defer close(a.ended)
 	wait := reconnect{}.NewBackoff()
 	for {
-		_ = w.client.WatchX509Context(w.ctx, w) // each error comes to OnX509ContextWatchError
+		_ = a.client.WatchX509Context(a.ctx, a) // each error comes to OnX509ContextWatchError
 		select {
 		case <-time.After(wait.Next()):
-		case <-w.ctx.Done():
+		case <-a.ctx.Done():
 			return
 		}
 	}
@@ -191,7 +276,7 @@ func checkSVID(svid *workload.X509SVID) error {
 
 // OnX509ContextUpdate takes an update, which is always complete: what it
 // leaves out was taken back.
-func (w *WorkloadAPI) OnX509ContextUpdate(x *workloadapi.X509Context) {
+func (a *apiWatch) OnX509ContextUpdate(x *workloadapi.X509Context) {
 	certs := make([]SVID, 0, len(x.SVIDs))
 	for _, svid := range x.SVIDs {
 		cert := tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
@@ -204,26 +289,36 @@ func (w *WorkloadAPI) OnX509ContextUpdate(x *workloadapi.X509Context) {
 	for _, b := range x.Bundles.Bundles() {
 		authorities[b.TrustDomain()] = b.X509Authorities()
 	}
-	if err := w.set(certs, authorities); err != nil {
-		w.OnX509ContextWatchError(err)
+	if err := a.set(certs, authorities); err != nil {
+		a.OnX509ContextWatchError(err)
+		return
 	}
+	a.since, a.warned = time.Time{}, false
 }
 
 // OnX509ContextWatchError notes why there is no update, and forgets the
 // identities where the API refuses them.
-func (w *WorkloadAPI) OnX509ContextWatchError(err error) {
-	if w.ctx.Err() != nil {
+func (a *apiWatch) OnX509ContextWatchError(err error) {
+	if a.ctx.Err() != nil {
 		return // it is us who end
 	}
-	if status.Code(err) == codes.PermissionDenied || emptyUpdate(err) {
-		w.withdraw(fmt.Errorf("the Workload API has no identity for this process: is there an entry whose selectors match it? (%w)", err))
+	refused := status.Code(err) == codes.PermissionDenied || emptyUpdate(err)
+	if refused {
+		a.withdraw(fmt.Errorf("the Workload API has no identity for this process: is there an entry whose selectors match it? (%w)", err))
 	}
-	news, first := w.trouble(fmt.Errorf("workload API: %w", err))
+	if a.since.IsZero() {
+		a.since = time.Now()
+	}
+	news, first := a.trouble(fmt.Errorf("workload API: %w", err))
+	late := refused || time.Since(a.since) >= warnAfter
 	switch {
 	case news && first:
-		w.log.Info("waiting for the Workload API", "error", err)
-	case news:
-		w.log.Warn("no news from the Workload API", "error", err)
+		a.log.Info("waiting for the Workload API", "error", err)
+	case !first && late && (news || !a.warned):
+		a.warned = true
+		a.log.Warn("no news from the Workload API", "error", err)
+	case !first && news:
+		a.log.Info("no news from the Workload API", "error", err)
 	}
 }
 

@@ -4,17 +4,22 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/narthex-id/narthex/internal/testca"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -26,11 +31,17 @@ import (
 type fakeAPI struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	answers chan any
+	begun   atomic.Int32  // calls
+	ended   chan struct{} // told that one has ended, where it is not nil
 }
 
 func (f *fakeAPI) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 	if md, _ := metadata.FromIncomingContext(stream.Context()); strings.Join(md.Get("workload.spiffe.io"), "") != "true" {
 		return status.Error(codes.InvalidArgument, "security header missing")
+	}
+	f.begun.Add(1)
+	if f.ended != nil {
+		defer func() { f.ended <- struct{}{} }()
 	}
 	for {
 		select {
@@ -196,6 +207,95 @@ func mustID(t *testing.T, c tls.Certificate) spiffeid.ID {
 		t.Fatal(err)
 	}
 	return id
+}
+
+// TestWorkloadAPIIsAskedForLeases: a proxy without listeners asks nobody.
+func TestWorkloadAPIIsAskedForLeases(t *testing.T) {
+	ca := testca.New(t, "example.org")
+	socket := t.TempDir() + "/api.sock"
+	api, _ := startAPI(t, socket)
+	api.ended = make(chan struct{}, 1)
+	w, err := NewWorkloadAPI(WorkloadAPIConfig{Socket: socket, Log: testLog(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	own := func() Lease {
+		t.Helper()
+		lease, err := w.Own(context.Background(), Pick{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lease
+	}
+	if r := w.Report(); r.Problem != "" {
+		t.Errorf("a problem though nothing is needed: %s", r.Problem)
+	}
+	first, second := own(), own()
+	svid := ca.SVID("/orders")
+	api.answer(t, update(t, nil, ca, svid))
+	until(t, first, "first lease", presents(svid))
+	first.Close()
+	first.Close() // counts once
+	if _, err := second.Current(); err != nil {
+		t.Errorf("a lease ended with another: %v", err)
+	}
+	second.Close()
+	<-api.ended
+	if r := w.Report(); r.Problem != "" || len(r.Identities) != 0 {
+		t.Errorf("without a lease: %+v", r)
+	}
+
+	third := own()
+	if _, err := third.Current(); err == nil || !strings.Contains(err.Error(), "nothing received yet") {
+		t.Errorf("what was held before the watch ended serves on: %v", err)
+	}
+	api.answer(t, update(t, nil, ca, svid))
+	until(t, third, "third lease", presents(svid))
+	if n := api.begun.Load(); n != 2 {
+		t.Errorf("the API was called %d times, want once for each time that there were leases", n)
+	}
+}
+
+// TestNoNewsIsWarnedOfLater: an agent that is replaced by a new version is away
+// for a moment, each time.
+func TestNoNewsIsWarnedOfLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &lines{}
+		w := &WorkloadAPI{store: newStore("workload_api", errors.New("nothing yet")), log: hclog.New(&hclog.LoggerOptions{Output: log})}
+		a := &apiWatch{WorkloadAPI: w, ctx: t.Context()}
+		away := status.Error(codes.Unavailable, "connection refused")
+		tests := []struct {
+			after       time.Duration
+			err         error // nil: an update
+			infos, warn int   // lines so far
+		}{
+			{0, away, 1, 0}, // nothing came yet: waiting
+			{time.Hour, away, 1, 0},
+			{0, nil, 1, 0},
+			{0, away, 2, 0},
+			{3 * time.Second, away, 2, 0},
+			{8 * time.Second, away, 2, 1},
+			{time.Hour, away, 2, 1},
+			{0, nil, 2, 1},
+			{0, status.Error(codes.PermissionDenied, "no identity issued"), 2, 2},
+		}
+		for n, tt := range tests {
+			time.Sleep(tt.after)
+			if tt.err == nil {
+				a.OnX509ContextUpdate(&workloadapi.X509Context{Bundles: x509bundle.NewSet()})
+			} else {
+				a.OnX509ContextWatchError(tt.err)
+			}
+			if infos, warn := log.count("[INFO]"), log.count("[WARN]"); infos != tt.infos || warn != tt.warn {
+				t.Errorf("step %d: %d lines of INFO and %d of WARN, want %d and %d", n, infos, warn, tt.infos, tt.warn)
+			}
+		}
+	})
 }
 
 func TestWorkloadAPIAddress(t *testing.T) {
