@@ -7,12 +7,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/identity"
@@ -355,8 +357,13 @@ func (c *conn) copied(from side, dst end, how copied, err error) {
 	}
 	if how == copyBroken {
 		why := closing{"peer", string(from) + ": " + explainBroken(err)}
-		if from == target && c.out.Load() == 0 && refusesUs(err) {
-			why = closing{"error", "the target ended the handshake: " + explainAlert(err)}
+		if from == target && c.out.Load() == 0 {
+			switch {
+			case refusesUs(err):
+				why = closing{"error", "the target ended the handshake: " + explainAlert(err)}
+			case c.wordless(err):
+				why = closing{"error", "the far end closed without a word right after the handshake: its rules most likely refuse this caller; see its log"}
+			}
 		}
 		c.breakOff(from, why)
 	}
@@ -366,6 +373,17 @@ func (c *conn) copied(from side, dst end, how copied, err error) {
 		// from it finds out and reports.
 		_ = dst.CloseWrite()
 	}
+}
+
+// wordlessWithin is how long after its accept a connection that the far end
+// closes without a word is taken for one that it refused.
+const wordlessWithin = 10 * time.Second
+
+// wordless reports whether err, with which a far end that has sent no byte broke
+// off, looks like a refusal: a server asks its rules once the handshake is over,
+// and TLS has no alert for what they say that a client would wait for.
+func (c *conn) wordless(err error) bool {
+	return c.began.Direction == policy.Outbound && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)) && time.Since(c.start) < wordlessWithin
 }
 
 // streamEnded finishes the connection when both of its streams have ended.

@@ -136,6 +136,9 @@ func TestTargetDown(t *testing.T) {
 	if got := p.metric("narthex_connections_total", "orders", "failed"); got != 1 {
 		t.Errorf("failed connections: %v", got)
 	}
+	if s := p.Status().Listeners[0]; s.Failed != 1 || s.Refused != 0 {
+		t.Errorf("the status counts %d failed and %d refused", s.Failed, s.Refused)
+	}
 }
 
 // tlsPeer is a server that an outbound listener dials; got receives what
@@ -172,6 +175,24 @@ func TestTargetRefusesUs(t *testing.T) {
 		defer func() { _ = c.Close() }()
 	}
 	if a := p.next(); a.Outcome != "failure" || a.Closed != "error" || a.Reason != "the target ended the handshake: bad certificate" {
+		t.Errorf("access record %+v", a)
+	}
+}
+
+// A proxy that refuses a caller by its rules says nothing, once the handshake is
+// over for both.
+func TestFarProxyRefusesUs(t *testing.T) {
+	ca := testca.New(t, "example.org")
+	server := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, denyAll), Identities: source(t, ca.SVID("/orders"), ca)})
+	p := run(t, Config{
+		Listeners: []Listener{outbound(t, "to-orders", server.addr("orders"), "spiffe://example.org/orders")}, Policy: rulesOf(t, allowAll),
+		Identities: source(t, ca.SVID("/web"), ca),
+	})
+	c, err := net.Dial("tcp", p.addr("to-orders"))
+	if err == nil { // else the reset was there first
+		defer func() { _ = c.Close() }()
+	}
+	if a := p.next(); a.Outcome != "failure" || a.Closed != "error" || !strings.HasPrefix(a.Reason, "the far end closed without a word right after the handshake: its rules most likely refuse this caller") {
 		t.Errorf("access record %+v", a)
 	}
 }

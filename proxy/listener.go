@@ -47,7 +47,7 @@ type listener struct {
 	unwatch  chan struct{} // closed: the last connection has ended
 	watching sync.WaitGroup
 
-	active, accepted, refused, wouldDeny atomic.Int64
+	active, accepted, refused, failed, wouldDeny atomic.Int64
 
 	slots      gate // taken before a connection is served, given back at close
 	handshakes gate // taken while a handshake computes
@@ -205,7 +205,11 @@ func (l *listener) recordEnd(record *telemetry.Access, result, target string, qu
 		l.meters.closed[record.Closed].Inc()
 	} else {
 		l.proxy.instruments.connections.With(l.name, result).Inc()
-		l.refused.Add(1)
+		if result == "failed" { // nobody refused who called
+			l.failed.Add(1)
+		} else {
+			l.refused.Add(1)
+		}
 	}
 	l.proxy.access.Write(record)
 	if record.Outcome == "failure" && !quiet {
@@ -350,7 +354,7 @@ func (l *listener) retire(s *settings, why string) {
 func (l *listener) status(s *settings) telemetry.ListenerStatus {
 	out := telemetry.ListenerStatus{
 		Name: l.name, Direction: s.Direction.String(), Bind: s.Bind, Targets: s.everyTarget(),
-		Active: int(l.active.Load()), Accepted: uint64(l.accepted.Load()), Refused: uint64(l.refused.Load()),
+		Active: int(l.active.Load()), Accepted: uint64(l.accepted.Load()), Refused: uint64(l.refused.Load()), Failed: uint64(l.failed.Load()),
 	}
 	out.Enforcement, out.WouldDeny = s.Enforcement.String(), uint64(l.wouldDeny.Load())
 	if s.Direction == policy.Inbound {

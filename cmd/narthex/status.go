@@ -237,8 +237,8 @@ func printListener(w io.Writer, l *telemetry.ListenerStatus) {
 		as = fmt.Sprintf("%s (expires in %s)", l.SPIFFEID, until(l.ExpiresAt))
 	}
 	// In one cell: the columns are those of the lines below, which are shorter.
-	fmt.Fprintf(w, "\n%s  %s %s -> %s  as %s  %d live, %d accepted, %d refused\n",
-		l.Name, l.Direction, l.Bind, to, as, l.Active, l.Accepted, l.Refused)
+	fmt.Fprintf(w, "\n%s  %s %s -> %s  as %s  %d live, %d accepted, %d refused, %d failed\n",
+		l.Name, l.Direction, l.Bind, to, as, l.Active, l.Accepted, l.Refused, l.Failed)
 	if l.Problem != "" {
 		fmt.Fprintf(w, "  problem\t%s\n", l.Problem)
 	}

@@ -120,6 +120,7 @@ type ListenerStatus struct {
 	Active      int                `json:"connections_active"`         //
 	Accepted    uint64             `json:"connections_total"`          // accepted since start
 	Refused     uint64             `json:"connections_refused"`        // by handshake or policy, since start
+	Failed      uint64             `json:"connections_failed"`         // for a target or an identity of ours, since start
 	Problem     string             `json:"problem,omitempty"`          // why it cannot serve; empty when it can
 	Mode        string             `json:"mode,omitempty"`             // strict or permissive; inbound only
 	Enforcement string             `json:"enforcement,omitempty"`      // enforce or audit
