@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -19,8 +20,13 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
-// defaultTelemetry is where status and health ask when nobody says otherwise.
-const defaultTelemetry = "127.0.0.1:9901"
+// defaultTelemetry is where status and health ask when nobody says otherwise, and
+// addressEnv names the variable that may: it is for containers, of which two of
+// a pod share one network and cannot both have the default.
+const (
+	defaultTelemetry = "127.0.0.1:9901"
+	addressEnv       = "NARTHEX_ADDRESS"
+)
 
 func newStatus() *cobra.Command {
 	cmd := &cobra.Command{
@@ -30,7 +36,7 @@ func newStatus() *cobra.Command {
 endpoints and routes it has and what is wrong with them, which rules, CRLs and
 sandbox are in force, who is connected, who speaks plaintext, and whom the rules
 would refuse where a listener only audits. JSON has all of it.`,
-		Example: `  narthex status                          on the address of telemetry.listen, 127.0.0.1:9901
+		Example: `  narthex status                          on $NARTHEX_ADDRESS, or 127.0.0.1:9901
   narthex status -c narthex.yaml --watch
   narthex status --format json`,
 	}
@@ -93,14 +99,14 @@ type asker struct{ address, config *string }
 
 func askFlags(cmd *cobra.Command) asker {
 	return asker{
-		address: cmd.Flags().String("address", "", "host:port or unix:/path of telemetry.listen (default "+defaultTelemetry+")"),
+		address: cmd.Flags().String("address", "", "host:port or unix:/path of telemetry.listen (default $"+addressEnv+", or "+defaultTelemetry+")"),
 		config:  cmd.Flags().StringP("config", "c", "", "read telemetry.listen from this narthex.yaml"),
 	}
 }
 
 func (a asker) where() (string, error) {
 	if *a.address != "" || *a.config == "" {
-		return cmp.Or(*a.address, defaultTelemetry), nil
+		return cmp.Or(*a.address, os.Getenv(addressEnv), defaultTelemetry), nil
 	}
 	c, err := config.Load(*a.config)
 	if err != nil {

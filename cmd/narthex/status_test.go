@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -111,6 +113,26 @@ func TestStatusSaysWhereConnectionsGo(t *testing.T) {
 	} {
 		if strings.Count(text, want) != times {
 			t.Errorf("want %d times %q in\n%s", times, want, text)
+		}
+	}
+}
+
+func TestWhomStatusAsks(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "narthex.yaml")
+	if err := os.WriteFile(file, []byte("trust_domain: example.org\ntelemetry: {listen: 127.0.0.1:7}\nproxy: {source: workload_api, workload_api: {socket: /x.sock}, policies: [/x.yaml], listeners: []}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct{ address, config, variable, want string }{
+		{want: defaultTelemetry},
+		{variable: "127.0.0.1:9904", want: "127.0.0.1:9904"},
+		{variable: "127.0.0.1:9904", address: "unix:/x.sock", want: "unix:/x.sock"},
+		{variable: "127.0.0.1:9904", config: file, want: "127.0.0.1:7"},
+		{address: "127.0.0.1:9", config: file, want: "127.0.0.1:9"},
+	}
+	for _, tt := range tests {
+		t.Setenv(addressEnv, tt.variable)
+		if got, err := (asker{&tt.address, &tt.config}).where(); err != nil || got != tt.want {
+			t.Errorf("%+v: %q, %v", tt, got, err)
 		}
 	}
 }
