@@ -158,9 +158,9 @@ func checkPod(t *testing.T, pod podSpec) {
 func TestKustomizeFiles(t *testing.T) {
 	page := func(name string) string { return readPage(t, "deploy/kustomize/"+name) }
 	checkMounted(t, report.Warning, map[string]string{"narthex.yaml": page("base/agent.yaml")})
-	checkMounted(t, report.Error, map[string]string{"narthex.yaml": page("base/proxy.yaml"), "policies/rules.yaml": page("base/rules.yaml")})
+	checkMounted(t, report.Error, map[string]string{"narthex.yaml": page("base/proxy.yaml"), "policies.rules.yaml": page("base/rules.yaml")})
 	checkMounted(t, report.Error, map[string]string{"narthex.yaml": page("example/agent.yaml")})
-	checkMounted(t, report.Error, map[string]string{"narthex.yaml": page("example/proxy.yaml"), "policies/rules.yaml": page("example/rules.yaml")})
+	checkMounted(t, report.Error, map[string]string{"narthex.yaml": page("example/proxy.yaml"), "policies.rules.yaml": page("example/rules.yaml")})
 	for _, file := range []string{"base/daemonset.yaml", "components/csi/csi.yaml"} {
 		for _, o := range readObjects(t, "deploy/kustomize/"+file) {
 			checkPod(t, o.Spec.Template.Spec)

@@ -291,13 +291,14 @@ func TestRenderedFilesAreGood(t *testing.T) {
 // the files that are mounted beside it.
 func checkRendered(t *testing.T, what any, found map[string]object) {
 	t.Helper()
-	files := found["ConfigMap/narthex"]["data"].(map[string]any)
-	rules, _ := at(found["ConfigMap/narthex-rules"], "data").(map[string]any)
-	for name, text := range files {
+	mounted := map[string]any{"agent": map[string]any{"narthex.yaml": at(found["ConfigMap/narthex"], "data", "agent.yaml")}}
+	if proxy := at(found["ConfigMap/narthex-proxy"], "data"); proxy != nil {
+		mounted["proxy"] = proxy
+	}
+	for name, files := range mounted {
 		dir := t.TempDir()
-		write(t, filepath.Join(dir, "narthex.yaml"), strings.ReplaceAll(text.(string), "/etc/narthex/", dir+"/"))
-		for name, text := range rules {
-			write(t, filepath.Join(dir, "policies", name), text.(string))
+		for name, text := range files.(map[string]any) {
+			write(t, filepath.Join(dir, name), strings.ReplaceAll(text.(string), "/etc/narthex/", dir+"/"))
 		}
 		if out, err := run(stage.Narthex, "check", "-c", filepath.Join(dir, "narthex.yaml"), "--level", "error"); err != nil {
 			t.Errorf("%v: %s: %v\n%s", what, name, err, out)

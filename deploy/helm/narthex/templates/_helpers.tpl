@@ -86,7 +86,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $proxy := dict
   "source" "workload_api"
   "workload_api" (dict "socket" (include "narthex.socket" .))
-  "policies" (list "/etc/narthex/policies/*.yaml")
+  "policies" (list (printf "/etc/narthex/policies%s*.yaml" (ternary "/" "." (not (empty .Values.proxy.policiesConfigMap)))))
   "listeners" .Values.proxy.listeners
 -}}
 {{- if .Values.hostNetwork }}
