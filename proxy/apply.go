@@ -82,6 +82,7 @@ func (p *Proxy) Apply(c Config) (Applied, error) {
 	applied.Generation = p.world.Load().generation
 	p.logApplied(&applied, c.Policy, first, swapped)
 	p.warnOpen(was, p.world.Load(), slices.Concat(plan.added, plan.changed))
+	p.noteDomainsAgain()
 	return applied, nil
 }
 
@@ -304,7 +305,7 @@ func (p *Proxy) open(s *settings, removed []*listener, w *world, inherited func(
 // in force together with their rules.
 func (p *Proxy) commit(c Config, todo *plan, was *world, swapped bool) Applied {
 	var applied Applied
-	next := &world{most: c.MaxConnections, policy: was.policy, generation: was.generation, loaded: was.loaded, listeners: todo.settings}
+	next := &world{most: c.MaxConnections, trustDomain: c.TrustDomain, policy: was.policy, generation: was.generation, loaded: was.loaded, listeners: todo.settings}
 	if swapped {
 		next.policy, next.generation, next.loaded = c.Policy, was.generation+1, time.Now()
 	}

@@ -264,6 +264,9 @@ func (l *listener) watch(lease identity.Lease) {
 		news := trust != nil && (id != was || bundles != trust)
 		was, trust = id, bundles
 		l.noteIdentity(id, err, last)
+		if id != nil {
+			l.proxy.noteDomains(id, bundles)
+		}
 		if news {
 			n := l.proxy.ask(l.proxy.table.of(l))
 			l.proxy.log.Debug("identity, bundles or CRLs changed", "listener", l.name, "trust_generation", bundles.Generation(), "connections_asked", n.all, "connections_closed", n.closed)

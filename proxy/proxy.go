@@ -21,7 +21,8 @@
 // counts it among its peer's, live.go decides, and decides again while it lives,
 // limit.go counts what the policy limits, and route.go says where it goes. wire.go and copy.go move its bytes; park.go
 // holds it while there are none. due.go is what time does to it and how it is
-// ended, when table.go says so; minute.go asks where rules go by the time.
+// ended, when table.go says so; minute.go asks where rules go by the time, and
+// domains.go whether the trust domains that they name are known.
 //
 // Follow a change: apply.go puts listeners and rules in force as one,
 // handover.go passes the sockets to the process that takes this one's place.
@@ -48,6 +49,7 @@ import (
 	"github.com/narthex-id/narthex/proxy/identity"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -61,6 +63,10 @@ type Config struct {
 	Listeners  []Listener
 	Policy     *policy.Policy // nil denies everything
 	Identities identity.Source
+
+	// TrustDomain is what the proxy's identity is said to be of; zero: nothing
+	// is said. Another one is warned of.
+	TrustDomain spiffeid.TrustDomain
 
 	// Sockets is asked for a listening socket before one is opened: one that
 	// was handed over or that systemd made. Nil, and a nil socket: one is
@@ -163,6 +169,7 @@ type Proxy struct {
 	slots       gate        // taken by every connection, beside its listener's
 	draining    atomic.Bool // Run's context has ended
 	upstreams   *upstream.Set
+	domains     domainNotes
 
 	applying sync.Mutex     // one Apply at a time
 	retired  sync.WaitGroup // listeners that were removed and drain
@@ -179,11 +186,12 @@ type Proxy struct {
 // that is decided by one policy must not reach the target of another. It is
 // immutable.
 type world struct {
-	policy     *policy.Policy
-	most       int // connections at once; 0: unbounded
-	generation uint64
-	loaded     time.Time
-	listeners  map[*listener]*settings // those in force
+	policy      *policy.Policy
+	trustDomain spiffeid.TrustDomain // as configured; zero: it is not
+	most        int                  // connections at once; 0: unbounded
+	generation  uint64
+	loaded      time.Time
+	listeners   map[*listener]*settings // those in force
 }
 
 // sorted returns the listeners in force by name.

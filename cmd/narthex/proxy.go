@@ -560,7 +560,7 @@ func upstreamSettings(u config.Upstream) upstream.Settings {
 
 // proxyConfig says in the proxy's words what the file says in its own.
 func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.Config {
-	out := proxy.Config{Policy: rules, Identities: r.source, Metrics: r.metrics, Access: r.access, Log: r.log, Sockets: r.place.socket}
+	out := proxy.Config{Policy: rules, Identities: r.source, TrustDomain: c.TrustDomain, Metrics: r.metrics, Access: r.access, Log: r.log, Sockets: r.place.socket}
 	out.MaxConnections = maxConnections(c.Proxy.MaxConnections, openFiles())
 	for i := range c.Proxy.Listeners {
 		l := &c.Proxy.Listeners[i]

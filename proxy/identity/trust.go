@@ -52,6 +52,9 @@ const maxVerified = 1024
 // Generation is one more for each change of authorities or CRLs.
 func (t *Trust) Generation() uint64 { return t.generation }
 
+// Has reports whether there is a bundle of that trust domain.
+func (t *Trust) Has(td spiffeid.TrustDomain) bool { return t.domains[td] != nil }
+
 func newTrust(authorities map[spiffeid.TrustDomain][]*x509.Certificate) *Trust {
 	return (*Trust)(nil).next(authorities)
 }
