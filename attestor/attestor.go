@@ -114,6 +114,21 @@ type Runner interface {
 	Run(ctx context.Context) error
 }
 
+// Dependent is a Workload that needs more than the kernel, such as the kubelet,
+// and can attest nobody while it does not have that.
+type Dependent interface {
+	Workload
+
+	// Check finds out whether it could attest processes now, and returns why
+	// not and what to do about it, in one line. It returns soon after ctx ends.
+	// Where it is a Runner as well, Check is called before Run only.
+	Check(ctx context.Context) error
+
+	// Problem returns what it came to when that was last tried, by Check or
+	// since: nil where it can attest. It asks nobody.
+	Problem() error
+}
+
 // Node attests this node to the SPIRE Server.
 type Node interface {
 	// Type is the name of the server's plugin, such as "join_token".

@@ -35,6 +35,11 @@ const (
 	// followPeriod is the time between two requests, ±10 %, while somebody
 	// follows a process.
 	followPeriod = 10 * time.Second
+	// retryLeast is how long after a failure the kubelet is asked again where
+	// nobody waits for it, doubled for each failure in a row up to retryMost,
+	// ±10 %.
+	retryLeast = time.Second
+	retryMost  = 30 * time.Second
 )
 
 // errNotRunning is what callers get before Run and after it.
@@ -57,6 +62,7 @@ type source struct {
 	unknown   map[string]time.Time
 	followers map[*follower]struct{}
 	refresh   time.Time // when followers want to know
+	retry     time.Time // when to ask again after a failure, or for the first time
 	over      bool      // run has returned
 }
 
@@ -214,6 +220,8 @@ func (s *source) pause() (time.Duration, bool) {
 		return s.ended.Add(s.missPause).Sub(now), true
 	case len(s.followers) > 0:
 		return s.refresh.Sub(now), true
+	case s.newest == nil || s.err != nil:
+		return s.retry.Sub(now), true
 	}
 	return 0, false
 }
@@ -233,7 +241,7 @@ func (s *source) request(ctx context.Context) {
 	if err == nil {
 		s.missPause = min(max(missShare*now.Sub(began), leastMissPause), mostMissPause)
 	}
-	s.refresh = now.Add(time.Duration(float64(followPeriod) * (0.9 + rand.Float64()/5)))
+	s.refresh = now.Add(spread(followPeriod))
 	var told []func()
 	if err == nil {
 		s.newest = l
@@ -243,6 +251,7 @@ func (s *source) request(ctx context.Context) {
 	close(s.next.done)
 	s.next = &outcome{done: make(chan struct{})}
 	report := s.count(err)
+	s.retry = now.Add(spread(min(retryLeast<<min(s.failures, 10)/2, retryMost)))
 	s.mu.Unlock()
 
 	for _, changed := range told {
@@ -251,6 +260,11 @@ func (s *source) request(ctx context.Context) {
 	if report && s.report != nil && ctx.Err() == nil {
 		s.report(err)
 	}
+}
+
+// spread moves d by up to ±10 %.
+func spread(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.9 + rand.Float64()/5))
 }
 
 // count counts failures in a row and tells whether to report this outcome.

@@ -247,6 +247,7 @@ func self(t testing.TB) *attestor.Process {
 // pod n.
 func (a *Attestor) inside(n int, kind string) *Attestor {
 	a.readOwn = func() (string, error) { return ownAlone, nil }
+	a.readFirst = func() (string, error) { return "0::/init.scope\n", nil }
 	return a.in(func(*attestor.Process) (string, error) {
 		return "0::/kubepods/burstable/pod" + podUID(n) + "/" + containerID(n, kind) + "\n", nil
 	})

@@ -10,7 +10,8 @@
 // believed. The kubelet says what that is: kubelet.go asks it for the pods of
 // the node, split.go cuts its answer into them, pods.go decodes those that are
 // not as before and indexes them, selectors.go makes the selectors of them. cache.go shares one request among all who wait, and
-// follow.go tells those who follow a process when its pod changes.
+// follow.go tells those who follow a process when its pod changes, and check.go
+// whoever starts the agent what is missing on this node.
 //
 // Which selectors entitle to what is left to agent/registry, whether the
 // process is still the one that called to attestor.Attest, and the signatures
@@ -63,14 +64,15 @@ type Signatures interface {
 }
 
 // Attestor is the workload attestor "k8s". It is an attestor.Follower,
-// attestor.Housing and attestor.Runner.
+// attestor.Housing, attestor.Runner and attestor.Dependent.
 type Attestor struct {
 	podOnly    bool
 	signatures Signatures
 	source     *source
 
-	where   *attestor.Fact[place]
-	readOwn func() (string, error)
+	where     *attestor.Fact[place]
+	readOwn   func() (string, error)
+	readFirst func() (string, error) // of process 1
 
 	mu  sync.Mutex // guards the following
 	own string     // the agent's own cgroups; empty until they are read
@@ -83,7 +85,8 @@ func New(cfg Config) *Attestor {
 		podOnly:    cfg.PodOnly,
 		signatures: cfg.Signatures,
 		source:     newSource(newClient(cfg.Kubelet, cfg.NodeName).pods, cfg.Report),
-		readOwn:    ownCgroup,
+		readOwn:    func() (string, error) { return cgroupBy(os.Getpid()) },
+		readFirst:  func() (string, error) { return cgroupBy(1) },
 	}
 	a.where = a.placeBy(cgroupOf)
 	return a
@@ -178,13 +181,13 @@ func (a *Attestor) ownPlace() (string, error) {
 	return a.own, nil
 }
 
-func ownCgroup() (string, error) {
-	self, err := attestor.Pin(os.Getpid())
+func cgroupBy(pid int) (string, error) {
+	p, err := attestor.Pin(pid)
 	if err != nil {
 		return "", err
 	}
-	defer self.Close()
-	return cgroupOf(self)
+	defer p.Close()
+	return cgroupOf(p)
 }
 
 func cgroupOf(p *attestor.Process) (string, error) {

@@ -211,7 +211,7 @@ func (c *client) explain(ctx context.Context, err error) error {
 	case errors.Is(err, context.DeadlineExceeded) || errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return fmt.Errorf("no whole answer within %s: %w", answerTimeout, context.DeadlineExceeded)
 	case errors.As(err, &authority):
-		return fmt.Errorf("%w; a kubelet signs its own serving certificate unless serverTLSBootstrap is set: give kubelet.ca the CA of %s, or set kubelet.skip_verification where the way there is trusted", err, c.cfg.Host)
+		return fmt.Errorf("%w; a kubelet signs its own serving certificate unless serverTLSBootstrap is set: give kubelet.ca the CA of %s, or set kubelet.skip_verification (chart: agent.kubelet.skipVerification) where the way there is trusted", err, c.cfg.Host)
 	case errors.As(err, &name):
 		return fmt.Errorf("%w; give kubelet.host or kubelet.host_env a name or address that is in the certificate, or 127.0.0.1 on the host's network", err)
 	}
@@ -230,7 +230,7 @@ func (c *client) adviseStatus(e *statusError) string {
 	case e.code == http.StatusUnauthorized:
 		return fmt.Sprintf("%s; it does not accept the token in %s: that has to be one of this cluster for the API server's audience, not expired, and the kubelet has to review tokens (authentication.webhook.enabled)", said, c.cfg.Token)
 	case e.code == http.StatusForbidden:
-		return said + "; the agent's ClusterRole lacks get on nodes/pods (Kubernetes 1.33 and later, with fine-grained kubelet authorization) or nodes/proxy (before)"
+		return said + "; the agent's ClusterRole or its binding is missing, or lacks get on nodes/pods (Kubernetes 1.33 and later, with fine-grained kubelet authorization) or nodes/proxy (before; chart: rbac.kubelet)"
 	case e.code >= 300 && e.code < 400:
 		return said + "; redirects are not followed: is this the kubelet's port?"
 	}
