@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -77,6 +78,7 @@ type Agent struct {
 	due      chan struct{} // holds one token when a watch has made signing due
 	turn     turn          // to speak to the server
 	stale    bool          // another agent had the lease since; whoever has the turn may touch it
+	attests  atomic.Bool   // an attestor has been able to attest
 
 	mu     sync.Mutex // guards the following
 	flight *flight    // the sync that callers wait for, nil when none do
@@ -267,6 +269,7 @@ func (a *Agent) Unready() error {
 // Status tells what the agent knows of itself.
 func (a *Agent) Status() *telemetry.AgentStatus {
 	entries, identities := a.registry.Status()
+	attestors := a.attestorsStatus()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := &telemetry.AgentStatus{
@@ -277,6 +280,7 @@ func (a *Agent) Status() *telemetry.AgentStatus {
 		LastSync:   a.view.lastSync,
 		Entries:    entries,
 		Streams:    a.server.Streams(),
+		Attestors:  attestors,
 		Identities: identities,
 	}
 	if !a.view.id.IsZero() {

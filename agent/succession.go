@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/narthex-id/narthex/agent/endpoint"
-	"github.com/narthex-id/narthex/agent/spire"
 )
 
 // Successor makes an agent that is to take the place of the one that holds the
@@ -38,9 +37,10 @@ func Successor(cfg Config) (*Agent, error) {
 const reachPause = time.Second
 
 // CouldBegin returns nil once this agent can do what the one before it does:
-// its state can be read and the server answers, which is asked as nobody, so
-// that the other's place there is not touched. With ctx it returns the reason
-// why that was not so. It changes nothing.
+// its state can be read, each attestor can attest, and the server answers, which
+// is asked as nobody, so that the other's place there is not touched. Until then
+// Unready tells the reason, and so does CouldBegin when ctx ends; each new one is
+// logged. It changes nothing.
 func (a *Agent) CouldBegin(ctx context.Context) error {
 	s, err := a.dir.read(a.cfg.TrustDomain.Name())
 	if err != nil && !errors.Is(err, errCorruptState) { // that, Begin's run sets aside
@@ -49,13 +49,30 @@ func (a *Agent) CouldBegin(ctx context.Context) error {
 	l := &looper{Agent: a, self: self{state: s}}
 	tick := time.NewTicker(reachPause)
 	defer tick.Stop()
+	said, attests := "", false
 	for {
-		var trust spire.Trust
-		if trust, err = l.trust(ctx); err == nil {
-			err = a.client.Reach(ctx, trust)
+		var now error
+		if !attests {
+			now = a.checkAttestors(ctx)
+			attests = now == nil
 		}
-		if err == nil {
+		if now == nil {
+			now = l.reach(ctx)
+		}
+		if now == nil {
 			return nil
+		}
+		if ctx.Err() == nil || err == nil { // else what was cut off has no better reason than the last
+			err = now
+		}
+		a.update(func(v *view) { v.problem = err })
+		if text := err.Error(); ctx.Err() == nil && text != said {
+			said = text
+			args := []any{"error", err}
+			if advice := l.advice(err); advice != "" {
+				args = append(args, "advice", advice)
+			}
+			a.log.Error("cannot take over yet, will try again; the agent that runs goes on", args...)
 		}
 		select {
 		case <-ctx.Done():
@@ -63,6 +80,15 @@ func (a *Agent) CouldBegin(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// reach asks the server, as nobody, whether it is there.
+func (l *looper) reach(ctx context.Context) error {
+	trust, err := l.trust(ctx)
+	if err != nil {
+		return err
+	}
+	return l.client.Reach(ctx, trust)
 }
 
 // Begin takes the lease of the data directory, which the agent before this one

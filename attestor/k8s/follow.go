@@ -22,8 +22,12 @@ type follower struct {
 }
 
 // Run implements attestor.Runner: it makes the requests to the kubelet that
-// Attest waits for and, while somebody follows a process, one every 10 s.
+// Attest waits for; while somebody follows a process, one every 10 s; and, at the
+// start and after a failure, those that tell whether it can attest.
 func (a *Attestor) Run(ctx context.Context) error {
+	if err := a.seesNode(); err != nil && a.source.report != nil {
+		a.source.report(err)
+	}
 	a.source.run(ctx)
 	return nil
 }

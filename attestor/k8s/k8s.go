@@ -52,7 +52,8 @@ type Config struct {
 	Signatures Signatures
 
 	// Report, unless nil, is called from Run when requests begin to fail, for
-	// every tenth failure after that, and with nil once they succeed again.
+	// every tenth failure after that, and with nil once they succeed again; and
+	// once where the processes of the node cannot be seen.
 	Report func(error)
 }
 

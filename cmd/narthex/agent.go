@@ -154,7 +154,7 @@ func runAgent(parent context.Context, c *config.Config, half bool, now stint) er
 		Status: func() telemetry.Status {
 			return telemetry.Status{Version: version, FIPS: fipsModule(), Started: started, TrustDomain: c.TrustDomain.Name(), Agent: a.Status()}
 		},
-		Ready:   a.Unready,
+		Ready:   a.NotReady,
 		Private: private,
 		Log:     log.Named("telemetry"),
 	}
@@ -265,7 +265,7 @@ func sayAgentReady(ctx context.Context, a *agent.Agent, tell *teller) {
 	late := time.After(attestedWithin)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for waiting := true; waiting && a.Unready() != nil; {
+	for waiting := true; waiting && a.NotReady() != nil; {
 		select {
 		case <-ctx.Done():
 			return
@@ -284,6 +284,9 @@ func agentStatusLine(a *agent.Agent) string {
 	s := a.Status()
 	if s.Problem != "" {
 		return s.Problem
+	}
+	if err := a.NotReady(); err != nil {
+		return err.Error()
 	}
 	return fmt.Sprintf("%d identities, %d streams", len(s.Identities), s.Streams)
 }

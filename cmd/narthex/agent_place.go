@@ -124,7 +124,7 @@ func (p *agentPlace) takeOver(ctx context.Context, a *agent.Agent) error {
 		if p.from.Serving(handover.Listener) {
 			return fmt.Errorf("could not begin within %s, so the agent that runs goes on: %w", readyWithin, err)
 		}
-		p.log.Warn("taking over though the server does not answer: the agent that runs has nothing to serve either", "error", err)
+		p.log.Warn("taking over though this one could not serve yet: the agent that runs has nothing to serve either", "error", err)
 	}
 	if err := p.from.Ready(ctx); err != nil {
 		return err
@@ -227,7 +227,7 @@ func (g *agentGiver) Offer() ([]handover.Socket, error) {
 	l, owned := g.agent.Socket()
 	out := []handover.Socket{{
 		Kind: handover.Listener, Bind: string(g.config.Agent.WorkloadAPI.Socket), Owned: owned,
-		Serving: g.agent.Unready() == nil, Listener: l,
+		Serving: g.agent.NotReady() == nil, Listener: l,
 	}}
 	return append(out, figuresSockets(g.figures, g.config.Telemetry)...), nil
 }

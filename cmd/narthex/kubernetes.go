@@ -55,7 +55,7 @@ func k8sConfig(k *config.K8sAttestor, finding func(key, format string, args ...a
 				log.Info("the kubelet answers again")
 				return
 			}
-			log.Warn("cannot list the pods of this node", "error", err)
+			log.Warn("workloads in pods cannot be attested now", "error", err)
 		},
 	}, nil
 }

@@ -197,6 +197,11 @@ func printStatus(w io.Writer, data []byte, format string) error {
 		if a.Problem != "" {
 			fmt.Fprintf(t, "problem\t%s\n", a.Problem)
 		}
+		for _, w := range a.Attestors {
+			if w.Problem != "" {
+				fmt.Fprintf(t, "attestor\t%s\tproblem: %s\n", w.Type, w.Problem)
+			}
+		}
 		for _, id := range a.Identities {
 			fmt.Fprintf(t, "  %s\t%s\texpires in %s\n", id.SPIFFEID, id.Hint, until(id.NotAfter))
 		}

@@ -43,6 +43,23 @@ func TestStatusSaysWhatIsOpen(t *testing.T) {
 	}
 }
 
+// TestStatusSaysWhichAttestorIsAway: and why.
+func TestStatusSaysWhichAttestorIsAway(t *testing.T) {
+	data, err := json.Marshal(telemetry.Status{Agent: &telemetry.AgentStatus{Attestors: []telemetry.AttestorStatus{
+		{Type: "unix"}, {Type: "k8s", Problem: "ask the kubelet: 403 Forbidden"},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if err := printStatus(&out, data, "text"); err != nil {
+		t.Fatal(err)
+	}
+	if text := regexp.MustCompile(` {2,}`).ReplaceAllString(out.String(), " "); !strings.Contains(text, "\nattestor k8s problem: ask the kubelet: 403 Forbidden\n") || strings.Contains(text, "unix") {
+		t.Errorf("it says\n%s", text)
+	}
+}
+
 // TestStatusSaysWhatAReloadDid: what the last one came to.
 func TestStatusSaysWhatAReloadDid(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)

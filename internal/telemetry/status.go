@@ -30,6 +30,14 @@ type AgentStatus struct {
 	Entries    int        `json:"entries"`              // entries the server authorizes this agent for
 	Streams    int        `json:"streams"`              // open Workload API streams
 	Identities []Identity `json:"identities,omitempty"` // X.509-SVIDs held, in the order of their entry IDs
+
+	Attestors []AttestorStatus `json:"workload_attestors,omitempty"`
+}
+
+// AttestorStatus is one workload attestor.
+type AttestorStatus struct {
+	Type    string `json:"type"`
+	Problem string `json:"problem,omitempty"` // why it can attest nobody just now; empty when it can
 }
 
 // Identity is one X.509-SVID without its key.
