@@ -63,9 +63,7 @@ func ask(ctx context.Context, path, version string) (_ *Takeover, err error) {
 	}
 	conn := dialled.(*net.UnixConn)
 	t := &Takeover{line: line{conn}}
-	cut := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer func() {
-		cut()
 		if err != nil {
 			t.Close()
 			err = fmt.Errorf("take over from the process that listens at %s: %w", path, explain(err))
@@ -80,7 +78,7 @@ func ask(ctx context.Context, path, version string) (_ *Takeover, err error) {
 	// Others may be before us, each with all the time there is.
 	until := time.Now().Add(2 * ReadyTime)
 	for {
-		m, file, err := t.line.receive(until, true)
+		m, file, err := t.line.receive(ctx, until, true)
 		if err != nil {
 			return nil, err
 		}
@@ -198,16 +196,19 @@ func (t *Takeover) Taken() []Socket {
 // let go: with a nil error what was taken is ours, with any other it stays
 // the old one's. An old process that has died meanwhile had let go.
 func (t *Takeover) Ready(ctx context.Context) error {
-	cut := context.AfterFunc(ctx, func() { _ = t.line.conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer cut()
+	if ctx.Err() != nil {
+		return ctx.Err() // nothing has changed yet
+	}
 	err := t.line.send(message{Step: stepReady, Taken: t.taken}, nil)
 	var answer *message
 	if err == nil || gone(err) { // what it said before it went is still there
-		answer, _, err = t.line.receive(time.Now().Add(LetGoTime+stepTime), false)
+		answer, _, err = t.line.receive(ctx, time.Now().Add(LetGoTime+stepTime), false)
 	}
 	switch {
 	case gone(err):
 		return nil
+	case err != nil && ctx.Err() != nil:
+		err = ctx.Err()
 	case err == nil && answer.Step != stepYours:
 		err = fmt.Errorf("%s in place of letting go", answer.Step)
 	}
@@ -227,11 +228,9 @@ func (t *Takeover) Begun() {
 // listener, whenever it hears of them, and with nil in the end: when it has
 // none, or ctx ends.
 func (t *Takeover) Live(ctx context.Context, each func(map[string]int)) {
-	cut := context.AfterFunc(ctx, func() { _ = t.line.conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer cut()
 	defer each(nil)
 	for ctx.Err() == nil {
-		m, _, err := t.line.receive(time.Now().Add(10*reportEvery), false)
+		m, _, err := t.line.receive(ctx, time.Now().Add(10*reportEvery), false)
 		if err != nil || m.Step != stepLive {
 			return
 		}

@@ -42,6 +42,7 @@ package handover
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -220,11 +221,26 @@ func (l line) send(m message, socket net.Listener) error {
 }
 
 // receive reads one message, with its descriptor where it has one, until the
-// deadline. A descriptor that is not asked for is closed.
-func (l line) receive(until time.Time, withFile bool) (*message, *os.File, error) {
+// deadline or until ctx ends. A descriptor that is not asked for is closed.
+func (l line) receive(ctx context.Context, until time.Time, withFile bool) (*message, *os.File, error) {
+	if ctx.Err() != nil {
+		return nil, nil, ctx.Err()
+	}
 	if err := l.conn.SetReadDeadline(until); err != nil {
 		return nil, nil, err
 	}
+	// Only now, and over when this returns: neither of the two deadlines is to
+	// overwrite the other's.
+	cut := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(cut)
+		_ = l.conn.SetReadDeadline(time.Unix(1, 0))
+	})
+	defer func() {
+		if !stop() {
+			<-cut
+		}
+	}()
 	data := make([]byte, maxMessage+1)
 	var oob []byte
 	if withFile {

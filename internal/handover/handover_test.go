@@ -21,8 +21,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // shop is a Giver with listeners on TCP.
 type shop struct {
 	sockets []Socket
+	ctx     context.Context // of Serve
 
 	mu      sync.Mutex // guards the following
+	offers  func()     // called by Offer; may be nil
 	holds   error      // of LetGo
 	returns bool       // goes on when the new one does not begin
 	kept    int
@@ -31,7 +33,15 @@ type shop struct {
 	asked   int
 }
 
-func (s *shop) Offer() ([]Socket, error) { return s.sockets, nil }
+func (s *shop) Offer() ([]Socket, error) {
+	s.mu.Lock()
+	offers := s.offers
+	s.mu.Unlock()
+	if offers != nil {
+		offers()
+	}
+	return s.sockets, nil
+}
 
 func (s *shop) Keep() {
 	s.mu.Lock()
@@ -84,6 +94,7 @@ func open(t *testing.T, names ...string) (s *shop, path string, end func() bool)
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	s.ctx = ctx
 	result := make(chan bool, 1)
 	go func() {
 		given, err := Serve(ctx, Config{Listener: l, Path: path, Owned: true, Version: "old", Giver: s})
@@ -265,6 +276,52 @@ func TestShuttingDown(t *testing.T) {
 	}
 }
 
+// TestShuttingDownBetweenSteps: a process that is told to end while it has the
+// word, and waits for nothing, does not begin to wait afterwards.
+func TestShuttingDownBetweenSteps(t *testing.T) {
+	s, path, end := open(t, "inventory")
+	ended := make(chan bool, 1)
+	s.mu.Lock()
+	s.offers = func() {
+		go func() { ended <- end() }()
+		<-s.ctx.Done()
+	}
+	s.mu.Unlock()
+	began := time.Now()
+	from, err := Ask(t.Context(), path, "new")
+	if err == nil {
+		defer from.Close()
+		err = from.Ready(t.Context())
+	}
+	if err == nil || !strings.Contains(err.Error(), "shutting down") {
+		t.Errorf("got %v", err)
+	}
+	if <-ended {
+		t.Error("it has given")
+	}
+	if took := time.Since(began); took > stepTime {
+		t.Errorf("it took %s to end", took)
+	}
+}
+
+// TestAskerEndsBetweenSteps: the same at the other end.
+func TestAskerEndsBetweenSteps(t *testing.T) {
+	s, path, end := open(t, "inventory")
+	from, err := Ask(t.Context(), path, "new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := from.Ready(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	from.Abandon()
+	if end() || len(s.taken) > 0 {
+		t.Error("it has given")
+	}
+}
+
 // peer plays the other side of a connection by hand.
 func peer(t *testing.T, play func(line)) (path string) {
 	t.Helper()
@@ -290,7 +347,7 @@ func peer(t *testing.T, play func(line)) (path string) {
 
 func TestOldProcessThatIsOther(t *testing.T) {
 	hello := func(l line) {
-		if _, _, err := l.receive(time.Now().Add(stepTime), false); err != nil {
+		if _, _, err := l.receive(context.Background(), time.Now().Add(stepTime), false); err != nil {
 			t.Error(err)
 		}
 	}
@@ -316,7 +373,7 @@ func TestOldProcessThatIsOther(t *testing.T) {
 // TestOldProcessDies after it has offered: what it offered is ours.
 func TestOldProcessDies(t *testing.T) {
 	path := peer(t, func(l line) {
-		_, _, _ = l.receive(time.Now().Add(stepTime), false)
+		_, _, _ = l.receive(context.Background(), time.Now().Add(stepTime), false)
 		_ = l.send(message{Step: stepOffered, Version: "old"}, nil)
 	})
 	from, err := Ask(t.Context(), path, "new")
@@ -328,7 +385,7 @@ func TestOldProcessDies(t *testing.T) {
 		t.Errorf("Ready: %v", err)
 	}
 	// Before it has offered there is nothing of it to take.
-	path = peer(t, func(l line) { _, _, _ = l.receive(time.Now().Add(stepTime), false) })
+	path = peer(t, func(l line) { _, _, _ = l.receive(context.Background(), time.Now().Add(stepTime), false) })
 	if _, err := Ask(t.Context(), path, "new"); !errors.Is(err, ErrNobody) {
 		t.Errorf("Ask: %v", err)
 	}

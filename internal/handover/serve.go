@@ -160,8 +160,6 @@ func Serve(ctx context.Context, c Config) (given bool, err error) {
 // took over.
 func (c *Config) answer(ctx context.Context, conn *net.UnixConn) (given bool) {
 	defer conn.Close()
-	cut := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer cut()
 	l := line{conn}
 	sockets, taken, theirs, err := c.give(ctx, l)
 	if errors.Is(err, errNoQuestion) {
@@ -176,15 +174,15 @@ func (c *Config) answer(ctx context.Context, conn *net.UnixConn) (given bool) {
 		if !errors.As(err, &said) {
 			_ = l.send(message{Step: stepRefused, Reason: err.Error()}, nil)
 			// What it has sent and nobody has read would reset the connection,
-			// and the reason be lost with it.
-			_, _, _ = l.receive(time.Now().Add(refusedTime), false)
+			// and the reason be lost with it, also where ctx has ended.
+			_, _, _ = l.receive(context.WithoutCancel(ctx), time.Now().Add(refusedTime), false)
 		}
 		return false
 	}
 	c.Log.Info("handed over to a new process: accepting no more", "version", theirs, "sockets", len(taken), "of", len(sockets))
 	// A service manager must hear of the new process before it sees the old
 	// one end. One that died instead of saying so has nothing to add.
-	begun, _, err := l.receive(time.Now().Add(BegunTime), false)
+	begun, _, err := l.receive(ctx, time.Now().Add(BegunTime), false)
 	if err == nil && begun.Step != stepBegun {
 		err = fmt.Errorf("%s in place of begun", begun.Step)
 	}
@@ -208,7 +206,7 @@ func (c *Config) give(ctx context.Context, l line) (sockets, taken []Socket, the
 	if err := trusted(l.conn); err != nil {
 		return nil, nil, "", err
 	}
-	hello, _, err := l.receive(time.Now().Add(stepTime), false)
+	hello, _, err := l.receive(ctx, time.Now().Add(stepTime), false)
 	if gone(err) {
 		return nil, nil, "", errNoQuestion
 	}
@@ -232,7 +230,7 @@ func (c *Config) give(ctx context.Context, l line) (sockets, taken []Socket, the
 	if err != nil {
 		return nil, nil, "", err
 	}
-	ready, _, err := l.receive(time.Now().Add(ReadyTime), false)
+	ready, _, err := l.receive(ctx, time.Now().Add(ReadyTime), false)
 	if err == nil && ready.Step != stepReady {
 		err = fmt.Errorf("%s in place of ready", ready.Step)
 	}
