@@ -250,6 +250,7 @@ func serveAgent(ctx context.Context, place *agentPlace, r *agentGiver, log hclog
 		return nil
 	})
 	err := g.Wait()
+	place.end()
 	log.Info("agent has ended")
 	return err
 }

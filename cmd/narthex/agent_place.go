@@ -24,9 +24,10 @@ import (
 // whose lease is what there is to have.
 const handoverSocketName = "handover.sock"
 
-// settleWithin bounds how long a new agent lets the one before it hold its
-// streams, so that callers find this one able to answer.
-const settleWithin = handover.BegunTime / 2
+// settleWithin bounds how long a new agent, which has the lease, lets the one
+// before it hold its streams, so that callers find this one able to answer. What
+// is left of BegunTime is for giving the lease back where it is not.
+const settleWithin = handover.BegunTime * 4 / 5
 
 // agentPlace is an agent's place in a row of agents with one data_dir: the one
 // before it, if any, and the socket on which the one after it will ask.
@@ -34,6 +35,7 @@ type agentPlace struct {
 	path    string             // of the control socket; empty: half of `narthex run`, which nobody asks
 	control *net.UnixListener  // nil: nobody can take our place
 	from    *handover.Takeover // nil: there was nobody before us
+	settled time.Time          // when the one before us has held its streams for long enough
 	log     hclog.Logger
 }
 
@@ -129,6 +131,7 @@ func (p *agentPlace) takeOver(ctx context.Context, a *agent.Agent) error {
 	if err := p.from.Ready(ctx); err != nil {
 		return err
 	}
+	p.settled = time.Now().Add(settleWithin)
 	if err := a.Begin(ctx); err != nil {
 		return fmt.Errorf("take over: %w", err)
 	}
@@ -138,18 +141,21 @@ func (p *agentPlace) takeOver(ctx context.Context, a *agent.Agent) error {
 }
 
 // begun tells the agent before this one that it may end, once a can answer its
-// callers or a moment has passed, and reports whether it did. Until then that
-// one goes on when this one ends, so that paths are still its own.
-func (p *agentPlace) begun(ctx context.Context, a *agent.Agent) bool {
+// callers. Until then that one goes on when this one ends, so that paths are
+// still its own. The error says why this one is to end: it cannot answer, as its
+// server went away just now, and the other one could.
+func (p *agentPlace) begun(ctx context.Context, a *agent.Agent) error {
 	if p.from == nil {
-		return true
+		return nil
 	}
-	defer p.from.Close()
-	within, cancel := context.WithTimeout(ctx, settleWithin)
+	within, cancel := context.WithDeadline(ctx, p.settled)
 	defer cancel()
 	a.WaitReady(within)
 	if ctx.Err() != nil {
-		return false
+		return ctx.Err()
+	}
+	if err := a.NotReady(); err != nil && p.from.Serving(handover.Listener) {
+		return fmt.Errorf("took over and cannot serve yet, so the agent before this one goes on: %w", err)
 	}
 	p.from.Begun()
 	if err := a.OwnSocket(); err != nil {
@@ -160,7 +166,16 @@ func (p *agentPlace) begun(ctx context.Context, a *agent.Agent) bool {
 			unlinkFigures(s, true)
 		}
 	}
-	return true
+	p.from.Close()
+	return nil
+}
+
+// end ends the talk with the agent before us, once we hold nothing any more: if
+// it still waits for our word, it goes on now.
+func (p *agentPlace) end() {
+	if p.from != nil {
+		p.from.Close()
+	}
 }
 
 // unlinkFigures says whether the path of a socket that shows figures is ours to
@@ -187,11 +202,14 @@ func (p *agentPlace) abandon() {
 
 // answer answers agents that ask for a's place, until ctx ends or one has it.
 func (p *agentPlace) answer(ctx context.Context, g *agentGiver) error {
-	if !p.begun(ctx, g.agent) {
+	if err := p.begun(ctx, g.agent); err != nil {
 		if p.control != nil {
 			_ = p.control.Close()
 		}
-		return nil
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // that this one is to end is no error
+		}
+		return err
 	}
 	if p.control == nil {
 		return nil
