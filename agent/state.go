@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -54,23 +55,73 @@ type dataDir struct {
 	lease *os.File   // nil: not ours
 }
 
-// openDataDir makes the directory where it is missing (0700). Nothing in it may
-// be written before take.
+// openDataDir makes the directory where it is missing (0700), and narrows the
+// mode of one that is the agent's. Nothing in it may be written before take.
 func openDataDir(path string) (*dataDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("make data_dir: %w; set data_dir to a directory that the agent's user can make", err)
 	}
-	info, err := ownDir(path)
-	if err != nil {
+	if err := narrow(path); err != nil {
 		return nil, fmt.Errorf("open data_dir: %w", err)
 	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		if err := os.Chmod(path, 0o700); err != nil {
-			return nil, fmt.Errorf("data_dir %s has mode %#o, and it cannot be narrowed to 0700: %w; "+
-				"it holds private keys: chmod 0700 it, or choose another", path, mode, err)
-		}
-	}
 	return &dataDir{path: path}, nil
+}
+
+// narrow takes a directory from all but its owner, who runs this. One that may
+// be meant for something else is left as it is, which is an error.
+func narrow(path string) error {
+	dir, err := ownDir(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	info, err := dir.Stat()
+	if err != nil {
+		return err
+	}
+	mode := info.Mode()
+	if mode.Perm()&0o077 == 0 {
+		return nil
+	}
+	empty, agents, err := contents(dir)
+	switch {
+	case err != nil:
+		return err
+	case mode&fs.ModeSticky != 0:
+		return fmt.Errorf("%s is a directory for everybody (mode %#o, sticky): choose another", path, mode.Perm())
+	case mode.Perm()&0o022 != 0 && !empty:
+		return fmt.Errorf("others can write to %s (mode %#o), so what is in it may be anybody's: choose another, or empty it and chmod 0700 it", path, mode.Perm())
+	case !empty && !agents:
+		return fmt.Errorf("%s (mode %#o) holds other things and nothing of an agent: choose another, or chmod 0700 it if it is the agent's alone", path, mode.Perm())
+	}
+	if err := dir.Chmod(0o700); err != nil {
+		return fmt.Errorf("%s has mode %#o, and it cannot be narrowed to 0700: %w; "+
+			"it holds private keys: chmod 0700 it, or choose another", path, mode.Perm(), err)
+	}
+	// Until now others could have put something there.
+	if empty, _, err = contents(dir); err == nil && !empty && !agents {
+		err = fmt.Errorf("somebody has just put something into %s: look at it, and remove it", path)
+	}
+	return err
+}
+
+// contents tells whether a directory is empty but for what a file system has in
+// its root, and whether an agent has left its state there.
+func contents(dir *os.File) (empty, agents bool, err error) {
+	if _, err := dir.Seek(0, io.SeekStart); err != nil {
+		return false, false, err
+	}
+	const most = 64 // to look at: an agent leaves a handful
+	names, err := dir.Readdirnames(most)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, false, err
+	}
+	empty = true
+	for _, name := range names {
+		empty = empty && name == "lost+found"
+		agents = agents || name == leaseFile || name == stateFile
+	}
+	return empty, agents, nil
 }
 
 // LeasePath is the file of a data directory that the agent which serves has
@@ -135,16 +186,10 @@ func (d *dataDir) await(ctx context.Context) error {
 	}
 }
 
-// ownDir returns what is known of a directory of ours. It fails where the
-// directory belongs to somebody else, who could read and replace what is in
-// it, or is reached by a link that somebody else but root can point elsewhere.
-func ownDir(path string) (fs.FileInfo, error) {
-	owner := func(info fs.FileInfo) int {
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			return int(st.Uid)
-		}
-		return -1
-	}
+// ownDir opens a directory of ours. It fails where the directory belongs to
+// somebody else, who could read and replace what is in it, or is reached by a
+// link that somebody else but root can point elsewhere.
+func ownDir(path string) (*os.File, error) {
 	link, err := os.Lstat(filepath.Clean(path))
 	if err != nil {
 		return nil, err
@@ -152,14 +197,26 @@ func ownDir(path string) (fs.FileInfo, error) {
 	if uid := owner(link); link.Mode().Type() == fs.ModeSymlink && uid != os.Geteuid() && uid != 0 {
 		return nil, fmt.Errorf("%s is a symbolic link that belongs to user %d, not to user %d who runs this: name the directory itself", path, uid, os.Geteuid())
 	}
-	info, err := os.Stat(path)
+	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
-	if uid := owner(info); uid != os.Geteuid() {
-		return nil, fmt.Errorf("%s belongs to user %d, not to user %d who runs this: chown it, or choose another", path, uid, os.Geteuid())
+	info, err := dir.Stat()
+	if err == nil && owner(info) != os.Geteuid() {
+		err = fmt.Errorf("%s belongs to user %d, not to user %d who runs this: chown it, or choose another", path, owner(info), os.Geteuid())
 	}
-	return info, nil
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	return dir, nil
+}
+
+// owner is the user a file belongs to.
+func owner(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
 }
 
 // close gives the lease back, if there is one.
@@ -188,8 +245,7 @@ func (d *dataDir) load(trustDomain string) (state, error) {
 // read is load without the right to change anything: a corrupt file stays where
 // it is.
 func (d *dataDir) read(trustDomain string) (state, error) {
-	path := filepath.Join(d.path, stateFile)
-	info, err := os.Stat(path)
+	data, err := readState(filepath.Join(d.path, stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return state{}, nil
 	}
@@ -197,33 +253,50 @@ func (d *dataDir) read(trustDomain string) (state, error) {
 		return state{}, fmt.Errorf("read agent state: %w", err)
 	}
 	var s state
-	problem := func() error {
-		if info.Size() > stateLimit {
-			return fmt.Errorf("%d bytes, more than %d", info.Size(), stateLimit)
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		if err := json.Unmarshal(data, &s); err != nil {
-			return err
-		}
-		if s.Version != stateVersion {
-			return fmt.Errorf("version %d, want %d", s.Version, stateVersion)
-		}
-		return nil
-	}()
-	if errors.Is(problem, fs.ErrPermission) {
-		return state{}, fmt.Errorf("read agent state: %w", problem)
+	if err := json.Unmarshal(data, &s); err != nil {
+		return state{}, fmt.Errorf("%w: %w", errCorruptState, err)
 	}
-	if problem != nil {
-		return state{}, fmt.Errorf("%w: %w", errCorruptState, problem)
+	if s.Version != stateVersion {
+		return state{}, fmt.Errorf("%w: version %d, want %d", errCorruptState, s.Version, stateVersion)
 	}
 	if s.TrustDomain != trustDomain {
 		return state{}, fmt.Errorf("data_dir %s belongs to an agent of trust domain %q, not %q: give this agent a data_dir of its own",
 			d.path, s.TrustDomain, trustDomain)
 	}
 	return s, nil
+}
+
+// readState returns the content of a state file that we have written: another
+// user's would name the server that is trusted. It follows no symbolic link, and
+// does not wait for a writer should the path be a pipe. The error wraps
+// errCorruptState where the file is too long.
+func readState(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%s is a symbolic link: put the file itself there, or remove the link and the agent will attest anew", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	const advice = "no agent of this user has written it so: look at who could, then remove it and the agent will attest anew"
+	switch mode := info.Mode(); {
+	case !mode.IsRegular():
+		return nil, fmt.Errorf("%s is no regular file: %s", path, advice)
+	case owner(info) != os.Geteuid():
+		return nil, fmt.Errorf("%s belongs to user %d, not to user %d who runs this: %s", path, owner(info), os.Geteuid(), advice)
+	case mode.Perm()&0o022 != 0:
+		return nil, fmt.Errorf("%s can be written by others (mode %#o): %s", path, mode.Perm(), advice)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, stateLimit+1))
+	if err == nil && len(data) > stateLimit {
+		err = fmt.Errorf("%w: more than %d bytes", errCorruptState, stateLimit)
+	}
+	return data, err
 }
 
 // setAside renames the state file, so that a person can look at it and the

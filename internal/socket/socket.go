@@ -106,10 +106,7 @@ func Listen(addr string, mode fs.FileMode) (_ *Listener, err error) {
 			err = errors.Join(err, l.Close(), ignoreMissing(unlinkAt(dir, name)))
 		}
 	}()
-	if err := os.Chmod(bound, mode); err != nil {
-		return nil, err
-	}
-	made, err := identify(bound)
+	made, err := setMode(dir, name, mode)
 	if err != nil {
 		return nil, err
 	}
@@ -203,6 +200,31 @@ func staleSocket(path string) (file, error) {
 		return file{}, nil // removed since
 	}
 	return file{}, fmt.Errorf("a socket is there and it is not clear whether it is served: %w", err)
+}
+
+// setMode gives the socket that was just bound its mode, whatever the umask made
+// of it. Whoever else may write to the directory can have put something else in
+// its place, a link to a file of ours for one: what cannot be the socket is left
+// as it is, which is an error.
+func setMode(dir *os.File, name string, mode fs.FileMode) (made file, err error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return file{}, &fs.PathError{Op: "openat", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return file{}, err
+	}
+	// With a second name it is a socket from elsewhere.
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != os.Geteuid() || st.Nlink != 1 {
+		return file{}, fmt.Errorf("somebody has replaced the new socket: choose a directory that only user %d can write to", os.Geteuid())
+	}
+	// chmod(2) of an O_PATH descriptor, which fchmod(2) does not take.
+	if err := os.Chmod(filepath.Join("/proc/self/fd", strconv.Itoa(fd)), mode); err != nil {
+		return file{}, err
+	}
+	return fileOf(&st), nil
 }
 
 // putInPlace renames a freshly bound socket to base, replacing the stale one

@@ -208,3 +208,44 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestReplacedSocket: whatever others put in the place of a new socket keeps
+// its mode.
+func TestReplacedSocket(t *testing.T) {
+	const name = "s"
+	bind := func(path string) error {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
+		if err != nil {
+			return err
+		}
+		l.SetUnlinkOnClose(false)
+		return errors.Join(l.Close(), os.Chmod(path, 0o600))
+	}
+	for what, put := range map[string]func(precious, at string) error{
+		"a link to a file": func(precious, at string) error {
+			return errors.Join(os.WriteFile(precious, nil, 0o600), os.Symlink(precious, at))
+		},
+		"a file": func(precious, at string) error {
+			return errors.Join(os.WriteFile(precious, nil, 0o600), os.Link(precious, at))
+		},
+		"a link to a socket":           func(precious, at string) error { return errors.Join(bind(precious), os.Symlink(precious, at)) },
+		"another name of a socket":     func(precious, at string) error { return errors.Join(bind(precious), os.Link(precious, at)) },
+		"nothing, it was just removed": func(precious, _ string) error { return os.WriteFile(precious, nil, 0o600) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir, err := os.Open(t.TempDir())
+			must(t, err)
+			defer dir.Close()
+			precious := filepath.Join(t.TempDir(), "precious")
+			must(t, put(precious, filepath.Join(dir.Name(), name)))
+			if _, err := setMode(dir, name, 0o777); err == nil {
+				t.Error("it was taken for the socket")
+			}
+			info, err := os.Stat(precious)
+			must(t, err)
+			if info.Mode().Perm() != 0o600 {
+				t.Errorf("it has mode %o now", info.Mode().Perm())
+			}
+		})
+	}
+}
