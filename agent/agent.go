@@ -78,6 +78,7 @@ type Agent struct {
 	due      chan struct{} // holds one token when a watch has made signing due
 	turn     turn          // to speak to the server
 	stale    bool          // another agent had the lease since; whoever has the turn may touch it
+	warned   bool          // of another node attestor; touched by CouldBegin, then by the loop
 	attests  atomic.Bool   // an attestor has been able to attest
 
 	mu     sync.Mutex // guards the following

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -19,6 +20,7 @@ import (
 	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/agent/registry"
 	"github.com/narthex-id/narthex/agent/spire"
+	"github.com/narthex-id/narthex/attestor"
 )
 
 // shortest is the least life an SVID must have left to be of use. One with
@@ -69,8 +71,30 @@ func (l *looper) restore(ctx context.Context) error {
 		l.log.Warn("the saved SVID has expired and the agent will attest anew", "expired_at", l.self.leaf.NotAfter)
 		return nil
 	}
+	l.warnOfAnotherNode(s)
 	l.log.Info("took up the saved SVID", "spiffe_id", l.self.leaf.URIs[0].String(), "expires_at", l.self.leaf.NotAfter)
 	return nil
+}
+
+// warnOfAnotherNode says at once what would be noticed when the saved SVID is
+// renewed, hours later: that the node attestor which is configured is not the one
+// it is from. It is good until then, and the server may know the new one by then.
+func (a *Agent) warnOfAnotherNode(s state) {
+	p, ok := a.cfg.Node.(attestor.Pathed)
+	if !ok || len(s.SVID) == 0 || a.warned {
+		return
+	}
+	chain, err := parseCertificates(s.SVID)
+	if err != nil {
+		return // which adopt says
+	}
+	id, err := x509svid.IDFromCert(chain[0])
+	if err != nil || strings.HasPrefix(id.Path(), p.AgentPath()) {
+		return
+	}
+	a.warned = true
+	a.log.Warn("the saved SVID is not of the node attestor that is configured, and the next attestation may be refused", "spiffe_id", id.String(),
+		"configured", p.AgentPath(), "advice", "compare agent.node_attestor."+p.Type()+" (chart: clusterName) with the server's configuration; if it is right, entries with the old parent ID need the new one")
 }
 
 // adopt makes s and its key what the agent presents to the server.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/narthex-id/narthex/agent/registry"
 	"github.com/narthex-id/narthex/agent/spire"
+	"github.com/narthex-id/narthex/attestor"
 )
 
 // A bundle without authorities, kept, would be one that verifies no server
@@ -45,13 +46,37 @@ func TestBundleWithoutAuthoritiesIsNotKept(t *testing.T) {
 	}
 }
 
-func selfSigned(t *testing.T) *x509.Certificate {
+// A cluster of another name is noticed when the agent starts, and not when its
+// SVID has to be renewed.
+func TestSavedSVIDOfAnotherCluster(t *testing.T) {
+	t.Parallel()
+	for id, warns := range map[string]bool{
+		"/spire/agent/k8s_psat/demo/1-2-3":  false,
+		"/spire/agent/k8s_psat/other/1-2-3": true,
+		"/spire/agent/k8s_psat/demo2/1":     true,
+		"/spire/agent/join_token/1":         true,
+	} {
+		var said strings.Builder
+		a := &Agent{cfg: Config{Node: attestor.PSAT{Cluster: "demo"}}, log: hclog.New(&hclog.LoggerOptions{Output: &said})}
+		s := state{SVID: [][]byte{selfSigned(t, "spiffe://example.test"+id).Raw}}
+		a.warnOfAnotherNode(s)
+		a.warnOfAnotherNode(s)
+		if n := strings.Count(said.String(), "not of the node attestor that is configured"); n > 1 || (n == 1) != warns {
+			t.Errorf("%s: it says\n%s", id, said.String())
+		}
+	}
+}
+
+func selfSigned(t *testing.T, ids ...string) *x509.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	for _, id := range ids {
+		template.URIs = append(template.URIs, spiffeid.RequireFromString(id).URL())
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)

@@ -46,6 +46,7 @@ func (a *Agent) CouldBegin(ctx context.Context) error {
 	if err != nil && !errors.Is(err, errCorruptState) { // that, Begin's run sets aside
 		return err
 	}
+	a.warnOfAnotherNode(s)
 	l := &looper{Agent: a, self: self{state: s}}
 	tick := time.NewTicker(reachPause)
 	defer tick.Stop()

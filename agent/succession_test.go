@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/narthex-id/narthex/agent"
@@ -194,6 +195,20 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// lines is what a log was told.
+type lines struct {
+	mu   sync.Mutex // guards the following
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) { return l.text.Write(p) } // hclog holds mu
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // TestSuccessorWithoutServer asks for a reason why the agent that runs should
 // go on.
 func TestSuccessorWithoutServer(t *testing.T) {
@@ -202,11 +217,16 @@ func TestSuccessorWithoutServer(t *testing.T) {
 	s.runs(a)
 	s.mustFetch()
 	s.stop()
+	var said lines
+	s.cfg.Log = hclog.New(&hclog.LoggerOptions{Output: &said, Mutex: &said.mu})
 	next := s.succeeds(a)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if err := next.CouldBegin(ctx); err == nil || !strings.Contains(err.Error(), "reach the server") {
 		t.Errorf("could begin without a server: %v", err)
+	}
+	if text := said.String(); !strings.Contains(text, "cannot take over yet, will try again") || !strings.Contains(text, "advice=\"check agent.server.address") {
+		t.Errorf("it says\n%s", text)
 	}
 	if err := next.Close(); err != nil {
 		t.Error(err)

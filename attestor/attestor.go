@@ -139,6 +139,15 @@ type Node interface {
 	Begin(ctx context.Context) (Attempt, error)
 }
 
+// Pathed is a Node that knows with what the server begins the paths of the
+// SPIFFE IDs of the nodes it attests.
+type Pathed interface {
+	Node
+
+	// AgentPath returns that, such as "/spire/agent/k8s_psat/demo/".
+	AgentPath() string
+}
+
 // Attempt is one attempt at node attestation. It belongs to one goroutine.
 type Attempt interface {
 	// Payload returns what AttestAgent opens with. It is a secret for some

@@ -28,6 +28,9 @@ type PSAT struct {
 // Type returns "k8s_psat".
 func (PSAT) Type() string { return typePSAT }
 
+// AgentPath implements Pathed: the node's UID follows.
+func (p PSAT) AgentPath() string { return "/spire/agent/" + typePSAT + "/" + p.Cluster + "/" }
+
 // Begin implements Node. White space around the token is dropped. A token
 // that says itself that its time is over (exp, RFC 7519 §4.1.4) is an error;
 // nothing else in it is looked at, and nothing is verified here.

@@ -19,6 +19,8 @@ func jwt(claims string) string {
 	return enc([]byte(`{"alg":"RS256"}`)) + "." + enc([]byte(claims)) + "." + enc([]byte("signature"))
 }
 
+var _ Pathed = PSAT{}
+
 func TestPSAT(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, content string) string {

@@ -123,6 +123,9 @@ func (p *agentPlace) takeOver(ctx context.Context, a *agent.Agent) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if within.Err() == nil {
+			return fmt.Errorf("cannot begin, so the agent that runs goes on: %w", err)
+		}
 		if p.from.Serving(handover.Listener) {
 			return fmt.Errorf("could not begin within %s, so the agent that runs goes on: %w", readyWithin, err)
 		}
