@@ -40,7 +40,9 @@ func (a *Attestor) seesNode() error {
 	if os.Getpid() == 1 {
 		return fmt.Errorf("%w: the agent is process 1 of its own, and cannot see who calls from other pods; %s", attestor.ErrPIDNamespace, advice)
 	}
+	a.mu.Lock()
 	first, err := a.readFirst()
+	a.mu.Unlock()
 	if errors.Is(err, attestor.ErrPIDNamespace) {
 		return err
 	}

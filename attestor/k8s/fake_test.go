@@ -246,7 +246,9 @@ func self(t testing.TB) *attestor.Process {
 // inside has an attestor believe that every process is in this container of
 // pod n.
 func (a *Attestor) inside(n int, kind string) *Attestor {
-	a.readOwn = func() (string, error) { return ownAlone, nil }
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.own, a.readOwn = "", func() (string, error) { return ownAlone, nil }
 	a.readFirst = func() (string, error) { return "0::/init.scope\n", nil }
 	return a.in(func(*attestor.Process) (string, error) {
 		return "0::/kubepods/burstable/pod" + podUID(n) + "/" + containerID(n, kind) + "\n", nil

@@ -2,7 +2,11 @@ package k8s
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/narthex-id/narthex/attestor"
 )
@@ -16,6 +20,7 @@ const goneAfter = 2
 type follower struct {
 	q       question
 	found   []attestor.Selector // what the process was given, of pod lists
+	signed  []attestor.Selector // and of signatures
 	last    *record             // that had the same
 	missing int                 // lists in a row that do not know it
 	changed func()
@@ -28,8 +33,84 @@ func (a *Attestor) Run(ctx context.Context) error {
 	if err := a.seesNode(); err != nil && a.source.report != nil {
 		a.source.report(err)
 	}
+	var signatures sync.WaitGroup
+	defer signatures.Wait()
+	if a.signatures != nil {
+		signatures.Go(func() { a.watchSignatures(ctx) })
+	}
 	a.source.run(ctx)
 	return nil
+}
+
+// signaturesPause is the time between two looks at signatures after one that
+// could not be told: the registry is away, and what was found before stands.
+const signaturesPause = time.Minute
+
+// watchSignatures lets followers know when the signatures of their image are
+// not what they were, until ctx ends: the trusted root was replaced, a
+// certificate has ended, a signature was taken back.
+func (a *Attestor) watchSignatures(ctx context.Context) {
+	timer := time.NewTimer(spread(followPeriod))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		pause := followPeriod
+		for _, image := range a.source.signedImages() {
+			values, err := a.signatures.Selectors(ctx, image)
+			if err != nil && !errors.Is(err, attestor.ErrNotKnown) {
+				pause = signaturesPause
+				continue
+			}
+			for _, changed := range a.source.tellSigned(image, signedSelectors(values)) {
+				changed()
+			}
+		}
+		timer.Reset(spread(pause))
+	}
+}
+
+// signedImages returns the images that followed processes run and have selectors
+// of. One without has nothing that could be taken back.
+func (s *source) signedImages() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	images := map[string]struct{}{}
+	for f := range s.followers {
+		if image := s.imageOf(f); image != "" && len(f.signed) > 0 {
+			images[image] = struct{}{}
+		}
+	}
+	return slices.Sorted(maps.Keys(images))
+}
+
+// tellSigned lets go of those who run the image and were given other selectors of
+// its signatures than these, and returns how to tell them.
+func (s *source) tellSigned(image string, now []attestor.Selector) []func() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var told []func()
+	for f := range s.followers {
+		if len(f.signed) > 0 && s.imageOf(f) == image && !slices.Equal(f.signed, now) {
+			delete(s.followers, f)
+			told = append(told, f.changed)
+		}
+	}
+	return told
+}
+
+// imageOf returns the image of f's container, empty where it is not known now.
+func (s *source) imageOf(f *follower) string {
+	if s.newest == nil {
+		return ""
+	}
+	if c := s.newest.containers[f.q.container]; c != nil && c.err == nil {
+		return c.image
+	}
+	return ""
 }
 
 // Follow implements attestor.Follower. It takes up to 11 s until a change is
@@ -44,6 +125,9 @@ func (a *Attestor) Follow(p *attestor.Process, found []attestor.Selector, change
 		return func() {} // no process outside of pods gets into one
 	}
 	f := &follower{q: a.question(at), found: fromPod(found), changed: changed}
+	if a.signatures != nil {
+		f.signed = fromSignatures(found)
+	}
 	if a.podOnly && a.signatures != nil {
 		f.q.podOnly = true // what the image gave is no part of found
 	}

@@ -1,8 +1,11 @@
 package k8s
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -129,4 +132,71 @@ func TestFollowers(t *testing.T) {
 			t.Errorf("told %d and %d", told[0].Load(), told[1].Load())
 		}
 	})
+}
+
+// stamp is what an image is signed with, until it is changed.
+type stamp struct {
+	mu     sync.Mutex // guards the following
+	values []string
+	err    error
+}
+
+func (s *stamp) Selectors(context.Context, string) ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.values, s.err
+}
+
+func (s *stamp) change(values []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.values, s.err = values, err
+}
+
+// TestFollowSignatures: an open stream is asked again when what its image is
+// signed with changes, and not while that cannot be told.
+func TestFollowSignatures(t *testing.T) {
+	pinned := self(t)
+	signed := []string{"image-signature:verified", "image-signature-subject:a"}
+	for name, test := range map[string]struct {
+		before []string
+		after  []string
+		err    error
+		told   int32
+	}{
+		"the same, in another order": {signed, []string{signed[1], signed[0]}, nil, 0},
+		"another signer":             {signed, []string{signed[0], "image-signature-subject:b"}, nil, 1},
+		"not signed any more":        {signed, nil, attestor.ErrNotKnown, 1},
+		"nothing, allowed unsigned":  {signed, nil, nil, 1},
+		"the registry is away":       {signed, nil, errors.New("away"), 0},
+		"never was signed":           {nil, signed, nil, 0},
+	} {
+		for _, podOnly := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, pod only %t", name, podOnly), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := &script{list: always(manyPods(3))}
+					of := &stamp{values: test.before}
+					a := New(Config{PodOnly: podOnly, Signatures: of})
+					a.source = newSource(s.ask, nil)
+					running(t, a).inside(1, "app")
+					found, err := a.Attest(t.Context(), pinned)
+					if err != nil {
+						t.Fatal(err)
+					}
+					var told atomic.Int32
+					defer a.Follow(pinned, found, func() { told.Add(1) })()
+					time.Sleep(time.Minute)
+					if n := told.Load(); n != 0 {
+						t.Fatalf("told %d times of nothing", n)
+					}
+					of.change(test.after, test.err)
+					time.Sleep(2 * signaturesPause)
+					synctest.Wait()
+					if n := told.Load(); n != test.told {
+						t.Errorf("told %d times, want %d", n, test.told)
+					}
+				})
+			})
+		}
+	}
 }

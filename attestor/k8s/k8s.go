@@ -21,6 +21,7 @@ package k8s
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -60,7 +61,10 @@ type Config struct {
 // Signatures tells who signed an image.
 type Signatures interface {
 	// Selectors returns the values of the selectors of this image, which is
-	// given by the ID that the kubelet has for it (name@sha256:…).
+	// given by the ID that the kubelet has for it (name@sha256:…). What was found
+	// out is remembered: it is asked again every 10 s while somebody follows a
+	// process with such selectors. The error wraps attestor.ErrNotKnown where the
+	// image has no signature that counts; any other says nothing of the image.
 	Selectors(ctx context.Context, image string) ([]string, error)
 }
 
@@ -71,12 +75,12 @@ type Attestor struct {
 	signatures Signatures
 	source     *source
 
-	where     *attestor.Fact[place]
-	readOwn   func() (string, error)
-	readFirst func() (string, error) // of process 1
+	where *attestor.Fact[place]
 
-	mu  sync.Mutex // guards the following
-	own string     // the agent's own cgroups; empty until they are read
+	mu        sync.Mutex             // guards the following
+	readOwn   func() (string, error) // cgroups, of the agent
+	readFirst func() (string, error) // and of process 1
+	own       string                 // what readOwn returned; empty until then
 }
 
 // New returns the attestor. It reads no file and asks nobody: that begins
@@ -115,7 +119,10 @@ func (a *Attestor) Attest(ctx context.Context, p *attestor.Process) ([]attestor.
 	values, err := a.signatures.Selectors(ctx, found.image)
 	if err != nil {
 		// Whoever owns the image's registry could see to it that it is away.
-		return nil, fmt.Errorf("signatures of image %.200q: %w (%w)", found.image, err, attestor.ErrNotKnown)
+		if !errors.Is(err, attestor.ErrNotKnown) {
+			err = unsure(err)
+		}
+		return nil, fmt.Errorf("signatures of image %.200q: %w", found.image, err)
 	}
 	selectors := found.all()
 	if a.podOnly {

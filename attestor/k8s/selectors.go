@@ -85,6 +85,27 @@ func fromPod(found []attestor.Selector) []attestor.Selector {
 	return tidy(s)
 }
 
+// fromSignatures returns those of found that came from an image's signatures, in
+// order.
+func fromSignatures(found []attestor.Selector) []attestor.Selector {
+	var s []attestor.Selector
+	for _, f := range found {
+		if f.Type == typeK8s && !isPodKey(f.Value) {
+			s = append(s, f)
+		}
+	}
+	return tidy(s)
+}
+
+// signedSelectors returns the selectors of these values, as fromSignatures does.
+func signedSelectors(values []string) []attestor.Selector {
+	s := make([]attestor.Selector, len(values))
+	for i, value := range values {
+		s[i] = attestor.Selector{Type: typeK8s, Value: value}
+	}
+	return tidy(s)
+}
+
 func isPodKey(value string) bool {
 	key, _, _ := strings.Cut(value, ":")
 	switch key {

@@ -2,10 +2,13 @@ package main
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/narthex-id/narthex/attestor"
 	"github.com/narthex-id/narthex/attestor/k8s"
 	"github.com/narthex-id/narthex/attestor/sigstore"
 	"github.com/narthex-id/narthex/internal/config"
@@ -96,5 +99,17 @@ func imageSignatures(s *config.Sigstore, key string, finding func(key, format st
 		f := finding(key, "%s", w)
 		log.Warn(f.Error())
 	}
-	return v, nil
+	return verifiedImages{v}, nil
+}
+
+// verifiedImages says in the attestor's words what is known of signatures.
+type verifiedImages struct{ *sigstore.Verifier }
+
+// Selectors implements k8s.Signatures.
+func (v verifiedImages) Selectors(ctx context.Context, image string) ([]string, error) {
+	values, err := v.Verifier.Selectors(ctx, image)
+	if errors.Is(err, sigstore.ErrUnverified) {
+		err = fmt.Errorf("%w (%w)", err, attestor.ErrNotKnown)
+	}
+	return values, err
 }
