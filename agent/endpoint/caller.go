@@ -24,6 +24,9 @@ const (
 	// retryFirst, then after twice as long each time, up to retryMost; all a
 	// quarter more or less by chance.
 	retryFirst, retryMost = 5 * time.Second, time.Minute
+	// keptFor is for how long an attestor may fail before what it found of a
+	// caller counts no more.
+	keptFor = 10 * time.Minute
 )
 
 // caller is one held call: the process at the other end, and what is watched
@@ -41,13 +44,15 @@ type caller struct {
 	encoder *encoder
 	watch   *registry.Watch
 
-	attested time.Time          // when it last was
-	failed   string             // which attestors failed then and why, empty where none did
-	failures int                // attestations in a row at which one did
-	follows  []func()           // end what Followers do for it
-	retry    *time.Timer        // nil unless an attestation is planned
-	again    chan attestation   // an attestation that is going on, or nil
-	cancel   context.CancelFunc // of it
+	attested time.Time            // when it last was
+	failed   string               // which attestors failed then and why, empty where none did
+	failures int                  // attestations in a row at which one did
+	failing  map[string]time.Time // since when each of those fails, by type; nil where none does
+	lapsed   bool                 // what one of them found counts no more
+	follows  []func()             // end what Followers do for it
+	retry    *time.Timer          // nil unless an attestation is planned
+	again    chan attestation     // an attestation that is going on, or nil
+	cancel   context.CancelFunc   // of it
 }
 
 // attestation is what attestors made of a caller.
@@ -86,14 +91,15 @@ func (a *attestation) reason() string {
 // it is away says nothing of the caller. So while the kubelet is away, a pod is
 // neither cut off nor left with less. A caller that the attestor does not know
 // any more loses what it found: else one could see to it that it is not found
-// again, and be what it was for good.
-func (a *attestation) with(last []attestor.Selector) []attestor.Selector {
+// again, and be what it was for good. For the same reason away counts only for
+// as long as it has not lapsed, which is told by the attestor's type.
+func (a *attestation) with(last []attestor.Selector, lapsed func(kind string) bool) []attestor.Selector {
 	if len(a.failed) == 0 {
 		return a.selectors
 	}
 	all := slices.Clone(a.selectors)
 	for _, s := range last {
-		if a.awayOf(s.Type) {
+		if a.awayOf(s.Type) && !lapsed(s.Type) {
 			all = append(all, s)
 		}
 	}
@@ -205,7 +211,14 @@ func (c *caller) apply(a *attestation) error {
 	}
 	last := c.watch.Selectors()
 	told := a.err == nil || errors.Is(a.err, attestor.ErrAttestation)
-	if selectors := a.with(last); told && !slices.Equal(selectors, last) {
+	c.lapsed = false
+	selectors := a.with(last, func(kind string) bool {
+		since, failing := c.failing[kind]
+		lapsed := failing && time.Since(since) >= keptFor
+		c.lapsed = c.lapsed || lapsed
+		return lapsed
+	})
+	if told && !slices.Equal(selectors, last) {
 		watch := c.server.agent.Watch(selectors)
 		if !c.server.held.replace(c.watch, watch) {
 			watch.Close()
@@ -225,10 +238,11 @@ func (c *caller) conclude(a *attestation) {
 	c.rest()
 	c.attested, c.failed = time.Now(), a.reason()
 	if c.failed == "" {
-		c.failures = 0
+		c.failures, c.failing, c.lapsed = 0, nil, false
 	} else {
 		c.plan(retryAfter(c.failures))
 		c.failures++
+		c.fail(a)
 	}
 	if a.err != nil {
 		return
@@ -236,6 +250,22 @@ func (c *caller) conclude(a *attestation) {
 	for _, f := range c.server.followers {
 		if !a.failedOf(f.Type()) {
 			c.follows = append(c.follows, f.Follow(c.conn.process, c.watch.Selectors(), c.watch.Interrupt))
+		}
+	}
+}
+
+// fail notes since when attestors fail. An attestation that was not made says
+// nothing of them.
+func (c *caller) fail(a *attestation) {
+	if a.err != nil && !errors.Is(a.err, attestor.ErrAttestation) {
+		return
+	}
+	before := c.failing
+	c.failing = make(map[string]time.Time, len(a.failed))
+	for _, o := range a.failed {
+		c.failing[o.Type] = c.attested
+		if since, ok := before[o.Type]; ok {
+			c.failing[o.Type] = since
 		}
 	}
 }

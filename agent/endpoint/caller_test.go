@@ -302,10 +302,10 @@ func TestAttestorIsAway(t *testing.T) {
 		h.want("/node /web")
 		h.sign(2 * time.Hour)
 		h.want("/node /web")
-		time.Sleep(10 * time.Minute)
+		time.Sleep(keptFor - 5*retryMost)
 		h.want()
 		pauses := h.pauses()
-		for i, want := range []time.Duration{5, 10, 20, 40, 60, 60, 60} {
+		for i, want := range []time.Duration{5, 10, 20, 40, 60, 60} {
 			want *= time.Second
 			if got := pauses[2+i]; got < want*3/4 || got > want*5/4 {
 				t.Errorf("pause %d was %s, want about %s", i, got, want)
@@ -330,6 +330,39 @@ func TestAttestorIsAway(t *testing.T) {
 			t.Error("attested again though nothing fails any more")
 		}
 	})
+}
+
+// What an attestor found does not stay for good where it never answers again.
+func TestAttestorIsAwayForLong(t *testing.T) {
+	for name, test := range map[string]struct {
+		other string // what the unix attestor finds
+		all   string // what the stream has by both
+		left  string // what it has after that; "": it ends
+	}{
+		"nothing else is known":  {"uid:1", "/web", ""},
+		"another attestor knows": {"uid:7", "/node /web", "/node"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hold(t, func(t *testing.T, h *heldCall) {
+				h.unix.set(test.other)
+				h.open()
+				h.want(test.all)
+				h.k8s.fail(errAway)
+				h.k8s.tell()
+				time.Sleep(keptFor)
+				h.want()
+				time.Sleep(2 * retryMost)
+				if test.left == "" {
+					h.wantEnd(codes.Unavailable, "k8s: the kubelet is away")
+					return
+				}
+				h.want(test.left)
+				h.k8s.set("label:web")
+				time.Sleep(2 * retryMost)
+				h.want(test.all)
+			})
+		})
+	}
 }
 
 // pauses are the times between attestations; the first is that before any.

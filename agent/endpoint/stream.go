@@ -97,8 +97,8 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 			}
 			return s.notReady(view)
 		case denied:
-			if sent == nil && c.failed != "" {
-				return c.unknown()
+			if (sent == nil || c.lapsed) && c.failed != "" {
+				return c.unknown() // which takes nothing back
 			}
 			return c.deny(nil)
 		case entitled:

@@ -40,6 +40,9 @@ const (
 	// ±10 %.
 	retryLeast = time.Second
 	retryMost  = 30 * time.Second
+	// staleAfter is how old the newest list may be before followers are told that
+	// it may not be so any more: what they were given is not to stay for good.
+	staleAfter = 5 * time.Minute
 )
 
 // errNotRunning is what callers get before Run and after it.
@@ -247,6 +250,8 @@ func (s *source) request(ctx context.Context) {
 		s.newest = l
 		s.forget(now)
 		told = s.tell(l)
+	} else if s.newest != nil && now.Sub(s.newest.began) >= staleAfter {
+		told = s.tellAll()
 	}
 	close(s.next.done)
 	s.next = &outcome{done: make(chan struct{})}

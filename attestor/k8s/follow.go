@@ -114,7 +114,8 @@ func (s *source) imageOf(f *follower) string {
 }
 
 // Follow implements attestor.Follower. It takes up to 11 s until a change is
-// noticed, and as much again for a container that is gone.
+// noticed, and as much again for a container that is gone. That the kubelet has
+// not answered for 5 min is one.
 func (a *Attestor) Follow(p *attestor.Process, found []attestor.Selector, changed func()) (stop func()) {
 	at, err := a.place(p)
 	if err != nil { // the process is gone, most likely; whoever asks again will know
@@ -165,6 +166,16 @@ func (s *source) tell(l *list) []func() {
 			told = append(told, f.changed)
 		}
 	}
+	return told
+}
+
+// tellAll lets go of everybody, and returns how to tell them.
+func (s *source) tellAll() []func() {
+	var told []func()
+	for f := range s.followers {
+		told = append(told, f.changed)
+	}
+	clear(s.followers)
 	return told
 }
 

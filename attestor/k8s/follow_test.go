@@ -80,6 +80,35 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// TestFollowStale: that the kubelet has not answered for long is told once.
+func TestFollowStale(t *testing.T) {
+	pinned := self(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{list: func(n int) ([]byte, error) {
+			if n == 0 {
+				return manyPods(2), nil
+			}
+			return nil, errors.New("away")
+		}}
+		a := s.attestor(t).inside(1, "app")
+		found, err := a.Attest(t.Context(), pinned)
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		told := make(chan time.Duration, 10)
+		defer a.Follow(pinned, found, func() { told <- time.Since(began) })()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(told) != 1 {
+			t.Fatalf("told %d times", len(told))
+		}
+		if after := <-told; after < staleAfter || after > staleAfter+2*followPeriod {
+			t.Errorf("told after %s", after)
+		}
+	})
+}
+
 // TestFollowIsLate: the list has changed between attestation and following.
 func TestFollowIsLate(t *testing.T) {
 	pinned := self(t)
