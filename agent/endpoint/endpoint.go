@@ -138,7 +138,16 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Agent == nil {
 		return nil, errors.New("listen: no agent given")
 	}
-	s := &Server{agent: cfg.Agent, log: log, limits: newLimiter(cfg.Limits), frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
+	s := &Server{agent: cfg.Agent, log: log, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
+	for _, a := range cfg.Attestors {
+		if f, ok := a.(attestor.Follower); ok {
+			s.followers = append(s.followers, f)
+		}
+		if h, ok := a.(attestor.Housing); ok {
+			s.housing = append(s.housing, h)
+		}
+	}
+	s.limits = newLimiter(cfg.Limits, len(s.housing) > 0)
 	s.stop, s.halt = context.WithCancel(context.Background())
 	s.listener = &listener{Listener: cfg.Listener, server: s}
 	if cfg.Listener == nil {
@@ -167,14 +176,6 @@ func Listen(cfg Config) (*Server, error) {
 	reflection.Register(services)
 	s.meter = newMeter(cfg.Metrics, s.grpc.GetServiceInfo(), cfg.Attestors)
 	s.attestors = cfg.Attestors
-	for _, a := range cfg.Attestors {
-		if f, ok := a.(attestor.Follower); ok {
-			s.followers = append(s.followers, f)
-		}
-		if h, ok := a.(attestor.Housing); ok {
-			s.housing = append(s.housing, h)
-		}
-	}
 	return s, nil
 }
 

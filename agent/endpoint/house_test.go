@@ -66,7 +66,7 @@ func (l *limiter) connectHouse(i int, now time.Time) error {
 
 func TestHousesHaveShares(t *testing.T) {
 	const pods = 110 // of a node, as Kubernetes has it by default
-	l := newLimiter(Limits{Connections: 8192, RequestsPerSecond: 1e6})
+	l := newLimiter(Limits{Connections: 8192, RequestsPerSecond: 1e6}, true)
 	now := time.Unix(1e9, 0)
 	n, refusal := fill(t, func() error { return l.connectHouse(0, now) })
 	if n != 1024 {
@@ -94,7 +94,7 @@ func TestHousesHaveShares(t *testing.T) {
 }
 
 func TestHouseStreams(t *testing.T) {
-	l := newLimiter(Limits{Streams: 16, HouseShare: 2})
+	l := newLimiter(Limits{Streams: 16, HouseShare: 2}, true)
 	now := time.Unix(1e9, 0)
 	var users []*user
 	streams := func(o origin, want int, say string) {
@@ -124,7 +124,7 @@ func TestHouseStreams(t *testing.T) {
 }
 
 func TestHouseRate(t *testing.T) {
-	l := newLimiter(Limits{RequestsPerSecond: 80, Burst: 160})
+	l := newLimiter(Limits{RequestsPerSecond: 80, Burst: 160}, true)
 	now := time.Unix(1e9, 0)
 	n, refusal := fill(t, func() error { return l.connectHouse(1, now) })
 	if n != 20 {
@@ -135,7 +135,7 @@ func TestHouseRate(t *testing.T) {
 
 func TestHouseAttestations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(Limits{Attestations: 16, HouseShare: 2})
+		l := newLimiter(Limits{Attestations: 16, HouseShare: 2}, true)
 		var ends []func()
 		attest := func(o origin, want int, say string) {
 			t.Helper()
@@ -159,14 +159,54 @@ func TestHouseAttestations(t *testing.T) {
 		for _, end := range ends {
 			end()
 		}
-		if len(l.attestations)+len(l.housed) != 0 {
+		if len(l.attestations)+len(l.housed)+len(l.outside) != 0 {
 			t.Error("slots are left taken")
 		}
 	})
 }
 
+// TestUsersLeaveRoomToHouses: a user with many uids at hand (subordinate ones)
+// does not take what is there for pods.
+func TestUsersLeaveRoomToHouses(t *testing.T) {
+	l := newLimiter(Limits{Connections: 64, Streams: 64, Attestations: 64, AttestationsPerUID: 64}, true)
+	now := time.Unix(1e9, 0)
+	var users []*user
+	n, refusal := fill(t, func() error {
+		u, refusal, _ := l.connect(origin{uid: uint32(100_000 + len(users)%2)}, now)
+		if refusal == nil {
+			users = append(users, u)
+		}
+		return refusal
+	})
+	if n != 48 {
+		t.Errorf("two uids hold %d connections of 64", n)
+	}
+	wantCode(t, refusal, codes.ResourceExhausted, "48 connections outside of pods")
+	streams := 0
+	n, refusal = fill(t, func() error { streams++; return l.beginStream(users[streams%2], now) })
+	if n != 48 {
+		t.Errorf("two uids hold %d calls of 64", n)
+	}
+	wantCode(t, refusal, codes.ResourceExhausted, "48 calls outside of pods")
+	house, refusal, _ := l.connect(origin{house: "a"}, now)
+	must(t, refusal)
+	must(t, l.beginStream(house, now))
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(l.Limits, true)
+		user, _, _ := l.connect(origin{uid: 100_000}, time.Now())
+		n, refusal := fill(t, func() error { _, err := l.beginAttestation(t.Context(), user); return err })
+		if n != 48 {
+			t.Errorf("%d callers outside of pods are attested at a time, of 64", n)
+		}
+		wantCode(t, refusal, codes.ResourceExhausted, "48 callers outside of pods")
+		house, _, _ := l.connect(origin{house: "a"}, time.Now())
+		_, err := l.beginAttestation(t.Context(), house)
+		must(t, err)
+	})
+}
+
 func TestHousesAreForgotten(t *testing.T) {
-	l := newLimiter(Limits{Connections: 100})
+	l := newLimiter(Limits{Connections: 100}, true)
 	now := time.Unix(1e9, 0)
 	for i := range 10_000 {
 		if u, _, ok := l.connect(origin{house: fmt.Sprint(i)}, now); ok {

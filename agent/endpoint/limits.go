@@ -23,7 +23,9 @@ import (
 // houses that hold next to nothing, a 512th. That is room for 128 of them,
 // more than a node has pods by default, whatever the others do. Houses are
 // made by the node's root alone, and a caller's is told by the kernel; one who
-// could make houses could fill the agent.
+// could make houses could fill the agent. Of uids one may have many (subuid(5)):
+// where there are houses, all callers outside may hold three quarters together,
+// and the rest is for houses alone.
 //
 // Where the process may open 32,768 files, the defaults let 4,000 workloads of
 // one uid start at the same moment, or 1,000 of one pod.
@@ -128,7 +130,7 @@ type limiter struct {
 	Limits
 	perUID, perHouse share
 	attestations     chan struct{} // a slot each
-	housed           chan struct{} // those that houses may take
+	housed, outside  chan struct{} // those that houses may take, and others; outside is nil where there are no houses
 	nobody           *user         // of connections that have no user yet
 
 	mu          sync.Mutex // guards the following
@@ -190,6 +192,7 @@ type denial struct {
 type pool struct {
 	most, taken int
 	housed      int // those of taken that houses have
+	kept        int // those that callers outside leave to houses
 }
 
 // refuse returns nil where u, who holds so many, may have one more as far as
@@ -200,6 +203,8 @@ func (p *pool) refuse(u *user, held int, what string) error {
 		return status.Errorf(codes.ResourceExhausted, "the agent holds %d %s, as many as it may: call again later", p.taken, what)
 	case u.house != "" && p.housed >= ofHouses(p.most) && held >= ofAnyHouse(p.most):
 		return status.Errorf(codes.ResourceExhausted, "the agent holds %d %s of pods, as many as it may: call again later", p.housed, what)
+	case u.house == "" && p.taken-p.housed >= p.most-p.kept:
+		return status.Errorf(codes.ResourceExhausted, "the agent holds %d %s outside of pods, as many as it may: call again later", p.taken-p.housed, what)
 	}
 	return nil
 }
@@ -212,8 +217,8 @@ func (p *pool) add(u *user, n int) {
 	}
 }
 
-// ofHouses is how many of most all houses may have together; ofAnyHouse how
-// many one may have whatever others have.
+// ofHouses is how many of most all houses may have together, and how many all
+// callers outside; ofAnyHouse how many one house may have whatever others have.
 func ofHouses(most int) int   { return most - most/4 }
 func ofAnyHouse(most int) int { return max(1, most/512) }
 
@@ -237,10 +242,11 @@ func (b *bucket) take(now time.Time, rate, burst int) bool {
 	return true
 }
 
-func newLimiter(l Limits) *limiter {
+// newLimiter makes a limiter. houses says that callers may be in one.
+func newLimiter(l Limits, houses bool) *limiter {
 	l = l.withDefaults()
 	part := func(of int) int { return max(1, of/l.HouseShare) }
-	return &limiter{
+	made := &limiter{
 		Limits:       l,
 		perUID:       share{l.ConnectionsPerUID, l.StreamsPerUID, l.AttestationsPerUID, l.RequestsPerSecond, l.Burst},
 		perHouse:     share{part(l.Connections), part(l.Streams), part(l.Attestations), part(l.RequestsPerSecond), part(l.Burst)},
@@ -252,6 +258,11 @@ func newLimiter(l Limits) *limiter {
 		users:        map[origin]*user{},
 		sweepAt:      64,
 	}
+	if houses {
+		made.connections.kept, made.streams.kept = l.Connections-ofHouses(l.Connections), l.Streams-ofHouses(l.Streams)
+		made.outside = make(chan struct{}, ofHouses(l.Attestations))
+	}
+	return made
 }
 
 // connect counts a connection from o. Where it is over a limit, it returns
@@ -378,6 +389,9 @@ func (l *limiter) beginAttestation(ctx context.Context, u *user) (end func(), er
 	// come past at a time.
 	if u.house != "" && len(u.attestations) > ofAnyHouse(l.Attestations) && !wait.take(l.housed) {
 		return nil, wait.refused("%d callers in pods are being attested, as many as may be at a time: call again later", cap(l.housed))
+	}
+	if u.house == "" && l.outside != nil && !wait.take(l.outside) {
+		return nil, wait.refused("%d callers outside of pods are being attested, as many as may be at a time: call again later", cap(l.outside))
 	}
 	if !wait.take(l.attestations) {
 		return nil, wait.refused("%d callers are being attested, as many as may be at a time: call again later", cap(l.attestations))

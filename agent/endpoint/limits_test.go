@@ -37,7 +37,7 @@ func TestDefaultLimits(t *testing.T) {
 }
 
 func TestConnectionLimits(t *testing.T) {
-	l := newLimiter(Limits{Connections: 3, ConnectionsPerUID: 2})
+	l := newLimiter(Limits{Connections: 3, ConnectionsPerUID: 2}, false)
 	now := time.Unix(1e9, 0)
 	connect := func(uid uint32, wantUser bool, say string) *user {
 		t.Helper()
@@ -68,7 +68,7 @@ func TestConnectionLimits(t *testing.T) {
 }
 
 func TestStreamLimits(t *testing.T) {
-	l := newLimiter(Limits{Streams: 3, StreamsPerUID: 2})
+	l := newLimiter(Limits{Streams: 3, StreamsPerUID: 2}, false)
 	now := time.Unix(1e9, 0)
 	connect := func(uid uint32) *user {
 		u, _, _ := l.connect(origin{uid: uid}, now)
@@ -92,7 +92,7 @@ func TestStreamLimits(t *testing.T) {
 }
 
 func TestRequestRate(t *testing.T) {
-	l := newLimiter(Limits{RequestsPerSecond: 10, Burst: 20})
+	l := newLimiter(Limits{RequestsPerSecond: 10, Burst: 20}, false)
 	now := time.Unix(1e9, 0)
 	u, _, _ := l.connect(origin{uid: 1}, now) // the first of the burst
 	for i := range 19 {
@@ -119,7 +119,7 @@ func TestRequestRate(t *testing.T) {
 // A user with many uids at hand (a range of subordinate ones) does not fill
 // the memory.
 func TestUsersAreForgotten(t *testing.T) {
-	l := newLimiter(Limits{Connections: 100})
+	l := newLimiter(Limits{Connections: 100}, false)
 	now := time.Unix(1e9, 0)
 	most := 0
 	for uid := range uint32(100_000) {
@@ -139,7 +139,7 @@ func TestUsersAreForgotten(t *testing.T) {
 
 func TestAttestationSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(Limits{Attestations: 3, AttestationsPerUID: 2})
+		l := newLimiter(Limits{Attestations: 3, AttestationsPerUID: 2}, false)
 		a, _, _ := l.connect(origin{uid: 1}, time.Now())
 		b, _, _ := l.connect(origin{uid: 2}, time.Now())
 		begin := func(u *user, say string) (end func()) {
@@ -179,7 +179,7 @@ func TestAttestationSlots(t *testing.T) {
 }
 
 func TestLogIsBounded(t *testing.T) {
-	l := newLimiter(Limits{})
+	l := newLimiter(Limits{}, false)
 	now := time.Unix(1e9, 0)
 	u, _, _ := l.connect(origin{uid: 1}, now)
 	lines := 0
@@ -197,7 +197,7 @@ func TestLogIsBounded(t *testing.T) {
 }
 
 func TestDenialsAreNotRepeated(t *testing.T) {
-	l := newLimiter(Limits{})
+	l := newLimiter(Limits{}, false)
 	start := time.Unix(1e9, 0)
 	u, _, _ := l.connect(origin{uid: 1}, start)
 	tests := []struct {

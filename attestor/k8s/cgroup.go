@@ -137,12 +137,15 @@ func nodeRoot(own string) (root string, ok bool) {
 }
 
 // skipShared drops the names with which both paths begin: where the agent
-// runs beside the kubelet, they are the node's.
+// runs beside the kubelet, they are the node's. Below user.slice they are a
+// user's, to whom systemd delegates: no pod is found there, also where the agent
+// is in the same session (the pods of a rootless kubelet are found by an agent
+// that is one of them).
 func skipShared(path, own string) string {
 	for {
 		name, rest := cutName(path)
 		mine, ownRest := cutName(own)
-		if name == "" || name != mine {
+		if name == "" || name != mine || name == "user.slice" {
 			return path
 		}
 		path, own = rest, ownRest

@@ -122,9 +122,15 @@ func TestPlaceOf(t *testing.T) {
 		"a user's, above":             {ownAlone, "0::/../../../../user.slice/user-1000.slice/user@1000.service/pod" + uidA + "/" + idA, place{}, ""},
 		"a user's kubelet":            {ownService, "0::/user.slice/user-1000.slice/kubelet/kubepods/pod" + uidA + "/" + idA, place{}, ""},
 		"a user's scope":              {ownService, "0::/user.slice/crio-" + idA + ".scope", place{}, ""},
-		"in the agent's container":    {ownAlone, "0::/pod" + uidA + "/" + idA, place{}, ""},
-		"docker as a parent":          {ownService, "0::/docker/" + idB + "/kubepods/pod" + uidA + "/" + idA, place{}, ""},
-		"beside the pods":             {ownPod, "0::/kubepods2/burstable/pod" + uidA + "/" + idA, place{}, ""},
+		"a user's, beside the agent": {
+			"0::/user.slice/user-1000.slice/user@1000.service/app.slice/narthex.service\n",
+			"0::/user.slice/user-1000.slice/user@1000.service/kubepods/burstable/pod" + uidA + "/" + idA,
+			place{},
+			"",
+		},
+		"in the agent's container": {ownAlone, "0::/pod" + uidA + "/" + idA, place{}, ""},
+		"docker as a parent":       {ownService, "0::/docker/" + idB + "/kubepods/pod" + uidA + "/" + idA, place{}, ""},
+		"beside the pods":          {ownPod, "0::/kubepods2/burstable/pod" + uidA + "/" + idA, place{}, ""},
 		"beside the pods' root": {
 			"0::/custom/kubepods/burstable/pod" + uidB + "/" + idC + "\n", "0::/customs/kubepods/burstable/pod" + uidA + "/" + idA, place{}, "",
 		},
