@@ -1,5 +1,6 @@
 // Package identity is whom the proxy speaks as and whom it believes: sources of
-// X.509-SVIDs, and the verification of peers against bundles and CRLs.
+// X.509-SVIDs and JWT-SVIDs, and the verification of those of peers against
+// bundles and CRLs.
 //
 //	source, err := identity.NewWorkloadAPI(identity.WorkloadAPIConfig{Socket: "/run/spire/sockets/agent.sock"})
 //	…
@@ -10,11 +11,16 @@
 //	standing, err := lease.Trust().Stand(id, chain, time.Now())
 //	…
 //	err = standing.Recheck(lease.Trust(), time.Now())          // while the connection lives
+//	…
+//	tokens, ok := source.(identity.Tokens)                     // where it knows JWT-SVIDs
+//	j, err := tokens.ValidateJWT(bearer, audience, time.Now())
 //
 // A source (workloadapi.go, files.go) keeps what it last learned in a store,
 // and CRLs (crls.go) put theirs into the same. trust.go verifies chains,
 // revocations.go looks them up, standing.go does both again for peers that are
-// connected. What an identity may do is the business of proxy/policy.
+// connected. jwt.go reads and verifies tokens, by the authorities of
+// jwttrust.go; jwtsource.go is the source of them, which remembers verdicts
+// (jwtverdicts.go) and renews our own (jwtgrant.go). What an identity may do is the business of proxy/policy.
 package identity
 
 import (

@@ -82,6 +82,13 @@ func (s *store) revoke(crls *revocations) {
 	s.wake()
 }
 
+// ring wakes every lease for a change of what only the source itself returns.
+func (s *store) ring() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wake()
+}
+
 // holder makes a source known as one that CRLs can be put into.
 func (s *store) holder() *store { return s }
 

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -32,10 +33,13 @@ type WorkloadAPIConfig struct {
 // gives this process, from any agent. While the API is away the last SVIDs
 // serve until they expire. An SVID that the API has taken back (it answers
 // PermissionDenied, or an update leaves it out) is not used any more
-// (SPIFFE Workload API §5.2.1). The API is asked for as long as there are
-// leases: a proxy without listeners needs no identity, and may have no entry.
+// (SPIFFE Workload API §5.2.1). The same goes for JWT-SVIDs and JWT bundles,
+// which it asks for once somebody needs them (Tokens). The API is asked for as
+// long as there are leases: a proxy without listeners needs no identity, and
+// may have no entry.
 type WorkloadAPI struct {
 	*store
+	*jwtSource
 	log    hclog.Logger
 	client *workloadapi.Client
 	idle   error // why nothing is held while there are no leases
@@ -44,7 +48,11 @@ type WorkloadAPI struct {
 	leases int
 	watch  *apiWatch // nil while there are no leases
 	closed bool
+
+	cancel context.CancelFunc // of what follows JWT bundles and renews tokens
 }
+
+var _ Tokens = (*WorkloadAPI)(nil)
 
 // NewWorkloadAPI makes a source that begins to watch with its first lease. It
 // does not wait for the API to be there. Close ends it.
@@ -74,6 +82,9 @@ func NewWorkloadAPI(c WorkloadAPIConfig) (*WorkloadAPI, error) {
 		return nil, fmt.Errorf("workload API %s: %w", c.Socket, err)
 	}
 	w.client = client
+	ctx, cancel := context.WithCancel(context.Background())
+	w.cancel = cancel
+	w.jwtSource = newJWTSource(ctx, client, w.store.ring, c)
 	return w, nil
 }
 
@@ -100,7 +111,9 @@ func (w *WorkloadAPI) Report() Report {
 	defer w.mu.Unlock()
 	if w.leases == 0 {
 		r.Problem = ""
+		return r
 	}
+	r.Problem = cmp.Or(r.Problem, w.jwtTrouble())
 	return r
 }
 
@@ -115,6 +128,7 @@ func (w *WorkloadAPI) giveBack() {
 	w.watch.stop()
 	w.watch = nil
 	w.forget(w.idle)
+	w.retain(nil)
 }
 
 // apiLease is a lease that the watch goes on for.
@@ -129,6 +143,8 @@ func (l *apiLease) Close() { l.given.Do(l.of.giveBack) }
 
 // Close stops watching and waits for that to end. Leases keep what they had.
 func (w *WorkloadAPI) Close() error {
+	w.cancel()
+	w.end()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.closed = true
@@ -207,16 +223,27 @@ type sifted struct {
 // RecvMsg implements grpc.ClientStream.
 func (s *sifted) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
-	if update, ok := m.(*workload.X509SVIDResponse); ok && err == nil {
-		bad := dropBad(update)
-		if bad != nil && s.said != bad.Error() {
-			s.log.Warn("the Workload API gave an SVID that is not good: the others are used", "error", bad)
-			s.said = bad.Error()
-		} else if bad == nil {
-			s.said = ""
-		}
+	if err != nil {
+		return err
 	}
-	return err
+	switch update := m.(type) {
+	case *workload.X509SVIDResponse:
+		s.say("the Workload API gave an SVID that is not good: the others are used", dropBad(update))
+	case *workload.JWTBundlesResponse:
+		s.say("the Workload API gave a JWT authority that is not good: the others are used", siftBundles(update))
+	}
+	return nil
+}
+
+// say tells of what was dropped, unless the update before was no better.
+func (s *sifted) say(what string, bad error) {
+	switch {
+	case bad == nil:
+		s.said = ""
+	case s.said != bad.Error():
+		s.log.Warn(what, "error", bad)
+		s.said = bad.Error()
+	}
 }
 
 // dropBad takes out of update every SVID that cannot be used, and tells why.
@@ -278,7 +305,9 @@ func checkSVID(svid *workload.X509SVID) error {
 // leaves out was taken back.
 func (a *apiWatch) OnX509ContextUpdate(x *workloadapi.X509Context) {
 	certs := make([]SVID, 0, len(x.SVIDs))
+	ours := make([]spiffeid.ID, 0, len(x.SVIDs))
 	for _, svid := range x.SVIDs {
+		ours = append(ours, svid.ID)
 		cert := tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
 		for _, c := range svid.Certificates {
 			cert.Certificate = append(cert.Certificate, c.Raw)
@@ -293,6 +322,7 @@ func (a *apiWatch) OnX509ContextUpdate(x *workloadapi.X509Context) {
 		a.OnX509ContextWatchError(err)
 		return
 	}
+	a.retain(ours)
 	a.since, a.warned = time.Time{}, false
 }
 
@@ -305,6 +335,7 @@ func (a *apiWatch) OnX509ContextWatchError(err error) {
 	refused := status.Code(err) == codes.PermissionDenied || emptyUpdate(err)
 	if refused {
 		a.withdraw(fmt.Errorf("the Workload API has no identity for this process: is there an entry whose selectors match it? (%w)", err))
+		a.retain(nil)
 	}
 	if a.since.IsZero() {
 		a.since = time.Now()
