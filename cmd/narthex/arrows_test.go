@@ -42,7 +42,7 @@ var rooms = []struct {
 	{"internal/config/gen", "internal/config proxy/policy", "makes the reference and the schemas from the types and the keys; only `go generate` and a test run it"},
 	{"internal/handover", "", "passes sockets from one process to the next, and knows nothing of what they are for"},
 	{"internal/socket", "", "puts sockets in place, and knows nothing of who calls on them"},
-	{"internal/testca", "", "certificates for tests: only they import it"},
+	{"internal/testca", "", "certificates and tokens for tests: only they import it"},
 	{"internal/watch", "", "tells that files may have changed, and knows nothing of what is in them"},
 	{"internal/report", "", "writes findings in the formats of others, and knows nothing of what finds them"},
 	{"internal/sandbox", "", "gives up what the process does not need, whatever the process is"},

@@ -1,5 +1,5 @@
-// Package testca makes the certificates that tests need: authorities of trust
-// domains, intermediates, SVIDs and CRLs. Only tests import it.
+// Package testca makes the credentials that tests need: authorities of trust
+// domains, intermediates, SVIDs and CRLs, and JWT-SVIDs. Only tests import it.
 package testca
 
 import (

@@ -144,18 +144,28 @@ func (t *jwtTrust) verify(token string, now time.Time) (verdict, error) {
 	return verdict{JWT{Subject: id, NotAfter: c.Expiry.Time(), by: by}, c.Audience}, nil
 }
 
-// checkJWTForm refuses what is no compact serialisation, without a word of
-// white space (RFC 7515 §7.1), and what has another header than alg, kid and
-// typ (SPIFFE JWT-SVID §2). It returns the key ID, which the specification
-// does not ask for: without it the key would have to be guessed.
+// checkJWTForm refuses what is no compact serialisation (RFC 7515 §7.1), and
+// what has another header than alg, kid and typ (SPIFFE JWT-SVID §2). It
+// returns the key ID, which the specification does not ask for: without it the
+// key would have to be guessed.
 func checkJWTForm(token string) (keyID string, err error) {
 	if err := checkJWTBytes(token); err != nil {
 		return "", err
 	}
-	encoded, _, _ := strings.Cut(token, ".")
-	return checkJWTHeader(encoded)
+	var header []byte
+	for part := range strings.SplitSeq(token, ".") {
+		text, err := base64URL.DecodeString(part)
+		if err != nil { // the library takes several spellings
+			return "", errors.New("one of its parts is not base64url (RFC 7515 §2)")
+		}
+		if header == nil {
+			header = text
+		}
+	}
+	return checkJWTHeader(header)
 }
 
+// checkJWTBytes bounds a token to what can stand in a field of a request.
 func checkJWTBytes(token string) error {
 	if len(token) > maxJWT {
 		return fmt.Errorf("it has %d bytes, at most %d are accepted", len(token), maxJWT)
@@ -176,11 +186,7 @@ func checkJWTBytes(token string) error {
 	return nil
 }
 
-func checkJWTHeader(encoded string) (keyID string, err error) {
-	text, err := base64URL.DecodeString(encoded)
-	if err != nil {
-		return "", errors.New("its header is not base64url")
-	}
+func checkJWTHeader(text []byte) (keyID string, err error) {
 	var header map[string]any
 	if err := json.Unmarshal(text, &header); err != nil {
 		return "", errors.New("its header is no JSON object with each name once")

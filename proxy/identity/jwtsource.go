@@ -2,7 +2,6 @@ package identity
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -85,7 +84,7 @@ func (s *jwtSource) ValidateJWT(token string, audience []string, now time.Time) 
 		return JWT{}, &JWTError{"malformed", checkJWTBytes(token)}
 	}
 	t := s.trust.Load()
-	sum := sha256.Sum256([]byte(token))
+	sum := sumOfToken(token)
 	v, known := s.verdicts.find(sum)
 	if !known || !t.holds(v.by) {
 		if t.problem != nil {
