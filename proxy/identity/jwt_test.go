@@ -351,6 +351,26 @@ func TestVerdictsAreBounded(t *testing.T) {
 	}
 }
 
+// TestWarmJWTs: what each request does costs no allocation. It is not
+// parallel, for others would be counted.
+func TestWarmJWTs(t *testing.T) {
+	a := testca.NewJWT(t, "example.org", "a1")
+	s, end := newTokens(t, (&issuer{by: a}).fetch)
+	defer end()
+	trusts(t, s, a)
+	audience := []string{"orders"}
+	token := a.SVID("/web", jwtTime, time.Minute, audience...)
+	for what, ask := range map[string]func() error{
+		"validate": func() error { _, err := s.ValidateJWT(token, audience, jwtTime); return err },
+		"fetch":    func() error { _, err := s.FetchJWT(t.Context(), ordersID, "inventory"); return err },
+	} {
+		var err error
+		if n := testing.AllocsPerRun(100, func() { err = errors.Join(err, ask()) }); n != 0 || err != nil {
+			t.Errorf("%s: %v allocations, %v", what, n, err)
+		}
+	}
+}
+
 // FuzzValidateJWT: nobody can make a token that is accepted of one that is
 // not, and no error shows what was sent.
 func FuzzValidateJWT(f *testing.F) {

@@ -318,11 +318,11 @@ func (a *apiWatch) OnX509ContextUpdate(x *workloadapi.X509Context) {
 	for _, b := range x.Bundles.Bundles() {
 		authorities[b.TrustDomain()] = b.X509Authorities()
 	}
+	a.retain(ours)
 	if err := a.set(certs, authorities); err != nil {
 		a.OnX509ContextWatchError(err)
 		return
 	}
-	a.retain(ours)
 	a.since, a.warned = time.Time{}, false
 }
 
@@ -334,8 +334,8 @@ func (a *apiWatch) OnX509ContextWatchError(err error) {
 	}
 	refused := status.Code(err) == codes.PermissionDenied || emptyUpdate(err)
 	if refused {
-		a.withdraw(fmt.Errorf("the Workload API has no identity for this process: is there an entry whose selectors match it? (%w)", err))
 		a.retain(nil)
+		a.withdraw(fmt.Errorf("the Workload API has no identity for this process: is there an entry whose selectors match it? (%w)", err))
 	}
 	if a.since.IsZero() {
 		a.since = time.Now()

@@ -30,26 +30,50 @@ import (
 // error that ends the stream.
 type fakeAPI struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
-	answers chan any
-	begun   atomic.Int32  // calls
+	answers chan any      // *workload.X509SVIDResponse, error
+	bundles chan any      // *workload.JWTBundlesResponse, error
+	tokens  chan any      // *workload.JWTSVIDResponse, error
+	follows atomic.Int64  // streams of JWT bundles there were
+	begun   atomic.Int32  // calls for X.509-SVIDs
 	ended   chan struct{} // told that one has ended, where it is not nil
 }
 
 func (f *fakeAPI) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	if md, _ := metadata.FromIncomingContext(stream.Context()); strings.Join(md.Get("workload.spiffe.io"), "") != "true" {
-		return status.Error(codes.InvalidArgument, "security header missing")
-	}
 	f.begun.Add(1)
 	if f.ended != nil {
 		defer func() { f.ended <- struct{}{} }()
 	}
+	return serveAnswers(f.answers, stream)
+}
+
+func (f *fakeAPI) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
+	f.follows.Add(1)
+	return serveAnswers(f.bundles, stream)
+}
+
+func (f *fakeAPI) FetchJWTSVID(ctx context.Context, _ *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
+	select {
+	case a := <-f.tokens:
+		if err, ok := a.(error); ok {
+			return nil, err
+		}
+		return a.(*workload.JWTSVIDResponse), nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+func serveAnswers[T any](answers chan any, stream grpc.ServerStreamingServer[T]) error {
+	if md, _ := metadata.FromIncomingContext(stream.Context()); strings.Join(md.Get("workload.spiffe.io"), "") != "true" {
+		return status.Error(codes.InvalidArgument, "security header missing")
+	}
 	for {
 		select {
-		case a := <-f.answers:
+		case a := <-answers:
 			if err, ok := a.(error); ok {
 				return err
 			}
-			if err := stream.Send(a.(*workload.X509SVIDResponse)); err != nil {
+			if err := stream.Send(a.(*T)); err != nil {
 				return err
 			}
 		case <-stream.Context().Done():
@@ -65,7 +89,7 @@ func startAPI(t *testing.T, socket string) (*fakeAPI, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fakeAPI{answers: make(chan any)}
+	f := &fakeAPI{answers: make(chan any), bundles: make(chan any), tokens: make(chan any)}
 	s := grpc.NewServer()
 	workload.RegisterSpiffeWorkloadAPIServer(s, f)
 	done := make(chan struct{})
@@ -75,10 +99,12 @@ func startAPI(t *testing.T, socket string) (*fakeAPI, func()) {
 	return f, stop
 }
 
-func (f *fakeAPI) answer(t *testing.T, a any) {
+func (f *fakeAPI) answer(t *testing.T, a any) { t.Helper(); give(t, f.answers, a) }
+
+func give(t *testing.T, to chan any, a any) {
 	t.Helper()
 	select {
-	case f.answers <- a:
+	case to <- a:
 	case <-time.After(patience):
 		t.Fatal("nobody asks the Workload API")
 	}
