@@ -15,7 +15,7 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
-// localAuthority is an X.509 authority of a server, as `spire-server
+// localAuthority is an X.509 or JWT authority of a server, as `spire-server
 // localauthority x509 show` names them.
 type localAuthority struct {
 	ID string `json:"authority_id"`
@@ -26,10 +26,11 @@ type localAuthorities struct {
 	Active, Prepared, Old localAuthority
 }
 
-func (s *server) localAuthorities() localAuthorities {
+// localAuthorities returns the authorities of a kind: x509 or jwt.
+func (s *server) localAuthorities(kind string) localAuthorities {
 	s.t.Helper()
 	var all localAuthorities
-	text := s.cli("localauthority", "x509", "show", "-output", "json")
+	text := s.cli("localauthority", kind, "show", "-output", "json")
 	if err := json.Unmarshal([]byte(text), &all); err != nil {
 		s.t.Fatalf("%v in:\n%s", err, text)
 	}
@@ -53,12 +54,12 @@ func TestAuthorityReplaced(t *testing.T) {
 	serials := s.presented(t)
 	traffic := newTraffic(t, s.orders.bind(toInventory), "inventory")
 
-	old := s.server.localAuthorities().Active.ID
+	old := s.server.localAuthorities("x509").Active.ID
 	s.server.cli("localauthority", "x509", "prepare")
 	for _, n := range nodes {
 		n.Says(stage.Soon, "the trust bundle changed: authorities=2")
 	}
-	s.server.cli("localauthority", "x509", "activate", "-authorityID", s.server.localAuthorities().Prepared.ID)
+	s.server.cli("localauthority", "x509", "activate", "-authorityID", s.server.localAuthorities("x509").Prepared.ID)
 	s.server.cli("localauthority", "x509", "taint", "-authorityID", old)
 	stage.Eventually(t, stage.Soon, "all SVIDs are signed anew", func() error {
 		for name, serial := range s.presented(t) {
