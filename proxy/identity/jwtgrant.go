@@ -40,8 +40,12 @@ type grant struct {
 	used     atomic.Bool             // since somebody looked
 	due      chan struct{}           // asks to renew it now
 	cancel   context.CancelFunc
-	gone     bool // guarded by jwtSource.mu
+
+	gone    bool   // guarded by jwtSource.mu, as is the following
+	revoked string // the token whose authority was withdrawn
 }
+
+var errRevoked = errors.New("the authority that signed it was withdrawn")
 
 // granted is what the Workload API last said.
 type granted struct {
@@ -76,10 +80,7 @@ func (s *jwtSource) FetchJWT(ctx context.Context, subject spiffeid.ID, audience 
 		return last.token, nil
 	}
 	if last.err == nil { // the machine slept
-		select {
-		case g.due <- struct{}{}:
-		default:
-		}
+		g.renew()
 		return "", fmt.Errorf("own JWT-SVID of %s for %q: %w at %s and is being renewed", subject, audience, ErrExpired, last.notAfter.UTC().Format(time.RFC3339))
 	}
 	return "", fmt.Errorf("JWT-SVID of %s for %q: %w", subject, audience, last.err)
@@ -100,6 +101,7 @@ func (s *jwtSource) newGrant(key grantKey) (*grant, error) {
 	case len(all) == maxGrants:
 		return nil, fmt.Errorf("there are tokens for %d subjects and audiences, which is the most", maxGrants)
 	}
+	s.follow() // for renewRevoked
 	ctx, cancel := context.WithCancel(s.ctx)
 	g := &grant{grantKey: key, answered: make(chan struct{}), due: make(chan struct{}, 1), cancel: cancel}
 	all = maps.Clone(all)
@@ -114,8 +116,12 @@ func (s *jwtSource) keep(ctx context.Context, g *grant) {
 	defer g.cancel()
 	wait := reconnect{}.NewBackoff()
 	for used, failing := time.Now(), false; ; {
+		was := s.trust.Load()
 		got := s.ask(ctx, g)
 		s.settle(g, got)
+		if now := s.trust.Load(); now != was { // and it may be one of before
+			s.renewRevoked(g, was, now)
+		}
 		var next time.Duration
 		switch {
 		case ctx.Err() != nil:
@@ -163,6 +169,9 @@ func (s *jwtSource) ask(ctx context.Context, g *grant) *granted {
 	default:
 		err = checkJWTBytes(svid.Marshal())
 	}
+	if err == nil && s.wasRevoked(g, svid.Marshal()) {
+		err = fmt.Errorf("the Workload API gives the same again: %w", errRevoked)
+	}
 	if err == nil {
 		return &granted{token: svid.Marshal(), notAfter: svid.Expiry}
 	}
@@ -204,6 +213,43 @@ func (s *jwtSource) drop(g *grant, last *granted) {
 	all := maps.Clone(*s.grants.Load())
 	delete(all, g.grantKey)
 	s.grants.Store(&all)
+}
+
+func (s *jwtSource) wasRevoked(g *grant, token string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return token == g.revoked
+}
+
+// renewRevoked has a token of ours renewed now, where an authority of the
+// bundles before signed it and none of those of now: those who are shown it
+// believe it no more, and it would be long until the half of its life.
+func (s *jwtSource) renewRevoked(g *grant, was, now *jwtTrust) {
+	last := g.last.Load()
+	if last == nil || last.token == "" || now.problem != nil || !was.signed(last.token) || now.signed(last.token) {
+		return
+	}
+	s.mu.Lock()
+	if !g.gone && g.last.Load() == last {
+		g.revoked = last.token
+		g.settle(&granted{err: errRevoked})
+	}
+	s.mu.Unlock()
+	g.renew()
+}
+
+// renew has the grant's goroutine make a call now.
+func (g *grant) renew() {
+	select {
+	case g.due <- struct{}{}:
+	default: // it will
+	}
+}
+
+// signed reports whether an authority of t signed a token of ours.
+func (t *jwtTrust) signed(token string) bool {
+	_, err := t.verify(token, time.Now())
+	return err == nil
 }
 
 // retain forgets the tokens of identities that are not ours any more: what the

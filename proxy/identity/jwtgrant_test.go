@@ -26,6 +26,7 @@ type issuer struct {
 	mu    sync.Mutex // guards the following
 	calls int
 	err   error
+	token string // instead of a new one
 }
 
 func (i *issuer) fetch(_ context.Context, p jwtsvid.Params) (*jwtsvid.SVID, error) {
@@ -35,6 +36,9 @@ func (i *issuer) fetch(_ context.Context, p jwtsvid.Params) (*jwtsvid.SVID, erro
 	if i.err != nil {
 		return nil, i.err
 	}
+	if i.token != "" {
+		return jwtsvid.ParseInsecure(i.token, []string{p.Audience})
+	}
 	return jwtsvid.ParseInsecure(i.by.SVID(p.Subject.Path(), time.Now(), time.Hour, p.Audience), []string{p.Audience})
 }
 
@@ -42,6 +46,12 @@ func (i *issuer) fails(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.err = err
+}
+
+func (i *issuer) gives(token string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.token = token
 }
 
 func (i *issuer) called() int {
@@ -158,6 +168,55 @@ func TestJWTRefused(t *testing.T) {
 		}
 		if _, err := s.FetchJWT(t.Context(), ordersID, "inventory"); err != nil || i.called() != calls+1 {
 			t.Errorf("asked for anew, in %d calls: %v", i.called()-calls, err)
+		}
+	})
+}
+
+// TestJWTOfAWithdrawnAuthority: it is renewed at once, and not used even where
+// the API gives it again.
+func TestJWTOfAWithdrawnAuthority(t *testing.T) {
+	inTime(t, func(t *testing.T, s *jwtSource, i *issuer, _ *lines) {
+		old, next := i.by, testca.NewJWT(t, "example.org", "a2")
+		trusts(t, s, old)
+		first, err := s.FetchJWT(t.Context(), ordersID, "inventory")
+		if err != nil {
+			t.Fatal(err)
+		}
+		trusts(t, s, old, next)
+		synctest.Wait()
+		if n := i.called(); n != 1 {
+			t.Errorf("%d calls while its authority is one", n)
+		}
+		i.gives(first)
+		trusts(t, s, next)
+		synctest.Wait()
+		if token, err := s.FetchJWT(t.Context(), ordersID, "inventory"); token != "" || !errors.Is(err, errRevoked) || i.called() != 2 {
+			t.Errorf("given again: %v, after %d calls", err, i.called())
+		}
+		i.gives(next.SVID("/orders", time.Now(), time.Hour, "inventory"))
+		pass(maxReconnect)
+		if token, err := s.FetchJWT(t.Context(), ordersID, "inventory"); token == first || err != nil {
+			t.Errorf("renewed: %v", err)
+		}
+
+		// That there are no bundles any more says nothing of our own.
+		s.OnJWTBundlesWatchError(status.Error(codes.PermissionDenied, "no identity issued"))
+		synctest.Wait()
+		if _, err := s.FetchJWT(t.Context(), ordersID, "inventory"); err != nil {
+			t.Errorf("without bundles: %v", err)
+		}
+		trusts(t, s, next)
+
+		// One whose authority the bundles do not have yet is left alone.
+		i.gives(old.SVID("/orders", time.Now(), time.Hour, "billing"))
+		early, err := s.FetchJWT(t.Context(), ordersID, "billing")
+		if err != nil {
+			t.Fatal(err)
+		}
+		trusts(t, s, next, testca.NewJWT(t, "example.org", "a3"))
+		synctest.Wait()
+		if token, err := s.FetchJWT(t.Context(), ordersID, "billing"); token != early || err != nil {
+			t.Errorf("of an authority to come: %v", err)
 		}
 	})
 }

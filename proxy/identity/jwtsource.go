@@ -55,6 +55,10 @@ func (s *jwtSource) end() {
 func (s *jwtSource) FollowJWT() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.follow()
+}
+
+func (s *jwtSource) follow() { // with s.mu held
 	if s.following || s.ended {
 		return
 	}
@@ -152,6 +156,9 @@ func (s *jwtSource) OnJWTBundlesUpdate(set *jwtbundle.Set) {
 		return
 	}
 	s.trust.Store(now)
+	for _, g := range *s.grants.Load() {
+		s.renewRevoked(g, was, now)
+	}
 	s.log.Debug("JWT bundles changed", "trust_domains", len(now.domains), "generation", now.generation)
 	s.news()
 }

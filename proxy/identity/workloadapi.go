@@ -84,7 +84,7 @@ func NewWorkloadAPI(c WorkloadAPIConfig) (*WorkloadAPI, error) {
 	w.client = client
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
-	w.jwtSource = newJWTSource(ctx, client, w.store.ring, c)
+	w.jwtSource = newJWTSource(ctx, client, w.ring, c)
 	return w, nil
 }
 

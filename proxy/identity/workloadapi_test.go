@@ -293,6 +293,7 @@ func TestNoNewsIsWarnedOfLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &lines{}
 		w := &WorkloadAPI{store: newStore("workload_api", errors.New("nothing yet")), log: hclog.New(&hclog.LoggerOptions{Output: log})}
+		w.jwtSource = newJWTSource(t.Context(), nil, w.ring, WorkloadAPIConfig{})
 		a := &apiWatch{WorkloadAPI: w, ctx: t.Context()}
 		away := status.Error(codes.Unavailable, "connection refused")
 		tests := []struct {
