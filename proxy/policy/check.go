@@ -50,7 +50,7 @@ func checkOf(r *rule) check {
 	alone.http = nil
 	h := r.more.http
 	switch {
-	case !alone.empty(), h.hosts != nil, h.headers != nil, h.grpc && r.allow, len(h.paths) > 1:
+	case !alone.empty(), h.hosts != nil, h.headers != nil, h.subjects != nil, h.grpc && r.allow, len(h.paths) > 1:
 		return c
 	case h.methods == nil:
 		c.methods = ^uint32(0)

@@ -26,8 +26,9 @@ func (c *conditions) empty() bool {
 type answer uint8
 
 const (
-	no   answer = iota
-	open        // it depends on an HTTP request that is not known
+	no       answer = iota
+	unproven        // it would hold, or may, if there were a JWT-SVID on the request
+	open            // it depends on an HTTP request, or a subject of it, that is not known
 	yes
 )
 
@@ -63,21 +64,24 @@ func (c *conditions) ask(q *Request, h *HTTP, allow, byPath bool) answer {
 			return no
 		}
 	}
-	if c.when != nil {
+	if a = a.and(c.ofSubject(q, h, allow)); a != no && c.when != nil {
 		a = a.and(c.ofWhen(q, h, allow))
 	}
 	return a
 }
 
 func (c *conditions) ofWhen(q *Request, h *HTTP, allow bool) answer {
-	if c.when.usesHTTP && h == nil {
+	if c.when.usesHTTP && h == nil || c.when.usesSubject && q.proof(h) == proofUnknown {
 		return open
 	}
 	holds, err := c.when.eval(q)
-	if err != nil {
-		return certain(!allow)
+	switch {
+	case err != nil && !allow, err == nil && holds:
+		return yes
+	case allow && c.when.usesSubject && q.proof(h) == proofMissing:
+		return unproven
 	}
-	return certain(holds)
+	return no
 }
 
 func (c *conditions) source(q *Request, allow bool) bool {

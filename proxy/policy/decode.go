@@ -36,6 +36,7 @@ type loader struct {
 	patterns map[string]*member // by text: each is parsed, and kept, once
 	members  []member           // where the last of them are
 	refs     []groupRef
+	speaking []*speakers
 	checks   []func() // of what may be in a file not yet read
 	whens    whens
 	calls    int // services times methods
@@ -50,6 +51,7 @@ type groupRef struct {
 	rule  int // -1: of a limit
 	limit int
 	side  side
+	of    *subjects // where it is neither; the others move while they are read
 	name  string
 	at    place
 	path  string
@@ -425,6 +427,9 @@ func (l *loader) resolve() {
 		s.groups = append(s.groups, g)
 		g.uses++
 	}
+	for _, s := range l.speaking {
+		s.index()
+	}
 }
 
 // maxHints is among how many groups one is looked for that may have been meant.
@@ -440,9 +445,11 @@ func groupHint(name string, known []string) string {
 	return "; no group is defined"
 }
 
-// side returns the side that names a group.
+// side returns the side, or the list of subjects, that names a group.
 func (l *loader) side(ref *groupRef) *subjects {
 	switch {
+	case ref.of != nil:
+		return ref.of
 	case ref.rule >= 0 && ref.side == sideFrom:
 		return &l.rules[ref.rule].from
 	case ref.rule >= 0:

@@ -180,6 +180,8 @@ func (l *loader) http(r *rule, n *node, path func() string) {
 			c.paths = parseEach(l, &p.value, path, parsePath)
 		case "headers":
 			c.headers = l.headers(&p.value, path)
+		case "subjects":
+			c.subjects = l.speakers(&p.value, path)
 		}
 	})
 	if ok {
@@ -193,6 +195,14 @@ func (l *loader) setHTTP(r *rule, c *httpCond, n *node, path func() string) {
 		return
 	}
 	r.conditions().http = c
+}
+
+// speakers takes in http.subjects, or that of grpc.
+func (l *loader) speakers(n *node, path func() string) *speakers {
+	s := &speakers{}
+	l.subjects(&s.subjects, groupRef{of: &s.subjects, side: sideTo}, n, path)
+	l.speaking = append(l.speaking, s)
+	return s
 }
 
 func parseMethod(s string) (string, error) {
@@ -276,12 +286,15 @@ func headerValue(s string) (string, error) {
 // grpc takes in a grpc block as the paths that its calls have.
 func (l *loader) grpc(r *rule, n *node, path func() string) {
 	var services, methods []string
+	var subjects *speakers
 	_, ok := l.block(n, path, grpcKeyNames, func(p *pair, path func() string) {
 		switch p.key {
 		case "services":
 			services = parseEach(l, &p.value, path, parseService)
 		case "methods":
 			methods = parseEach(l, &p.value, path, parseCall)
+		case "subjects":
+			subjects = l.speakers(&p.value, path)
 		}
 	})
 	if !ok {
@@ -296,7 +309,7 @@ func (l *loader) grpc(r *rule, n *node, path func() string) {
 		l.findings.add(n.at, path(), "services times methods are more than %d in all rules together; leave methods out where a rule is about all", maxAllCalls)
 		return
 	}
-	l.setHTTP(r, &httpCond{grpc: true, paths: callPaths(services, methods)}, n, path)
+	l.setHTTP(r, &httpCond{grpc: true, paths: callPaths(services, methods), subjects: subjects}, n, path)
 }
 
 const (

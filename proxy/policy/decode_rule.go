@@ -161,7 +161,7 @@ func (l *loader) listeners(n *node, path func() string) []string {
 	return on
 }
 
-// subjects takes in from or to of what ref says.
+// subjects takes in from, to or subjects of what ref says.
 func (l *loader) subjects(s *subjects, ref groupRef, n *node, path func() string) {
 	s.given = true
 	if !l.isList(n, path) {
@@ -182,7 +182,7 @@ func (l *loader) subjects(s *subjects, ref groupRef, n *node, path func() string
 		}
 		if value == Unauthenticated {
 			if ref.side == sideTo {
-				l.findings.add(item.at, itemPath(), "unauthenticated belongs into from: who is spoken to always has an identity")
+				l.findings.add(item.at, itemPath(), "unauthenticated belongs into from: who is spoken to, or for, always has an identity")
 			}
 			s.unauthenticated = true
 			continue

@@ -157,6 +157,10 @@ func (d *digester) conditions(c *conditions) {
 		headers[i] = string(sum[:])
 	}
 	d.set(headers)
+	if c.http.subjects != nil {
+		d.text("subjects")
+		d.subjects(&c.http.subjects.subjects)
+	}
 }
 
 func (d *digester) limit(l *limit) {

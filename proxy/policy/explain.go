@@ -22,7 +22,7 @@ type RuleNote struct {
 	File         string
 	Line, Column int
 	Matched      bool
-	Granted      bool   // it matched, and what it asks of HTTP, which is not visible, counts as met
+	Granted      bool   // it matched, and what it asks of HTTP, or of a JWT-SVID, which is not visible, counts as met
 	Misses       []Miss // every condition that did not match, in the order of the language
 }
 
@@ -56,6 +56,8 @@ func (p *Policy) detail(r *Request, d *Decision) string {
 		return p.revokedDetail("from", &r.From)
 	case RevokedTo:
 		return p.revokedDetail("to", &r.To)
+	case RevokedSubject:
+		return p.revokedDetail("subject", &Peer{ID: r.HTTP.Subject})
 	case Ceiling:
 		return p.ceilingDetail(r)
 	case DenyRule, AllowRule:
@@ -88,21 +90,26 @@ func (p *Policy) revokedDetail(key string, peer *Peer) string {
 }
 
 func (p *Policy) ceilingDetail(r *Request) string {
-	key, peer := "from", &r.From
-	for {
-		c := p.ceilings[peer.ID.TrustDomain().Name()]
-		if c != nil && !matchAny(c.patterns, peer) {
-			paths := make([]string, len(c.patterns))
-			for i, pattern := range c.patterns {
-				paths[i] = pattern.text[pattern.path:]
-			}
-			return fmt.Sprintf("%s %s is outside the ceiling of %s: %s (%s)", key, peer.describe(), c.domain, some(paths), c.place)
-		}
-		if key == "to" {
-			return Ceiling.String()
-		}
-		key, peer = "to", &r.To
+	type bounded struct {
+		key  string
+		peer *Peer
 	}
+	peers := []bounded{{"from", &r.From}, {"to", &r.To}}
+	if r.proof(r.HTTP) == proofOfAnother {
+		peers = append(peers, bounded{"subject", &Peer{ID: r.HTTP.Subject}})
+	}
+	for _, b := range peers {
+		c := p.ceilings[b.peer.ID.TrustDomain().Name()]
+		if c == nil || matchAny(c.patterns, b.peer) {
+			continue
+		}
+		paths := make([]string, len(c.patterns))
+		for i, pattern := range c.patterns {
+			paths[i] = pattern.text[pattern.path:]
+		}
+		return fmt.Sprintf("%s %s is outside the ceiling of %s: %s (%s)", b.key, b.peer.describe(), c.domain, some(paths), c.place)
+	}
+	return Ceiling.String()
 }
 
 func (p *Peer) describe() string {
@@ -139,12 +146,18 @@ func (r *rule) note(q *Request) RuleNote {
 	miss(r.at.has(q.Direction), "at", "is for the other end, not %s", q.Direction)
 	miss(r.from.match(&q.From), "from", "wants %s, not %s", r.from.describe(), q.From.describe())
 	miss(r.to.match(&q.To), "to", "wants %s, not %s", r.to.describe(), q.To.describe())
-	if r.more != nil {
-		r.more.explain(q, r, miss)
+	more := r.more
+	if more == nil {
+		more = &conditions{}
 	}
+	more.explain(q, r, miss)
 	n.Matched = len(n.Misses) == 0
-	if n.Matched && r.more != nil && q.HTTP == nil {
-		n.Granted, _ = r.more.aboutHTTP()
+	switch {
+	case !n.Matched:
+	case q.HTTP == nil:
+		n.Granted, _ = more.aboutHTTP()
+	case q.proof(q.HTTP) == proofUnknown:
+		n.Granted = more.asksSubject()
 	}
 	return n
 }
@@ -167,10 +180,14 @@ func (c *conditions) explain(q *Request, r *rule, miss func(met bool, key, forma
 	default:
 		c.http.explain(q.HTTP, r.allow, miss)
 	}
+	c.explainSubject(q, r, miss)
+	granted = granted || c.when != nil && c.when.usesSubject && q.proof(q.HTTP) == proofUnknown && r.grants(q.Direction)
 	switch {
 	case c.when == nil || c.when.usesHTTP && granted:
 	case c.when.usesHTTP && q.HTTP == nil:
 		miss(false, "when", "asks for HTTP, which is not visible here")
+	case c.when.usesSubject && q.proof(q.HTTP) == proofUnknown:
+		miss(false, "when", "asks whom a JWT-SVID speaks for, and none is looked for here")
 	default:
 		holds, err := c.when.eval(q)
 		miss(err == nil || !r.allow, "when", "%s: %v", c.when.text, err)

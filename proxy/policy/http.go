@@ -13,10 +13,12 @@ type httpCond struct {
 	paths   []pathPattern
 	headers []headerCond
 	grpc    bool // the paths come from services and methods
+
+	subjects *speakers
 }
 
 // match reports whether a request meets all of the conditions for an allow,
-// or the wider ones of a deny. Where byPath is set, the path has been found to
+// or the wider ones of a deny, but for subjects: see ofSubject. Where byPath is set, the path has been found to
 // match.
 func (c *httpCond) match(h *HTTP, allow, byPath bool) bool {
 	switch {

@@ -1,5 +1,7 @@
 package policy
 
+import "github.com/spiffe/go-spiffe/v2/spiffeid"
+
 // The index answers in a time that does not depend on the number of rules.
 //
 // Each side of a rule is a list of atoms: a pattern, a group, "anyone", or
@@ -130,6 +132,25 @@ func (x *index) bars(r *Request, from, to *identity) Reason {
 	return NoRule
 }
 
+// barsSubject is bars for whom a request speaks for, where that is neither from
+// nor to. barred is what stands in the way already.
+func (x *index) barsSubject(id spiffeid.ID, barred Reason) Reason {
+	if barred != NoRule && barred != Ceiling {
+		return barred
+	}
+	var subject identity
+	peer := Peer{ID: id}
+	w := x.known.want(&peer)
+	x.identify(&peer, &w, sideFrom, &subject)
+	switch {
+	case subject.revoked:
+		return RevokedSubject
+	case subject.outside:
+		return Ceiling
+	}
+	return barred
+}
+
 // search looks the pairs of two identities up.
 func (x *index) search(s *search, from, to *identity) {
 	listener := none // looked up when it is needed
@@ -178,7 +199,9 @@ func (x *index) take(s *search, key pairKey) {
 	if o := x.pairs.find(key); o != nil {
 		d := s.q.Direction
 		s.hit.deny = min(s.hit.deny, o.deny[d])
-		s.hit.allow = min(s.hit.allow, o.allow[d])
+		if !s.another {
+			s.hit.allow = min(s.hit.allow, o.allow[d])
+		}
 		if o.bucket != 0 {
 			s.bucket(o.bucket)
 		}

@@ -43,10 +43,12 @@ var (
 		{"hosts", "Hosts, with or without port; *.suffix stands for one label or more.", listOf(like(hostText))},
 		{"paths", "Paths; {name} is one segment, ** at the end all that is below.", listOf(like(pathText))},
 		{"headers", "Names of headers with their values, present or absent.", atLeastOne(namedBy(headerNameText, either(wordOf(wordPresent, wordAbsent), listOf(anyText))))},
+		{"subjects", subjectsAbout, listOf(like(toText))},
 	}
 	grpcKeys = []key{
 		{"services", "Full names of services, such as shop.v1.Orders.", listOf(like(serviceText))},
 		{"methods", "Names of methods.", listOf(like(callText))},
+		{"subjects", subjectsAbout, listOf(like(toText))},
 	}
 	limitKeys = []key{
 		{"id", "Unique name, which logs and metrics show.", must(nameShape())},
@@ -75,6 +77,7 @@ var (
 		{"host", "Host of the request.", anyText},
 		{"grpc", "A gRPC call, like shop.v1.Orders/Get, in place of do.", like(rpcText)},
 		{"headers", "Headers of the request: a value or a list of them each.", namedBy(headerNameText, either(scalarShape, shape{Type: array, Items: &scalarShape}))},
+		{"subject", "The SPIFFE ID that a JWT-SVID on the request speaks for; left out: it has none. Inbound.", like(peerIDText)},
 		{"time", "When it is asked, RFC 3339; left out: 2000-01-01T00:00:00Z.", like(timeText)},
 		{"expect", "allow or deny.", must(wordOf("allow", "deny"))},
 		{"rule", "Id of the rule that must decide.", anyText},
@@ -82,6 +85,9 @@ var (
 		{"shadow", "Ids of the shadow rules that must have decided otherwise.", shape{Type: array, Items: &anyText}},
 	}
 )
+
+// subjectsAbout is said of http and grpc alike.
+const subjectsAbout = "Whom a JWT-SVID on the request must speak for: SPIFFE IDs, patterns or group:NAME."
 
 // keysOf returns the names.
 func keysOf(keys []key) []string {
@@ -100,6 +106,7 @@ var (
 
 // otherWords are keys of other languages, with what to write here.
 var otherWords = map[string]string{
+	"subject":    "inside of http, subjects is a list",
 	"not_from":   `everybody but one is written with when: 'from.id != "spiffe://…"'`,
 	"not_to":     `everybody but one is written with when: 'to.id != "spiffe://…"'`,
 	"principals": "callers are named by from",

@@ -14,14 +14,16 @@
 //		To:        own,
 //	}, &d)
 //
-// The decision does not depend on the order of rules or files: (1) from or to
-// revoked: deny; (2) outside the ceiling of its trust domain: deny; (3) any
+// The decision does not depend on the order of rules or files: (1) from, to
+// or the subject of a JWT-SVID revoked: deny; (2) one of them outside the ceiling
+// of its trust domain: deny; (3) any
 // deny that matches: deny; (4) any allow that matches: allow; (5) deny. Where
 // several rules match, the smallest id is reported.
 //
 // The package is pure: a decision depends on the request and the rules, on no
 // clock, file or network. It authenticates nobody: that the peer holds the
-// identity it is asked about is proven before, by the TLS handshake. What
+// identity it is asked about is proven before, by the TLS handshake, and whom a
+// request speaks for by a JWT-SVID that was validated. What
 // becomes of live connections when a policy changes is the proxy's to do.
 package policy
 
@@ -132,6 +134,14 @@ type HTTP struct {
 	Host    string // in lower case, with the port where one was given
 	Path    string // without the query; "*" for OPTIONS *
 	Headers []Header
+
+	// Subject is whom a valid JWT-SVID on the request speaks for; zero: there is
+	// none.
+	Subject spiffeid.ID
+	// NoProof says that nobody looked for a JWT-SVID, as at a listener that
+	// validates none: then whom the request speaks for is not known, and Subject
+	// says nothing. At the outbound end it never is: the token is for the far end.
+	NoProof bool
 }
 
 // Header is one field line. A name that was sent several times is here as
@@ -148,6 +158,11 @@ type Decision struct {
 	Reason     Reason
 	Shadow     []string // ids of shadow rules that would have decided otherwise, at most 8
 	Generation uint64   // of the policy that was asked
+
+	// NeedsSubject says that no rule allows the request, which came without a
+	// JWT-SVID, and that with one a rule may: whoever sends it is asked for one,
+	// which HTTP says by 401 (RFC 6750, section 3).
+	NeedsSubject bool
 }
 
 // Reason says which step of the decision gave the answer.
@@ -159,6 +174,7 @@ const (
 	NoPolicy Reason = iota
 	RevokedFrom
 	RevokedTo
+	RevokedSubject
 	Ceiling
 	DenyRule
 	AllowRule
@@ -174,6 +190,8 @@ func (r Reason) String() string {
 		return "the identity it comes from is revoked"
 	case RevokedTo:
 		return "the identity it goes to is revoked"
+	case RevokedSubject:
+		return "the identity it speaks for is revoked"
 	case Ceiling:
 		return "an identity is outside the ceiling of its trust domain"
 	case DenyRule:
@@ -198,8 +216,9 @@ func (r Reason) Code() string {
 }
 
 // Revoked reports whether an identity was revoked: such a connection is closed
-// whatever the listener does about other refusals.
-func (r Reason) Revoked() bool { return r == RevokedFrom || r == RevokedTo }
+// whatever the listener does about other refusals. Of RevokedSubject that holds
+// for the request.
+func (r Reason) Revoked() bool { return r == RevokedFrom || r == RevokedTo || r == RevokedSubject }
 
 // Admission is the answer to a connection whose requests are still to come.
 type Admission uint8
@@ -208,7 +227,7 @@ type Admission uint8
 const (
 	Never      Admission = iota // no request on it can be allowed
 	PerRequest                  // some requests may be: ask Decide for each
-	Always                      // whatever is asked on it is allowed
+	Always                      // whatever is asked on it is allowed, but for what speaks for another (HTTP.Subject)
 )
 
 // String returns the admission in one or two words.
@@ -350,16 +369,23 @@ func (p *Policy) Decide(r *Request, d *Decision) {
 	}
 	*d = Decision{Shadow: d.Shadow[:0], Generation: p.generation}
 	var from, to identity
-	if d.Reason = p.index.bars(r, &from, &to); d.Reason != NoRule {
+	d.Reason = p.index.bars(r, &from, &to)
+	s := search{p: p, q: r}
+	if r.proof(r.HTTP) == proofOfAnother {
+		s.another = true
+		d.Reason = p.index.barsSubject(r.HTTP.Subject, d.Reason)
+	}
+	if d.Reason != NoRule {
 		return
 	}
-	s := search{p: p, q: r}
 	s.run(&from, &to)
 	switch {
 	case s.hit.deny != none:
 		d.Reason, d.Rule = DenyRule, p.index.ids[s.hit.deny]
 	case s.hit.allow != none:
 		d.Reason, d.Rule, d.Allow = AllowRule, p.index.ids[s.hit.allow], true
+	default:
+		d.NeedsSubject = s.unproven
 	}
 	s.name(d)
 }

@@ -26,6 +26,7 @@ type Question struct {
 	Host     string   // of Do
 	GRPC     string   // a gRPC call, service/method, in place of Do
 	Headers  []Header // with Do or GRPC
+	Subject  string   // whom a JWT-SVID on Do or GRPC speaks for, a SPIFFE ID; empty: it has none. Inbound
 	Time     time.Time
 }
 
@@ -55,7 +56,7 @@ func (q *Question) Request() (*Request, error) {
 	for _, step := range []struct {
 		field string
 		set   func(*Request) error
-	}{{"as", q.setFrom}, {"to", q.setTo}, {"at", q.setAt}, {"source_ip", q.setSource}, {"sni", q.setSNI}, {"do", q.setDo}, {"grpc", q.setGRPC}, {"headers", q.setHeaders}} {
+	}{{"as", q.setFrom}, {"to", q.setTo}, {"at", q.setAt}, {"source_ip", q.setSource}, {"sni", q.setSNI}, {"do", q.setDo}, {"grpc", q.setGRPC}, {"headers", q.setHeaders}, {"subject", q.setSubject}} {
 		if err := step.set(r); err != nil {
 			if wrong := (*QuestionError)(nil); errors.As(err, &wrong) {
 				return nil, wrong
@@ -204,11 +205,29 @@ func (q *Question) setHeaders(r *Request) error {
 	return nil
 }
 
+func (q *Question) setSubject(r *Request) error {
+	switch {
+	case q.Subject == "":
+		return nil
+	case r.HTTP == nil:
+		return errors.New("goes with do or grpc")
+	case r.Direction != Inbound:
+		return errors.New("is known at the inbound end only")
+	}
+	peer, err := parsePeer(q.Subject)
+	r.HTTP.Subject = peer.ID
+	return err
+}
+
 // describe says what is asked, in a line.
 func (r *Request) describe() string {
 	what := ""
 	if r.HTTP != nil {
 		what = r.HTTP.Method + " " + r.HTTP.Host + r.HTTP.Path + " "
 	}
-	return fmt.Sprintf("%sfrom %s to %s, %s on %q", what, r.From.describe(), r.To.describe(), r.Direction, r.Listener)
+	speaker := ""
+	if r.proof(r.HTTP) > proofMissing {
+		speaker = " for " + r.HTTP.Subject.String()
+	}
+	return fmt.Sprintf("%sfrom %s%s to %s, %s on %q", what, r.From.describe(), speaker, r.To.describe(), r.Direction, r.Listener)
 }

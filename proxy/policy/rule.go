@@ -33,7 +33,8 @@ type group struct {
 	patterns []*member
 	place    place
 
-	uses int // sides of rules that name it
+	uses   int     // sides of rules that name it, and lists of subjects
+	lookup *lookup // where a list of subjects names it
 }
 
 // subjects is one side of a rule.
@@ -98,24 +99,23 @@ func (r *rule) missesEnds(q *Request) condition {
 	return met
 }
 
-// meets reports whether the conditions beside on, at, from and to hold. Where
-// HTTP is not visible, a deny takes what it asks of it for granted, and so does
-// an allow at the outbound end: the inbound end asks again, and sees it.
-func (r *rule) meets(q *Request, byPath bool) bool {
+// meets reports whether the conditions beside on, at, from and to hold: yes, no,
+// or unproven. Where HTTP is not visible, or whom a request speaks for, a deny
+// takes what it asks of it for granted, and so does an allow at the outbound end:
+// the inbound end asks again, and sees it.
+func (r *rule) meets(q *Request, byPath bool) answer {
 	if r.more == nil {
-		return true
+		return certain(!r.allow || q.proof(q.HTTP) != proofOfAnother)
 	}
-	switch r.more.ask(q, q.HTTP, r.allow, byPath) {
-	case yes:
-		return true
-	case open:
-		return r.grants(q.Direction)
+	a := r.more.ask(q, q.HTTP, r.allow, byPath)
+	if a == open {
+		a = certain(r.grants(q.Direction))
 	}
-	return false
+	return a
 }
 
 // grants reports whether the rule takes for granted what it asks of HTTP that
-// is not visible.
+// is not visible, and of a subject that is not.
 func (r *rule) grants(d Direction) bool { return !r.allow || d == Outbound }
 
 // revocation takes an identity, or one certificate, out of use.
@@ -153,7 +153,7 @@ func (s *search) scan() {
 			!from.match(&r.from), !to.match(&r.to):
 		case r.more != nil || r.shadow:
 			s.try(uint32(i), false)
-		case r.at.has(s.q.Direction): // the only one that has no check, where no other rule has
+		case r.at.has(s.q.Direction) && !(r.allow && s.another): // the only one that has no check, where no other rule has
 			s.found(uint32(i), r)
 		}
 	}

@@ -13,6 +13,8 @@ type search struct {
 	survey   bool       // for Admit: nothing is known of HTTP
 	openDeny bool       // of a survey: a deny that depends on HTTP
 	mayAllow bool       // and an allow
+	another  bool       // it speaks for another: allows that do not name whom are out
+	unproven bool       // an allow that a JWT-SVID could make match
 }
 
 // mostPairs is how many pairs of atoms are looked at, and one more for each
@@ -80,7 +82,7 @@ func (s *search) try(number uint32, byPath bool) bool {
 		if s.method == 0 {
 			s.method = methodBit(s.q.HTTP.Method)
 		}
-		if !c.match(s.method, s.q.HTTP.Path, byPath) {
+		if c.allow && s.another || !c.match(s.method, s.q.HTTP.Path, byPath) {
 			return false
 		}
 		s.hits(number, c.allow)
@@ -91,11 +93,14 @@ func (s *search) try(number uint32, byPath bool) bool {
 		s.surveyRule(number, r)
 		return false
 	}
-	if !r.meets(s.q, byPath) {
-		return false
+	switch r.meets(s.q, byPath) {
+	case yes:
+		s.found(number, r)
+		return true
+	case unproven:
+		s.unproven = s.unproven || !r.shadow
 	}
-	s.found(number, r)
-	return true
+	return false
 }
 
 // surveyRule takes in what a rule may mean for requests that are to come.

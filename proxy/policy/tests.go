@@ -53,7 +53,7 @@ func (p *Policy) Test() []TestResult {
 
 // reasonWords are the words of tests for a decision's reason.
 var reasonWords = map[string][]Reason{
-	"revoked": {RevokedFrom, RevokedTo},
+	"revoked": {RevokedFrom, RevokedTo, RevokedSubject},
 	"ceiling": {Ceiling},
 	"rule":    {DenyRule, AllowRule},
 	"no_rule": {NoRule},
@@ -159,7 +159,7 @@ func (l *loader) testKey(t *question, p *pair, path func() string) {
 	n := &p.value
 	if into := map[string]*string{
 		"name": &t.name, "as": &t.ask.As, "to": &t.ask.To, "on": &t.ask.On, "at": &t.ask.At, "source_ip": &t.ask.SourceIP,
-		"sni": &t.ask.SNI, "do": &t.ask.Do, "host": &t.ask.Host, "grpc": &t.ask.GRPC, "rule": &t.rule, "reason": &t.reason,
+		"sni": &t.ask.SNI, "do": &t.ask.Do, "host": &t.ask.Host, "grpc": &t.ask.GRPC, "subject": &t.ask.Subject, "rule": &t.rule, "reason": &t.reason,
 	}[p.key]; into != nil {
 		*into, _ = l.text(n, path)
 		return

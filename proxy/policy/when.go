@@ -26,6 +26,7 @@ type when struct {
 	usesTime bool
 
 	usesHeaders bool
+	usesSubject bool
 	program     cel.Program
 }
 

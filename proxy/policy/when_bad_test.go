@@ -14,7 +14,7 @@ func TestWhenBad(t *testing.T) {
 	for _, test := range []struct{ text, want string }{
 		// Names.
 		{`from.idd == "x"`, "1:1: unknown field from.idd; did you mean from.id?"},
-		{`true && request.foo == "x"`, "1:9: unknown field request.foo; known: time, method, host, path, headers"},
+		{`true && request.foo == "x"`, "1:9: unknown field request.foo; known: time, method, host, path, subject, subject_trust_domain, subject_path, headers"},
 		{`frm.id == "x"`, "1:1: unknown name frm; did you mean from?"},
 		{`user == "x"`, "1:1: unknown name user; known: connection, from, request, source, time, to"},
 		{`from == "x"`, "1:1: from is no value; its fields are: id, trust_domain, path, serial, authenticated"},

@@ -177,8 +177,11 @@ func (w *nameWalker) uses(name string) {
 	case strings.HasPrefix(name, "request."):
 		w.when.usesHTTP = true
 	}
-	if name == headersVariable {
+	switch {
+	case name == headersVariable:
 		w.when.usesHeaders = true
+	case strings.HasPrefix(name, subjectVariable):
+		w.when.usesSubject = true
 	}
 }
 

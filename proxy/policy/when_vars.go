@@ -17,7 +17,10 @@ type variable struct {
 	read func(*whenVars) celref.Val
 }
 
-const headersVariable = "request.headers"
+const (
+	headersVariable = "request.headers"
+	subjectVariable = "request.subject"
+)
 
 var headersType = cel.MapType(cel.StringType, cel.ListType(cel.StringType))
 
@@ -39,6 +42,9 @@ var variables = slices.Concat(
 		{"request.method", cel.StringType, mostMethod, func(v *whenVars) celref.Val { return types.String(v.request.HTTP.Method) }},
 		{"request.host", cel.StringType, mostHost, func(v *whenVars) celref.Val { return types.String(v.request.HTTP.Host) }},
 		{"request.path", cel.StringType, mostPath, func(v *whenVars) celref.Val { return types.String(v.request.HTTP.Path) }},
+		{subjectVariable, cel.StringType, 2048, func(v *whenVars) celref.Val { return types.String(v.request.HTTP.Subject.String()) }},
+		{subjectVariable + "_trust_domain", cel.StringType, 255, func(v *whenVars) celref.Val { return types.String(v.request.HTTP.Subject.TrustDomain().Name()) }},
+		{subjectVariable + "_path", cel.StringType, 2048, func(v *whenVars) celref.Val { return types.String(v.request.HTTP.Subject.Path()) }},
 		{headersVariable, headersType, mostHeaderLines, func(v *whenVars) celref.Val { return &v.headers }},
 	},
 )
