@@ -39,7 +39,7 @@ func newAgreement(s *slowPolicy, w *yamlWriter, files int) (*agreement, error) {
 func (a *agreement) disagreement(q *Request) (Decision, string) {
 	want, got := a.slow.answer(q), &a.decision
 	a.policy.Decide(q, got)
-	if got.Allow != want.Allow || got.Rule != want.Rule || got.Reason != want.Reason || !slices.Equal(got.Shadow, want.Shadow) {
+	if got.Allow != want.Allow || got.Rule != want.Rule || got.Reason != want.Reason || got.NeedsSubject != want.NeedsSubject || !slices.Equal(got.Shadow, want.Shadow) {
 		return want, fmt.Sprintf("Decide: %+v\nwant    %+v", *got, want)
 	}
 	a.limits = a.policy.Limits(q, a.limits[:0])
@@ -91,7 +91,7 @@ func (a *agreement) disagreementOfAdmission(connection *Request, requests []*HTT
 			return fmt.Sprintf("Admit: %v, and %v with a request to see: %+v", admission, other, *h)
 		}
 		switch d := a.slow.answer(&q); {
-		case d.Allow && admission == Never, !d.Allow && admission == Always:
+		case d.Allow && admission == Never, !d.Allow && admission == Always && !speaksForAnother(&q):
 			return fmt.Sprintf("Admit: %v, but %+v is answered %+v", admission, *h, d)
 		}
 	}
@@ -175,7 +175,7 @@ func agreePolicies() int64 {
 // against the slow evaluator, over random policies and requests.
 func TestDecideAgreesWithTheSlowEvaluator(t *testing.T) {
 	var seen [NoRule + 1]atomic.Int64
-	var shadowed, decided atomic.Int64
+	var shadowed, needing, decided atomic.Int64
 	t.Run("kind", func(t *testing.T) {
 		for kind := range worldKinds {
 			for shard := range int64(agreeShards) {
@@ -188,6 +188,9 @@ func TestDecideAgreesWithTheSlowEvaluator(t *testing.T) {
 								decided.Add(1)
 								if len(d.Shadow) > 0 {
 									shadowed.Add(1)
+								}
+								if d.NeedsSubject {
+									needing.Add(1)
 								}
 							})
 						}
@@ -207,6 +210,12 @@ func TestDecideAgreesWithTheSlowEvaluator(t *testing.T) {
 		if n := seen[reason].Load(); n < all/200 {
 			t.Errorf("only %d of %d decisions were %q: the test has little to say about it", n, all, reason)
 		}
+	}
+	if n := needing.Load(); n < all/1000 {
+		t.Errorf("only %d of %d decisions needed a JWT-SVID: the test has little to say about them", n, all)
+	}
+	if n := seen[RevokedSubject].Load(); n < all/1000 {
+		t.Errorf("only %d of %d decisions were %q: the test has little to say about it", n, all, RevokedSubject)
 	}
 	if n := shadowed.Load(); n < all/100 {
 		t.Errorf("only %d of %d decisions had shadow rules: the test has little to say about them", n, all)
@@ -229,7 +238,7 @@ func agreeOn(t *testing.T, kind int, seed int64, count func(Decision)) {
 		var requests []*HTTP
 		for i := range agreeRequests + 1 {
 			if i > 0 {
-				q.HTTP = slow.likelyHTTP(r, candidates)
+				q.HTTP = slow.likelyHTTP(r, &q, candidates)
 				requests = append(requests, q.HTTP)
 			}
 			decision, what := a.disagreement(&q)
@@ -285,7 +294,7 @@ func sameAnswers(t *testing.T, r *rand.Rand, slow *slowPolicy, first, other *Pol
 	for range 60 {
 		q := slow.likelyConnection(r)
 		if r.IntN(4) > 0 {
-			q.HTTP = slow.likelyHTTP(r, slow.rules)
+			q.HTTP = slow.likelyHTTP(r, &q, slow.rules)
 		}
 		var a, b Decision
 		first.Decide(&q, &a)

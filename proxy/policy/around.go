@@ -22,6 +22,7 @@ const (
 type around struct {
 	c     *Comparison
 	http  bool // rules ask for HTTP
+	speak bool // and whom it speaks for
 	left  int  // of maxMeetings
 	seen  map[[sha256.Size]byte]bool
 	scene int // requests asked about the two rules at hand
@@ -45,6 +46,7 @@ func (c *Comparison) AskAround() {
 	a.http = slices.ContainsFunc(all, func(r *rule) bool {
 		return r.more != nil && (r.more.http != nil || r.more.when != nil && r.more.when.usesHTTP)
 	})
+	a.speak = slices.ContainsFunc(all, func(r *rule) bool { return r.more != nil && r.more.asksSubject() })
 	list := a.different()
 	for _, f := range list { // what differs by itself first, while there is room
 		a.ask(f, f.rule)
@@ -94,6 +96,10 @@ func (a *around) different() []focus {
 			b := bars[name]
 			side := subjects{given: b.certificate == nil, patterns: b.patterns}
 			out = append(out, focus{&rule{at: bothEnds, from: side}, b.certificate}, focus{&rule{at: bothEnds, to: side}, b.certificate})
+			if a.speak && b.certificate == nil {
+				spoken := &httpCond{subjects: &speakers{subjects: side}}
+				out = append(out, focus{rule: &rule{at: 1 << Inbound, more: &conditions{http: spoken}}})
+			}
 		}
 	}
 	return out
@@ -116,6 +122,7 @@ func (a *around) ask(f focus, s *rule) bool {
 		return false
 	}
 	a.scene = 0
+	spoken := a.spoken(f.rule, s)
 	variants := variantsOf(a.http, f.rule, s)
 	for _, q := range variants { // the first meets what both ask for
 		for _, listener := range on {
@@ -131,12 +138,74 @@ func (a *around) ask(f focus, s *rule) bool {
 						}
 						q.Listener, q.Direction, q.From, q.To = listener, d, from, t
 						a.once(f, q)
+						a.onceFor(f, s, q, spoken)
 					}
 				}
 			}
 		}
+		if q.HTTP != nil && len(spoken) > 1 {
+			spoken = spoken[:1] // the first request is asked for all, others for whom both want
+		}
 	}
 	return true
+}
+
+// spoken returns whom requests about both may speak for: those both name, those
+// that one of them does, and somebody whom nothing names.
+func (a *around) spoken(r, s *rule) []spiffeid.ID {
+	if !a.speak {
+		return nil
+	}
+	var nobody subjects
+	sides := [2]*subjects{&nobody, &nobody}
+	for i, r := range []*rule{r, s} {
+		if r.more != nil && r.more.http != nil && r.more.http.subjects != nil {
+			sides[i] = &r.more.http.subjects.subjects
+		}
+	}
+	peers := a.somebody(sides[0], sides[1])
+	for _, side := range sides {
+		if side.given {
+			peers = append(peers, a.somebody(side, side)...)
+		}
+	}
+	out := make([]spiffeid.ID, 0, len(peers)+1)
+	for _, p := range peers {
+		if !p.ID.IsZero() {
+			out = append(out, p.ID)
+		}
+	}
+	return append(out, stranger)
+}
+
+// stranger is an identity that nothing names.
+var stranger = spiffeid.RequireFromString(scheme + elsewhere + "/" + somewhere)
+
+// onceFor asks the request for others, for the peer itself, and of each of them
+// for itself, where it may have a JWT-SVID.
+func (a *around) onceFor(f focus, s *rule, q Request, spoken []spiffeid.ID) {
+	if !a.speak || q.HTTP == nil || q.Direction != Inbound {
+		return
+	}
+	if q.From.Authenticated() {
+		spoken = append(slices.Clip(spoken), q.From.ID)
+	}
+	h := *q.HTTP
+	for _, id := range spoken {
+		if a.scene++; a.scene > maxScene {
+			a.c.Incomplete = true
+			return
+		}
+		spoken := h
+		spoken.Subject = id
+		q.HTTP = &spoken
+		a.once(f, q)
+		if itself := (Peer{ID: id}); f.from.match(&itself) && s.from.match(&itself) {
+			q := q
+			q.From = itself
+			a.once(f, q)
+		}
+	}
 }
 
 // once asks, unless the same was asked or there were too many.
@@ -169,7 +238,7 @@ func (a *around) keyOf(q *Request) [sha256.Size]byte {
 		d.text(s)
 	}
 	if q.HTTP != nil {
-		for _, s := range []string{q.HTTP.Method, q.HTTP.Host, q.HTTP.Path} {
+		for _, s := range []string{q.HTTP.Method, q.HTTP.Host, q.HTTP.Path, q.HTTP.Subject.String()} {
 			d.text(s)
 		}
 		for _, h := range q.HTTP.Headers {

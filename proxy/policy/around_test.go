@@ -75,6 +75,12 @@ func TestAskAroundFinds(t *testing.T) {
 		"plaintext":                  {"rules: [{id: a, effect: allow, at: inbound, from: [%s]}]", "'" + web + "'", "'" + web + "', unauthenticated", "allow"},
 		"whom":                       {allow, ", to: ['spiffe://example.org/a']", ", to: ['spiffe://example.org/*']", "allow"},
 		"a certificate":              {"rules: [{id: a, effect: allow, from: ['" + web + "']}]%s", "", "\nrevoked: [{issuer: 'aa', serial: '01'}]", "deny"},
+		"a subject":                  {allow, ", http: {subjects: ['" + orders + "']}", ", http: {subjects: ['" + orders + "', 'spiffe://example.org/u/*']}", "allow"},
+		"any subject":                {allow, ", http: {subjects: ['" + orders + "']}", ", http: {subjects: ['spiffe://example.org/**', 'spiffe://partner.example/**']}", "allow"},
+		"subjects no more":           {allow, ", at: inbound, http: {methods: [GET], subjects: ['" + orders + "']}", ", at: inbound, http: {methods: [GET]}", "allow deny"},
+		"a denied subject":           {deny, ", http: {subjects: ['" + web + "']}", ", http: {subjects: ['" + web + "', 'spiffe://example.org/u']}", "deny"},
+		"itself":                     {allow, ", at: inbound, when: request.subject == from.id", ", at: inbound, when: request.subject == \"\"", "allow deny"},
+		"a subject revoked":          {"rules: [{id: a, effect: allow, from: ['" + web + "'], http: {subjects: ['spiffe://example.org/u/*']}}]%s", "", "\nrevoked: ['spiffe://example.org/u/7']", "deny"},
 		"a revocation taken back":    {"rules: [{id: a, effect: allow, from: ['" + web + "']}]%s", "\nrevoked: ['" + web + "']", "", "allow"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,7 +32,7 @@ func TestScanFindsWhatTheIndexFinds(t *testing.T) {
 		}
 		for range 100 {
 			q := slow.likelyConnection(r)
-			q.HTTP = slow.likelyHTTP(r, slow.rules)
+			q.HTTP = slow.likelyHTTP(r, &q, slow.rules)
 			if _, _, reason := slow.decide(&q); reason >= DenyRule && p.scanAll(&q) != p.searchAll(&q) {
 				t.Fatalf("seed %d: %+v: scan finds %v, index %v", seed, q, p.scanAll(&q), p.searchAll(&q))
 			}

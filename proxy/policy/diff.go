@@ -210,17 +210,17 @@ func (p *Policy) bars() map[string]bar {
 	return out
 }
 
-// HeaderRules returns the enforced rules that ask for headers, or whose `when`
-// may, by id. An access log has no headers, so that what these rules say of
-// its records cannot be known: an allow of gRPC calls is one of them, as it
-// asks for the content type.
+// HeaderRules returns the enforced rules that ask for headers or for subjects,
+// or whose `when` may, by id. An access log has neither, so that what these
+// rules say of its records cannot be known: an allow of gRPC calls is one of
+// them, as it asks for the content type.
 func (p *Policy) HeaderRules() []string {
 	var ids []string
 	for _, r := range p.enforced() {
 		if r.more == nil {
 			continue
 		}
-		if h := r.more.http; h != nil && (len(h.headers) > 0 || h.grpc && r.allow) || r.more.when != nil && r.more.when.usesHeaders {
+		if h := r.more.http; h != nil && (len(h.headers) > 0 || h.grpc && r.allow) || r.more.when != nil && r.more.when.usesHeaders || r.more.asksSubject() {
 			ids = append(ids, r.id)
 		}
 	}

@@ -172,10 +172,14 @@ func (v *reviewer) spend(n int) bool {
 	return true
 }
 
-// barred says what keeps all of an allow's callers, or all whom it lets speak
-// to, from anything.
+// barred says what keeps all of an allow's callers, or all whom it lets them
+// speak to, or for, from anything.
 func (v *reviewer) barred(r *rule) (what string, at place, ok bool) {
-	for _, side := range []*subjects{&r.from, &r.to} {
+	sides := []*subjects{&r.from, &r.to}
+	if r.at == 1<<Inbound && r.more != nil && r.more.http != nil && r.more.http.subjects != nil {
+		sides = append(sides, &r.more.http.subjects.subjects)
+	}
+	for _, side := range sides {
 		if !side.given || side.unauthenticated {
 			continue
 		}
@@ -358,6 +362,16 @@ func (p Pattern) meets(q Pattern) bool {
 // not cover it are left out. An allow is named only where `on` names the
 // listener or `to` its identity: others are meant for whom they suit.
 func (p *Policy) Blind(listener string, d Direction, own spiffeid.ID) []RuleNote {
+	return p.blind(listener, d, own, func(c *conditions) bool { asks, _ := c.aboutHTTP(); return asks })
+}
+
+// BlindToSubjects is Blind for a listener that sees HTTP and looks for no
+// JWT-SVID, as every outbound one, and of rules that ask whom one speaks for.
+func (p *Policy) BlindToSubjects(listener string, d Direction, own spiffeid.ID) []RuleNote {
+	return p.blind(listener, d, own, (*conditions).asksSubject)
+}
+
+func (p *Policy) blind(listener string, d Direction, own spiffeid.ID, asks func(*conditions) bool) []RuleNote {
 	if p == nil {
 		return nil
 	}
@@ -370,7 +384,7 @@ func (p *Policy) Blind(listener string, d Direction, own spiffeid.ID) []RuleNote
 			continue
 		}
 		named := len(r.on) > 0 || known && r.to.given
-		if asks, _ := r.more.aboutHTTP(); !asks || r.allow && (d == Outbound || !named) {
+		if !asks(r.more) || r.allow && (d == Outbound || !named) {
 			continue
 		}
 		out = append(out, RuleNote{ID: r.id, Allow: r.allow, File: r.place.file, Line: r.place.line, Column: r.place.column})

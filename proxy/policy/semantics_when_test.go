@@ -209,6 +209,37 @@ var whenConditions = []conditionTest{
 		{tcp().outbound(), both},
 		{tcp().at("2026-01-01T17:00:00Z").outbound(), both}, // as a whole
 	}},
+
+	// An allow without subjects is for the peer alone, whatever its when says.
+	{"", `request.subject == from.id`, []conditionCase{
+		{get("/").speaking(web), both},
+		{get("/").speaking(anna), neither},
+		{get("/"), neither},
+		{get("/").plaintext(), both}, // "" of both
+		{get("/").unproven(), denies},
+		{get("/").outbound(), both},
+		{tcp(), denies},
+		{tcp().outbound(), both},
+	}},
+	{"", `request.subject != "" && request.subject_trust_domain != from.trust_domain`, []conditionCase{
+		{get("/").speaking(other), denies},
+		{get("/").speaking(anna), neither},
+		{get("/"), neither},
+		{get("/").unproven(), denies},
+	}},
+	{"", `request.subject_path.startsWith("/ns") || request.method == "GET"`, []conditionCase{
+		{get("/"), both},
+		{do("PUT", "/").speaking(web), both},
+		{do("PUT", "/"), neither},
+		{do("PUT", "/").outbound(), both}, // as a whole
+	}},
+	{"", `request.headers["x-env"][0] == "prod" || request.subject == ""`, []conditionCase{
+		{get("/"), both},
+		{get("/").speaking(web).header("x-env", "prod"), both},
+		{get("/").speaking(web).header("x-env", "test"), neither},
+		{get("/").speaking(web), denies}, // fails
+		{get("/").unproven(), denies},
+	}},
 }
 
 func TestWhenConditions(t *testing.T) {

@@ -29,6 +29,7 @@ type slowRule struct {
 type slowHTTP struct {
 	methods, hosts, paths []string
 	headers               []slowHeader
+	subjects              []string
 }
 
 // slowHeader is one key of headers.
@@ -38,7 +39,7 @@ type slowHeader struct {
 	values []string // where there is no word
 }
 
-type slowGRPC struct{ services, methods []string }
+type slowGRPC struct{ services, methods, subjects []string }
 
 type slowLimit struct {
 	id, per            string
@@ -145,7 +146,73 @@ func (s *slowPolicy) matches(rule *slowRule, q *Request) bool {
 		(rule.at == "" || rule.at == map[Direction]string{Inbound: "inbound", Outbound: "outbound"}[q.Direction]) &&
 		s.sideMatches(rule.from, subject(q.From)) && s.sideMatches(rule.to, subject(q.To)) &&
 		rule.sourceHolds(q) && rule.portsHold(q) && rule.sniHolds(q) &&
-		rule.httpHolds(q) && rule.grpcHolds(q) && rule.whenHolds(q)
+		rule.httpHolds(q) && rule.grpcHolds(q) && rule.whenHolds(q) && s.subjectHolds(rule, q)
+}
+
+// hasProof reports whether somebody looked for a JWT-SVID, and speaksFor whom
+// it speaks for; "" without one.
+func hasProof(q *Request) bool { return q.HTTP != nil && !q.HTTP.NoProof && q.Direction == Inbound }
+
+func speaksFor(q *Request) string {
+	if !hasProof(q) {
+		return ""
+	}
+	return q.HTTP.Subject.String()
+}
+
+func speaksForAnother(q *Request) bool {
+	return speaksFor(q) != "" && speaksFor(q) != subject(q.From)
+}
+
+// subjects is whom the rule asks for; nil: nobody.
+func (rule *slowRule) subjects() []string {
+	switch {
+	case rule.http != nil && rule.http.subjects != nil:
+		return rule.http.subjects
+	case rule.grpc != nil:
+		return rule.grpc.subjects
+	}
+	return nil
+}
+
+func (s *slowPolicy) subjectHolds(rule *slowRule, q *Request) bool {
+	switch {
+	case rule.subjects() == nil && rule.deny():
+		return true
+	case rule.subjects() == nil:
+		return !speaksForAnother(q)
+	case !hasProof(q):
+		return rule.invisible(q)
+	}
+	return s.sideMatches(rule.subjects(), speaksFor(q))
+}
+
+// needsSubject reports whether there is an allow whose conditions hold, but for
+// those on the JWT-SVID that the request does not have.
+func (s *slowPolicy) needsSubject(q *Request) bool {
+	if !hasProof(q) || speaksFor(q) != "" {
+		return false
+	}
+	return slices.ContainsFunc(s.rules, func(rule slowRule) bool {
+		if rule.deny() || rule.shadow || rule.subjects() == nil && !slowWhens[rule.when].subject {
+			return false
+		}
+		rest := rule
+		if slowWhens[rule.when].subject {
+			rest.when = ""
+		}
+		if rule.http != nil {
+			http := *rule.http
+			http.subjects = nil
+			rest.http = &http
+		}
+		if rule.grpc != nil {
+			grpc := *rule.grpc
+			grpc.subjects = nil
+			rest.grpc = &grpc
+		}
+		return s.matches(&rest, q)
+	})
 }
 
 func (rule *slowRule) deny() bool { return rule.effect == "deny" }
@@ -377,7 +444,7 @@ func (rule *slowRule) whenHolds(q *Request) bool {
 		return true
 	}
 	when := slowWhens[rule.when]
-	if when.http && q.HTTP == nil {
+	if when.http && q.HTTP == nil || when.subject && !hasProof(q) {
 		return rule.invisible(q)
 	}
 	value, failed := when.eval(q)
@@ -408,6 +475,10 @@ func (s *slowPolicy) decide(q *Request) (bool, string, Reason) {
 		return false, "", RevokedFrom
 	case s.isRevoked(q.To):
 		return false, "", RevokedTo
+	case speaksForAnother(q) && s.isRevoked(Peer{ID: q.HTTP.Subject}):
+		return false, "", RevokedSubject
+	case speaksForAnother(q) && s.isOutside(Peer{ID: q.HTTP.Subject}):
+		return false, "", Ceiling
 	case s.isOutside(q.From) || s.isOutside(q.To):
 		return false, "", Ceiling
 	}
@@ -441,6 +512,7 @@ func (s *slowPolicy) answer(q *Request) Decision {
 		d.Shadow = s.matching(q, "deny", true)
 	case NoRule:
 		d.Shadow = s.matching(q, "allow", true)
+		d.NeedsSubject = s.needsSubject(q)
 	}
 	d.Shadow = d.Shadow[:min(len(d.Shadow), 8)]
 	return d

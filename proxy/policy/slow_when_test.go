@@ -11,7 +11,9 @@ import (
 type slowWhen struct {
 	http bool // asks for request.* other than the time
 	time bool // asks for the time
-	eval func(*Request) (value, failed bool)
+
+	subject bool // asks whom the request speaks for
+	eval    func(*Request) (value, failed bool)
 }
 
 // sure makes an eval of an expression that cannot fail.
@@ -132,6 +134,20 @@ var slowWhens = map[string]slowWhen{
 		}
 		n, err := strconv.ParseInt(values[0], 10, 64)
 		return n > 5, err != nil
+	}},
+
+	// Of whom it speaks for.
+	`request.subject == from.id`: {http: true, subject: true, eval: sure(func(q *Request) bool { return speaksFor(q) == slowID(q.From) })},
+	`request.subject != "" && request.subject_trust_domain != from.trust_domain`: {http: true, subject: true, eval: sure(func(q *Request) bool {
+		return speaksFor(q) != "" && slowTrustDomain(Peer{ID: q.HTTP.Subject}) != slowTrustDomain(q.From)
+	})},
+	`request.subject_path.startsWith("/ns") || request.method == "GET"`: {http: true, subject: true, eval: sure(func(q *Request) bool {
+		return strings.HasPrefix(slowIDPath(Peer{ID: q.HTTP.Subject}), "/ns") || q.HTTP.Method == "GET"
+	})},
+	`request.headers["x-env"][0] == "prod" || request.subject == ""`: {http: true, subject: true, eval: func(q *Request) (bool, bool) {
+		values := slowValues(q.HTTP, "x-env")
+		value := speaksFor(q) == "" || len(values) > 0 && values[0] == "prod"
+		return value, !value && len(values) == 0
 	}},
 
 	// Of several.

@@ -187,6 +187,10 @@ func worldHTTP(r *rand.Rand) *HTTP {
 	for range r.IntN(4) {
 		h.Headers = append(h.Headers, worldHeader(r))
 	}
+	if r.IntN(6) == 0 {
+		h.Subject = spiffeid.RequireFromString("spiffe://" + pick(r, worldDomains) + worldPath(r, 0))
+	}
+	h.NoProof = r.IntN(16) == 0
 	return h
 }
 
@@ -281,13 +285,26 @@ func (s *slowPolicy) likelyPeer(r *rand.Rand, subject string) Peer {
 
 // likelyHTTP is a request on a connection that meets most of what one of the
 // rules asks for.
-func (s *slowPolicy) likelyHTTP(r *rand.Rand, rules []slowRule) *HTTP {
+func (s *slowPolicy) likelyHTTP(r *rand.Rand, q *Request, rules []slowRule) *HTTP {
 	h := worldHTTP(r)
+	if id := q.From.ID; !q.From.Unauthenticated && r.IntN(8) == 0 {
+		h.Subject = id
+	}
 	if len(rules) == 0 || r.IntN(10) == 0 {
 		return h
 	}
 	rule := pick(r, rules)
 	spoil := r.IntN(8)
+	switch list := rule.subjects(); {
+	case list == nil:
+	case r.IntN(3) > 0:
+		h.Subject = s.likelyPeer(r, pick(r, list)).ID
+	default:
+		h.Subject = spiffeid.ID{}
+	}
+	if len(s.revoked) > 0 && r.IntN(24) == 0 {
+		h.Subject = s.likelyPeer(r, pick(r, s.revoked)).ID
+	}
 	if rule.grpc != nil {
 		if spoil != 0 {
 			h.Method = "POST"
@@ -429,6 +446,7 @@ func mixedPolicy(r *rand.Rand) *slowPolicy {
 		rule := &s.rules[i]
 		if r.IntN(4) > 0 {
 			rule.worldConditions(r)
+			s.worldSpeakers(r, rule)
 		}
 		if rule.deny() && r.IntN(3) > 0 {
 			rule.narrow(r)
@@ -472,11 +490,28 @@ func pairPolicy(r *rand.Rand) *slowPolicy {
 		rule.http = &slowHTTP{paths: pickSome(r, 2, paths)}
 		if !onlyPaths || rule.deny() {
 			rule.pairConditions(r)
+			s.worldSpeakers(r, &rule)
 		}
 		s.rules = append(s.rules, rule)
 	}
 	s.worldLimits(r)
 	return s
+}
+
+// worldSpeakers may let a rule ask whom requests speak for.
+func (s *slowPolicy) worldSpeakers(r *rand.Rand, rule *slowRule) {
+	if r.IntN(4) > 0 && (rule.grpc == nil || r.IntN(2) == 0) {
+		return
+	}
+	list := s.worldSubjects(r, false)
+	switch {
+	case rule.grpc != nil:
+		rule.grpc.subjects = list
+	case rule.http != nil:
+		rule.http.subjects = list
+	default:
+		rule.http = &slowHTTP{subjects: list}
+	}
 }
 
 func (rule *slowRule) pairConditions(r *rand.Rand) {
@@ -633,6 +668,15 @@ var slowConditions = []struct {
 	{"http.methods", dropHTTP(func(h *slowHTTP) *[]string { return &h.methods })},
 	{"http.hosts", dropHTTP(func(h *slowHTTP) *[]string { return &h.hosts })},
 	{"http.paths", dropHTTP(func(h *slowHTTP) *[]string { return &h.paths })},
+	{"subjects", func(r *slowRule) bool {
+		if r.grpc == nil || r.grpc.subjects == nil {
+			return dropHTTP(func(h *slowHTTP) *[]string { return &h.subjects })(r)
+		}
+		g := *r.grpc
+		g.subjects = nil
+		r.grpc = &g
+		return true
+	}},
 	{"http.headers", func(r *slowRule) bool {
 		if r.http == nil || r.http.headers == nil {
 			return false
@@ -666,7 +710,7 @@ func TestWorldsMeet(t *testing.T) {
 		s := mixedPolicy(r)
 		for range 40 {
 			q := s.likelyConnection(r)
-			if q.HTTP = s.likelyHTTP(r, s.rules); r.IntN(5) == 0 {
+			if q.HTTP = s.likelyHTTP(r, &q, s.rules); r.IntN(5) == 0 {
 				q.HTTP = nil
 			}
 			for i := range s.rules {
@@ -688,7 +732,7 @@ func (rule *slowRule) count(s *slowPolicy, q *Request, decides map[string]*[2]in
 	holds := s.matches(rule, q)
 	for _, condition := range slowConditions {
 		rest := *rule
-		if !condition.drop(&rest) || rest.http != nil && len(rest.http.methods)+len(rest.http.hosts)+len(rest.http.paths)+len(rest.http.headers) == 0 && q.HTTP == nil {
+		if !condition.drop(&rest) || rest.http != nil && len(rest.http.methods)+len(rest.http.hosts)+len(rest.http.paths)+len(rest.http.headers)+len(rest.http.subjects) == 0 && q.HTTP == nil {
 			continue
 		}
 		if !s.matches(&rest, q) {

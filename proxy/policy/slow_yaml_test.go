@@ -123,10 +123,10 @@ func (w *yamlWriter) rule(rule *slowRule) yamlBlock {
 		b = append(b, yamlPair{"ports", ports})
 	}
 	if g := rule.grpc; g != nil {
-		b = append(b, yamlPair{"grpc", yamlBlock{}.lists([]namedList{{"services", g.services, nil}, {"methods", g.methods, nil}})})
+		b = append(b, yamlPair{"grpc", yamlBlock{}.lists([]namedList{{"services", g.services, nil}, {"methods", g.methods, nil}, {"subjects", g.subjects, nil}})})
 	}
 	if h := rule.http; h != nil {
-		block := yamlBlock{}.lists([]namedList{{"methods", h.methods, nil}, {"hosts", h.hosts, w.anyCase}, {"paths", h.paths, w.encode}})
+		block := yamlBlock{}.lists([]namedList{{"methods", h.methods, nil}, {"hosts", h.hosts, w.anyCase}, {"paths", h.paths, w.encode}, {"subjects", h.subjects, nil}})
 		if h.headers != nil {
 			block = append(block, yamlPair{"headers", w.headers(h.headers)})
 		}
@@ -382,13 +382,13 @@ func slowReadRule(t *testing.T, n map[string]any) slowRule {
 		t.Fatalf("slowWhens does not say what %s means", rule.when)
 	}
 	if g, ok := n["grpc"].(map[string]any); ok {
-		rule.grpc = &slowGRPC{services: slowList(g["services"]), methods: slowList(g["methods"])}
+		rule.grpc = &slowGRPC{services: slowList(g["services"]), methods: slowList(g["methods"]), subjects: slowList(g["subjects"])}
 	}
 	h, ok := n["http"].(map[string]any)
 	if !ok {
 		return rule
 	}
-	rule.http = &slowHTTP{methods: slowList(h["methods"]), hosts: slowList(h["hosts"]), paths: slowList(h["paths"])}
+	rule.http = &slowHTTP{methods: slowList(h["methods"]), hosts: slowList(h["hosts"]), paths: slowList(h["paths"]), subjects: slowList(h["subjects"])}
 	headers, _ := h["headers"].(map[string]any)
 	for name, value := range headers {
 		want := slowHeader{name: name, values: slowList(value)}
@@ -429,7 +429,7 @@ func TestSlowPoliciesReadBack(t *testing.T) {
 		for range 60 {
 			q := s.likelyConnection(r)
 			if r.IntN(4) > 0 {
-				q.HTTP = s.likelyHTTP(r, s.rules)
+				q.HTTP = s.likelyHTTP(r, &q, s.rules)
 			}
 			if a, b := s.answer(&q), again.answer(&q); !reflect.DeepEqual(a, b) {
 				t.Fatalf("seed %d: %+v: %+v, read back %+v\n%s", seed, q, a, b, strings.Join(texts, "\n---\n"))
