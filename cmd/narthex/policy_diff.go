@@ -155,7 +155,7 @@ func (d *policyDiff) noteReplay(was, is *policy.Policy) {
 	rules := slices.Concat(was.HeaderRules(), is.HeaderRules())
 	slices.Sort(rules)
 	if rules = slices.Compact(rules); len(rules) > 0 {
-		d.notes = append(d.notes, "headers are not logged, and were taken to be missing, which is what these rules may ask for: "+someWords(rules))
+		d.notes = append(d.notes, "headers and JWT-SVIDs are not logged, and were taken to be missing, which is what these rules may ask for: "+someWords(rules))
 	}
 	d.undecided = slices.DeleteFunc(d.differing(), func(name string) bool {
 		_, header := slices.BinarySearch(rules, name)

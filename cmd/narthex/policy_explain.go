@@ -43,6 +43,7 @@ the call cannot be made sense of, or the rules cannot be read.`,
 	f.StringVar(&q.SourceIP, "source-ip", "", "the client's address")
 	f.Uint16Var(&q.Port, "port", 0, "the port of the mTLS side")
 	f.StringVar(&q.SNI, "sni", "", "the TLS server name")
+	f.StringVar(&q.Subject, "subject", "", "the SPIFFE ID that a JWT-SVID on the request speaks for (default no JWT-SVID)")
 	f.StringVar(&q.Do, "do", "", "an HTTP request, like 'GET /v1/orders/7'")
 	f.StringVar(&q.Host, "host", "", "the host of the request")
 	f.StringVar(&q.GRPC, "grpc", "", "a gRPC call, like shop.v1.Orders/Get, in place of --do")
@@ -67,7 +68,7 @@ the call cannot be made sense of, or the rules cannot be read.`,
 		if err != nil {
 			return unanswered(cmd, err)
 		}
-		e := explained{Explanation: rules.Explain(request), all: *all}
+		e := explained{Explanation: rules.Explain(request), all: *all, http: request.HTTP != nil}
 		e.limits = rules.Limits(request, nil)
 		if rules.TimeDependent() {
 			e.time = request.Time.Format(time.RFC3339)
@@ -94,6 +95,7 @@ type explained struct {
 	limits []*policy.Limit
 	time   string // empty: it does not matter
 	all    bool
+	http   bool // is visible
 }
 
 // unmatched returns the rules that did not match and are shown.
@@ -147,6 +149,9 @@ func (e *explained) text(w io.Writer) error {
 	if e.time != "" {
 		fmt.Fprintf(&b, "  asked at %s; rules here go by the time\n", e.time)
 	}
+	if e.Decision.NeedsSubject {
+		b.WriteString("  with a JWT-SVID it may be allowed: a listener that takes them answers 401; --subject asks with one\n")
+	}
 	for _, id := range e.Decision.Shadow {
 		fmt.Fprintf(&b, "  shadow rule %q would decide otherwise\n", id)
 	}
@@ -159,7 +164,10 @@ func (e *explained) text(w io.Writer) error {
 		if n.Matched && n.ID != e.Decision.Rule {
 			fmt.Fprintf(&b, "  also matches: %s\n", ruleName(&n))
 		}
-		if n.Granted {
+		switch {
+		case n.Granted && e.http:
+			fmt.Fprintf(&b, "  rule %q asks whom a JWT-SVID speaks for, which the outbound end does not know: it counts as met\n", n.ID)
+		case n.Granted:
 			fmt.Fprintf(&b, "  rule %q asks for HTTP, which is not visible here and counts as met; --do or --grpc asks as a listener that sees it\n", n.ID)
 		}
 	}
@@ -204,7 +212,8 @@ type explanation struct {
 	Rule     string     `json:"rule"`
 	Reason   string     `json:"reason"` // revoked | ceiling | rule | no_rule
 	Detail   string     `json:"detail"`
-	Time     string     `json:"time,omitempty"` // when it was asked, where rules go by it
+	Time     string     `json:"time,omitempty"`          // when it was asked, where rules go by it
+	Needs    bool       `json:"needs_subject,omitempty"` // with a JWT-SVID it may be allowed
 	Shadow   []string   `json:"shadow"`
 	Limits   []string   `json:"limits"` // ids of those that apply
 	Rules    []ruleJSON `json:"rules"`  // those that match, then those that do not and are shown
@@ -219,7 +228,7 @@ type ruleJSON struct {
 	Line    int        `json:"line"`
 	Column  int        `json:"column"`
 	Matched bool       `json:"matched"`
-	Granted bool       `json:"granted,omitempty"` // HTTP is not visible, and what it asks of it counts as met
+	Granted bool       `json:"granted,omitempty"` // HTTP, or whom a JWT-SVID speaks for, is not visible, and what it asks of it counts as met
 	Misses  []missJSON `json:"misses,omitempty"`
 }
 
@@ -230,7 +239,7 @@ type missJSON struct {
 
 func (e *explained) json(w io.Writer) error {
 	out := explanation{
-		Decision: verdict(&e.Decision), Rule: e.Decision.Rule, Reason: e.Decision.Reason.Code(), Detail: e.Detail, Time: e.time,
+		Decision: verdict(&e.Decision), Rule: e.Decision.Rule, Reason: e.Decision.Reason.Code(), Detail: e.Detail, Time: e.time, Needs: e.Decision.NeedsSubject,
 		Shadow: append([]string{}, e.Decision.Shadow...), Limits: []string{}, Rules: []ruleJSON{}, Omitted: e.left(),
 	}
 	for _, l := range e.limits {

@@ -210,6 +210,6 @@ func testShape() shape {
 	s := keysIn(testKeys)
 	s.Not = has("do", "grpc")
 	request := either(has("do"), has("grpc"))
-	s.DependentSchemas = map[string]any{"host": request, "headers": request}
+	s.DependentSchemas = map[string]any{"host": request, "headers": request, "subject": request}
 	return s
 }
