@@ -268,3 +268,24 @@ func TestBlindToSubjects(t *testing.T) {
 		}
 	}
 }
+
+// TestSubjectsAllocateNothing keeps a decision on a request with a JWT-SVID off
+// the heap, be the list of subjects short or long.
+func TestSubjectsAllocateNothing(t *testing.T) {
+	long := strings.Repeat("'spiffe://example.org/u', ", fewPatterns) + "'" + anna + "'"
+	p, err := Parse("p.yaml", []byte("version: 1\nrevoked: ['spiffe://example.org/old/*']\nrules:\n"+
+		"- {id: a, effect: allow, from: ['"+web+"'], http: {paths: [/a], subjects: ['"+anna+"', 'spiffe://example.org/s/*']}}\n"+
+		"- {id: b, effect: allow, from: ['"+web+"'], http: {paths: [/b], subjects: ["+long+"]}}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests := []ask{get("/a").speaking(anna), get("/b").speaking(anna), get("/a"), get("/b").speaking(orders), get("/a").speaking("spiffe://example.org/old/1")}
+	var d Decision
+	i := 0
+	if n := testing.AllocsPerRun(1000, func() {
+		p.Decide(&requests[i%len(requests)].Request, &d)
+		i++
+	}); n != 0 {
+		t.Errorf("%v allocations per decision, want none", n)
+	}
+}
