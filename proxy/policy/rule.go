@@ -153,7 +153,8 @@ func (s *search) scan() {
 			!from.match(&r.from), !to.match(&r.to):
 		case r.more != nil || r.shadow:
 			s.try(uint32(i), false)
-		case r.at.has(s.q.Direction) && !(r.allow && s.another): // the only one that has no check, where no other rule has
+		case r.allow && s.another:
+		case r.at.has(s.q.Direction): // the only one that has no check, where no other rule has
 			s.found(uint32(i), r)
 		}
 	}
