@@ -192,6 +192,7 @@ type EndpointStatus struct {
 	Problem      string    `json:"problem,omitempty"` // why it is not healthy, or what may be wrong with it
 	EjectedUntil time.Time `json:"ejected_until,omitzero"`
 	Active       int       `json:"connections_active"`
+	Idle         int       `json:"connections_idle"`   // kept for the next request
 	Failed       uint64    `json:"connections_failed"` // since it is known
 }
 

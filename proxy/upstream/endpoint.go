@@ -16,12 +16,15 @@ type endpoint struct {
 	place  place
 	name   string // of place, for people
 
-	active atomic.Int64  // connections from here, those being made too
+	most   int64         // loans it may have at a time; 0: any number
+	shelf  shelf         // its idle connections
+	active atomic.Int64  // connections and loans from here, those being made too
 	failed atomic.Uint64 // connections that failed, in all
 	fails  atomic.Int32  // of those, the last ones in a row
 	until  atomic.Int64  // by Set.clock, when it may be tried again; 0: it is not ejected
 	trying atomic.Bool   // one connection tries whether it can come back
 	down   atomic.Bool   // active checks failed
+	gone   atomic.Bool   // the target has this address no longer
 
 	mu       sync.Mutex // guards the following
 	ejected  int        // how many times without a success between
@@ -32,7 +35,7 @@ type endpoint struct {
 }
 
 func newEndpoint(t *target, p place) *endpoint {
-	return &endpoint{target: t, place: p, name: p.String()}
+	return &endpoint{target: t, place: p, name: p.String(), most: t.key.limits.loans()}
 }
 
 // maxGrowth bounds the time of an ejection, in times of the first.
@@ -55,6 +58,33 @@ func (e *endpoint) eligible() (ok, trial bool) {
 	return trial, trial
 }
 
+// enter counts one more connection, or reports that there is no room for it
+// where loans are bounded.
+func (e *endpoint) enter(bounded bool) bool {
+	if !bounded || e.most == 0 {
+		e.active.Add(1)
+		return true
+	}
+	for {
+		n := e.active.Load()
+		if n >= e.most {
+			return false
+		}
+		if e.active.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// leave ends what enter began, and tells those who wait for room.
+func (e *endpoint) leave() {
+	e.active.Add(-1)
+	e.target.wake()
+}
+
+// full reports whether it has as many loans as it may.
+func (e *endpoint) full() bool { return e.most > 0 && e.active.Load() >= e.most }
+
 // succeeded notes that a connection was good.
 func (e *endpoint) succeeded() {
 	if e.fails.Load() == 0 && e.until.Load() == 0 {
@@ -69,6 +99,7 @@ func (e *endpoint) succeeded() {
 		t := e.target
 		t.set.Log.Info("endpoint is back", "listener", t.key.owner, "target", t.key.address, "endpoint", e.name)
 		t.set.recount(t.key.owner)
+		t.wake()
 	}
 }
 
@@ -97,7 +128,9 @@ func (e *endpoint) failure(err error) {
 	t.meters.Ejections.Inc()
 	t.set.Log.Warn("endpoint ejected: it is left out while another one is healthy",
 		"listener", t.key.owner, "target", t.key.address, "endpoint", e.name, "failures", fails, "for", pause, "error", err)
+	e.empty()
 	t.set.recount(t.key.owner)
+	t.wake()
 }
 
 // problem says why the endpoint is not healthy; empty when it is.

@@ -524,7 +524,7 @@ func TestRefusedSettings(t *testing.T) {
 		{[]string{"host:65536"}, Settings{}},
 		{[]string{":80"}, Settings{}},
 		{[]string{"unix:"}, Settings{}},
-		{[]string{a}, Settings{Balance: 2}},
+		{[]string{a}, Settings{Balance: 3}},
 		{[]string{a}, Settings{Health: Health{Interval: -1}}},
 		{[]string{a}, Settings{Ejection: Ejection{For: -1}}},
 	} {

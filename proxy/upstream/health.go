@@ -77,12 +77,14 @@ func (e *endpoint) checked(err error) {
 		return
 	}
 	if now {
+		e.empty()
 		t.set.Log.Warn("endpoint fails its health checks: it is left out while another one is healthy",
 			"listener", t.key.owner, "target", t.key.address, "endpoint", e.name, "error", err)
 	} else {
 		t.set.Log.Info("endpoint passes its health checks again", "listener", t.key.owner, "target", t.key.address, "endpoint", e.name)
 	}
 	t.set.recount(t.key.owner)
+	t.wake()
 }
 
 // around returns d give or take a tenth, so that what many proxies do at an

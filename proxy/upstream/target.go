@@ -42,13 +42,15 @@ type target struct {
 	kick   chan struct{} // look up now
 
 	endpoints atomic.Pointer[[]*endpoint] // in the order of their addresses
+	waiting   atomic.Int32                // borrowers in crowd, for those who only look
 
-	mu        sync.Mutex // guards the following
-	pending   bool       // a lookup is under way or asked for
-	ended     time.Time  // when the last lookup did
-	problem   error      // of the last lookup
-	goneSince time.Time  // when DNS began to say that there is no such name
-	crowded   bool       // it was said that there are too many addresses
+	mu        sync.Mutex     // guards the following
+	crowd     map[*Group]int // borrowers that wait for room here
+	pending   bool           // a lookup is under way or asked for
+	ended     time.Time      // when the last lookup did
+	problem   error          // of the last lookup
+	goneSince time.Time      // when DNS began to say that there is no such name
+	crowded   bool           // it was said that there are too many addresses
 }
 
 func newTarget(s *Set, k key) *target {
@@ -177,9 +179,21 @@ func (t *target) lookedUp(found []netip.Addr) {
 	}
 	if changed {
 		t.set.Log.Debug("name has other addresses", append(pairs, "addresses", found)...)
-		t.endpoints.Store(&next)
-		t.set.recount(t.key.owner)
+		t.replace(next)
 	}
+}
+
+// replace puts other endpoints in the place of those there are. What lies idle
+// at one that is gone is closed.
+func (t *target) replace(next []*endpoint) {
+	for _, e := range *t.endpoints.Swap(&next) {
+		if !slices.Contains(next, e) {
+			e.gone.Store(true)
+			e.empty()
+		}
+	}
+	t.set.recount(t.key.owner)
+	t.wake()
 }
 
 // lookupFailed keeps the last good addresses: for as long as DNS fails, and
@@ -201,8 +215,7 @@ func (t *target) lookupFailed(err error) {
 	pairs := []any{"listener", t.key.owner, "target", t.key.address, "error", err}
 	switch {
 	case drop:
-		t.endpoints.Store(new([]*endpoint))
-		t.set.recount(t.key.owner)
+		t.replace(nil)
 		t.set.Log.Warn("name is gone: its last addresses are not used any more", append(pairs, "after", goneFor)...)
 	case news && have == 0:
 		t.set.Log.Warn("cannot look up a target: it is tried again", pairs...)

@@ -15,9 +15,20 @@
 //
 // A target is what stands in the configuration: host:port or unix:/path. An
 // endpoint is one address of it, which is what is chosen, counted and found
-// healthy or not. Read group.go for the choice, target.go for names and their
+// healthy or not. Read search.go for the choice, target.go for names and their
 // addresses, endpoint.go for what failures do, health.go for active checks
 // and dial.go for the dial itself.
+//
+// Where a connection serves many requests it is lent for each of them:
+//
+//	loan, err := group.Borrow(ctx, 5*time.Second, own, key, &tried)
+//	…
+//	if loan.Kept == nil { … } // loan.Conn is fresh: TLS, if any, is the borrower's
+//	…
+//	loan.Return(keeper) // or Close, when the connection is not to be used again
+//
+// Read lend.go for that, idle.go for what lies between two loans and line.go
+// for borrowers that wait.
 //
 // What is sent over a connection, and whether the far end is whom it should
 // be, is left to others.
@@ -32,6 +43,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -47,6 +59,28 @@ type Settings struct {
 	Balance  Balance
 	Health   Health
 	Ejection Ejection
+
+	// Of what Borrow lends; zeros are the defaults.
+	MaxIdle        int           // idle connections of an endpoint that are kept: 256; negative: none
+	IdleTimeout    time.Duration // how long at most, to the second: 60s
+	MaxRequests    int           // loans of an endpoint at a time: any number
+	MaxConnections int           // connections of an endpoint at a time, idle ones included: any number
+	MaxPending     int           // borrowers that wait for room at a time: 1024; negative: none
+}
+
+// limits are the settings that an endpoint keeps.
+type limits struct {
+	idle, requests, connections int
+	idleTimeout                 time.Duration
+}
+
+// loans is how many there may be at a time, or 0 for any number: each has a
+// connection, and idle ones make way for them.
+func (l limits) loans() int64 {
+	if l.requests == 0 || l.connections == 0 {
+		return int64(l.requests + l.connections)
+	}
+	return int64(min(l.requests, l.connections))
 }
 
 // Balance is how a healthy endpoint is chosen.
@@ -55,15 +89,16 @@ type Balance int
 // The balances.
 const (
 	RoundRobin       Balance = iota // one after the other
-	LeastConnections                // the one with the fewest connections from here
+	LeastConnections                // the one with the fewest connections from here, idle ones included
+	LeastRequests                   // the one with the fewest loans from here
 )
 
-var balanceWords = [...]string{RoundRobin: "round_robin", LeastConnections: "least_connections"}
+var balanceWords = [...]string{RoundRobin: "round_robin", LeastConnections: "least_connections", LeastRequests: "least_requests"}
 
 // String returns the word configuration files use.
 func (b Balance) String() string { return balanceWords[b] }
 
-// UnmarshalText reads round_robin or least_connections.
+// UnmarshalText reads round_robin, least_connections or least_requests.
 func (b *Balance) UnmarshalText(text []byte) error {
 	for n, word := range balanceWords {
 		if word == string(text) {
@@ -71,7 +106,7 @@ func (b *Balance) UnmarshalText(text []byte) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%q: want round_robin or least_connections", text)
+	return fmt.Errorf("%q: want round_robin, least_connections or least_requests", text)
 }
 
 // Health is active: every endpoint is connected to now and then. It is off
@@ -96,6 +131,9 @@ type Ejection struct {
 func (s Settings) withDefaults() Settings {
 	orElse(&s.Ejection.After, 5)
 	orElse(&s.Ejection.For, 30*time.Second)
+	orElse(&s.MaxIdle, 256)
+	orElse(&s.IdleTimeout, time.Minute)
+	orElse(&s.MaxPending, 1024)
 	if s.Health.Interval > 0 {
 		orElse(&s.Health.Timeout, 2*time.Second)
 		orElse(&s.Health.UnhealthyAfter, 3)
@@ -120,6 +158,8 @@ func (s Settings) Check() error {
 		return errors.New("health: times and counts cannot be negative")
 	case s.Ejection.For < 0:
 		return errors.New("ejection: for cannot be negative")
+	case s.IdleTimeout < 0 || s.MaxRequests < 0 || s.MaxConnections < 0:
+		return errors.New("the idle timeout and the most requests and connections cannot be negative")
 	}
 	return nil
 }
@@ -155,12 +195,16 @@ func noMeters(string) Meters {
 // released finds their addresses, health and counts as they are.
 type Set struct {
 	Options
-	base time.Time // what the clock counts from
-	news bell      // rings when a lookup has ended
+	base time.Time    // what the clock counts from
+	news bell         // rings when a lookup has ended
+	tick atomic.Int64 // seconds that the sweeper has counted
+
+	sweeping atomic.Bool // there is a sweeper
+	over     atomic.Bool // nothing is kept any more
 
 	ctx    context.Context // ends with the set
 	cancel context.CancelFunc
-	work   sync.WaitGroup // lookups and checks
+	work   sync.WaitGroup // lookups, checks and the sweeper
 
 	mu      sync.Mutex // guards the following
 	targets map[key]*target
@@ -173,6 +217,7 @@ type key struct {
 	owner, address string
 	health         Health
 	ejection       Ejection
+	limits         limits
 }
 
 // NewSet returns an empty set.
@@ -207,10 +252,12 @@ func (s *Set) Take(owner string, targets []string, settings Settings) (*Group, e
 	}
 	settings = settings.withDefaults()
 	g := &Group{set: s, owner: owner, balance: settings.Balance, targets: make([]*target, 0, len(targets))}
+	g.line.most = settings.MaxPending
+	kept := limits{settings.MaxIdle, settings.MaxRequests, settings.MaxConnections, settings.IdleTimeout}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, address := range targets {
-		k := key{owner, address, settings.Health, settings.Ejection}
+		k := key{owner, address, settings.Health, settings.Ejection, kept}
 		t := s.targets[k]
 		if t == nil {
 			t = newTarget(s, k)
@@ -240,13 +287,28 @@ func (s *Set) Start() {
 	}
 }
 
-// Close ends lookups and checks and waits for them.
+// Close ends lookups and checks, waits for them and closes idle connections.
 func (s *Set) Close() {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.over.Store(true)
 	s.cancel()
 	s.work.Wait()
+	for _, e := range s.endpoints() {
+		e.empty()
+	}
+}
+
+// endpoints returns those of all targets.
+func (s *Set) endpoints() []*endpoint {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*endpoint
+	for _, t := range s.targets {
+		all = append(all, t.addresses()...)
+	}
+	return all
 }
 
 // release gives targets back. What nobody uses any more ends.
