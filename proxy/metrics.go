@@ -27,9 +27,9 @@ type instruments struct {
 	exceeded          *telemetry.Family[telemetry.Counter]
 	generation        *telemetry.Gauge
 
-	endpoints, healthy              *telemetry.Family[telemetry.Gauge]
+	endpoints, healthy, idle        *telemetry.Family[telemetry.Gauge]
 	connectFailures, lookupFailures *telemetry.Family[telemetry.Counter]
-	ejections                       *telemetry.Family[telemetry.Counter]
+	ejections, retries              *telemetry.Family[telemetry.Counter]
 
 	mu     sync.Mutex // guards the following
 	rules  map[string]struct{}
@@ -56,8 +56,10 @@ func newInstruments(m *telemetry.Metrics) *instruments {
 		generation:        m.Gauge("narthex_policy_generation", "Generation of the policy in force.").With(),
 		endpoints:         m.Gauge("narthex_upstream_endpoints", "Addresses that a listener's targets have.", "listener"),
 		healthy:           m.Gauge("narthex_upstream_healthy", "Of narthex_upstream_endpoints, those that are neither ejected nor fail their health checks.", "listener"),
+		idle:              m.Gauge("narthex_upstream_idle", "Connections to a listener's targets that are kept for the next request.", "listener"),
 		connectFailures:   m.Counter("narthex_upstream_connect_failures_total", "Connections to an endpoint that failed: the connect, or outbound the handshake.", "listener"),
 		ejections:         m.Counter("narthex_upstream_ejections_total", "Times that an endpoint was ejected for failures in a row.", "listener"),
+		retries:           m.Counter("narthex_upstream_retries_total", "Requests that were sent once more, to another endpoint where there was one.", "listener"),
 		lookupFailures:    m.Counter("narthex_upstream_lookup_failures_total", "Failed lookups of a target's name.", "listener"),
 		rules:             map[string]struct{}{},
 		limits:            map[string]struct{}{},
@@ -151,9 +153,9 @@ func (i *instruments) of(listener string) meters {
 // upstream returns the meters of a listener's targets.
 func (i *instruments) upstream(listener string) upstream.Meters {
 	return upstream.Meters{
-		Endpoints: i.endpoints.With(listener), Healthy: i.healthy.With(listener),
+		Endpoints: i.endpoints.With(listener), Healthy: i.healthy.With(listener), Idle: i.idle.With(listener),
 		ConnectFailures: i.connectFailures.With(listener), LookupFailures: i.lookupFailures.With(listener),
-		Ejections: i.ejections.With(listener),
+		Ejections: i.ejections.With(listener), Retries: i.retries.With(listener),
 	}
 }
 
@@ -164,4 +166,5 @@ func (i *instruments) forget(listener string) {
 	i.active.Delete(listener)
 	i.endpoints.Delete(listener)
 	i.healthy.Delete(listener)
+	i.idle.Delete(listener)
 }

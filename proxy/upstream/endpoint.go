@@ -103,12 +103,10 @@ func (e *endpoint) succeeded() {
 	}
 }
 
-// failure notes that a connection was not, and ejects the endpoint once that
-// happened often enough in a row.
+// failure notes that a connection was not, or what came over it, and ejects the
+// endpoint once that happened often enough in a row.
 func (e *endpoint) failure(err error) {
 	t := e.target
-	t.meters.ConnectFailures.Inc()
-	e.failed.Add(1)
 	now := t.set.clock()
 	e.mu.Lock()
 	fails := e.fails.Add(1)

@@ -13,6 +13,8 @@ import (
 // Group is the targets of one listener or route. Its methods may be called
 // by many at once.
 type Group struct {
+	Budget Budget // of retries
+
 	set     *Set
 	owner   string
 	balance Balance
@@ -78,6 +80,8 @@ func (c *Chosen) tried() {
 // of it in a row ejects the endpoint.
 func (c *Chosen) Failed(err error) {
 	if c.endpoint != nil {
+		c.endpoint.target.meters.ConnectFailures.Inc()
+		c.endpoint.failed.Add(1)
 		c.endpoint.failure(err)
 		c.tried()
 	}

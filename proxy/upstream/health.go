@@ -2,17 +2,19 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
 )
 
-// A check is a connection that is closed as soon as it stands. It is no TLS
-// handshake, to peers that speak mTLS neither: that would show our identity
-// to whoever answers every few seconds, fill the peer's access log and cost
-// it a signature each time. Peers that take connections and fail at the
-// handshake are found by the connections that fail (Chosen.Failed).
+// A check is a connection that is closed as soon as it stands, unless a path is
+// to be asked for. It is no TLS handshake, to peers that speak mTLS neither:
+// that would show our identity to whoever answers every few seconds, fill the
+// peer's access log and cost it a signature each time. Peers that take
+// connections and fail at the handshake are found by the connections that fail
+// (Chosen.Failed). Who asks for a path has chosen to pay that.
 
 // check checks the endpoints of a target until ctx ends.
 func (t *target) check(ctx context.Context) {
@@ -34,19 +36,23 @@ func (t *target) check(ctx context.Context) {
 	}
 }
 
-// check connects once and notes the outcome.
+// check connects once, asks for the path if there is one, and notes the outcome.
 func (e *endpoint) check(ctx context.Context) {
 	limit := e.target.key.health.Timeout
 	attempt, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	c, err := e.dial(attempt, time.Now().Add(limit))
 	if err == nil {
+		if e.target.key.health.Path != "" {
+			err = e.probe(attempt, c)
+		}
 		_ = c.Close()
-	} else if timedOut(err) {
-		err = fmt.Errorf("no answer within %s", limit)
 	}
-	if ctx.Err() != nil || err != nil && ours(err) {
+	if ctx.Err() != nil || err != nil && (ours(err) || errors.Is(err, context.Canceled)) {
 		return
+	}
+	if err != nil && timedOut(err) {
+		err = fmt.Errorf("no answer within %s", limit)
 	}
 	e.checked(err)
 }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
 // shelf is an endpoint's idle connections. The last that was returned is the
@@ -187,16 +189,23 @@ func (s *Set) sweep() {
 }
 
 // sweepOnce closes what is idle for too long, or dead, and reports whether any
-// is left.
+// is left. It tells the owners' meters how many.
 func (s *Set) sweepOnce() bool {
-	now, left := s.tick.Load(), false
+	now := s.tick.Load()
+	idle := map[*telemetry.Gauge]int32{}
+	var left int32
 	for _, e := range s.endpoints() {
 		oldest := max(1, int64(e.target.key.limits.idleTimeout/sweepEvery))
 		e.clear(func(p *parked) bool {
 			age := now - p.since
 			return age >= oldest || age > 0 && age%askEvery == 0 && !p.keeper.Alive()
 		})
-		left = left || e.shelf.size.Load() > 0
+		size := e.shelf.size.Load()
+		idle[e.target.meters.Idle] += size
+		left += size
 	}
-	return left
+	for gauge, n := range idle {
+		gauge.Set(float64(n))
+	}
+	return left > 0
 }

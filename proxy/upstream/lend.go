@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"slices"
 	"time"
@@ -20,9 +21,9 @@ type Keeper interface {
 	Close() error
 }
 
-// Loan is a connection that is lent for one request. It ends with Return or
-// Close, of which the first counts. Succeeded and Failed of Chosen are for what
-// went well or wrong with the connection.
+// Loan is a connection that is lent for one request. The borrower says how it
+// went, once, by Status or Failed, and ends it with Return or Close, of which
+// the first counts.
 type Loan struct {
 	Chosen
 	Kept Keeper // what was returned before; nil: Conn is fresh
@@ -78,6 +79,23 @@ func (s *search) lend(c choice, past *Tried) (Loan, bool) {
 	}
 	e.makeWay()
 	return Loan{}, false
+}
+
+// statusError is an answer that says that the service is not there.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("answered with status %d", int(e)) }
+
+// Status notes with which status the far end answered. That it did is a
+// success; with Ejection.On5xx, 502, 503 and 504 are failures like those of
+// Failed.
+func (l *Loan) Status(code int) {
+	if e := l.endpoint; e != nil && e.target.key.ejection.On5xx && code >= 502 && code <= 504 {
+		e.failure(statusError(code))
+		l.tried()
+		return
+	}
+	l.Succeeded()
 }
 
 // Return ends the loan, and keeps the connection for another one under the same

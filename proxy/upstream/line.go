@@ -75,8 +75,8 @@ func (s *search) wait(past *Tried) (choice, error) {
 	}
 	defer g.line.quit(w)
 	for _, t := range g.targets {
-		t.crowds(g, 1)
-		defer t.crowds(g, -1)
+		t.count(g, 1)
+		defer t.count(g, -1)
 	}
 	timer := time.NewTimer(time.Until(s.deadline()))
 	defer timer.Stop()
@@ -96,8 +96,8 @@ func (s *search) wait(past *Tried) (choice, error) {
 	}
 }
 
-// crowds counts how many of a group's borrowers wait for room here.
-func (t *target) crowds(g *Group, by int) {
+// count counts how many of a group's borrowers wait for room here.
+func (t *target) count(g *Group, by int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.crowd == nil {

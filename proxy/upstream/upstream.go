@@ -16,8 +16,8 @@
 // A target is what stands in the configuration: host:port or unix:/path. An
 // endpoint is one address of it, which is what is chosen, counted and found
 // healthy or not. Read search.go for the choice, target.go for names and their
-// addresses, endpoint.go for what failures do, health.go for active checks
-// and dial.go for the dial itself.
+// addresses, endpoint.go for what failures do, health.go and probe.go for active
+// checks and dial.go for the dial itself.
 //
 // Where a connection serves many requests it is lent for each of them:
 //
@@ -28,7 +28,7 @@
 //	loan.Return(keeper) // or Close, when the connection is not to be used again
 //
 // Read lend.go for that, idle.go for what lies between two loans and line.go
-// for borrowers that wait.
+// for borrowers that wait; budget.go bounds their retries.
 //
 // What is sent over a connection, and whether the far end is whom it should
 // be, is left to others.
@@ -66,6 +66,7 @@ type Settings struct {
 	MaxRequests    int           // loans of an endpoint at a time: any number
 	MaxConnections int           // connections of an endpoint at a time, idle ones included: any number
 	MaxPending     int           // borrowers that wait for room at a time: 1024; negative: none
+	RetryPercent   int           // retries for a hundred requests, at most 100 (see Budget): 20; negative: none
 }
 
 // limits are the settings that an endpoint keeps.
@@ -109,13 +110,16 @@ func (b *Balance) UnmarshalText(text []byte) error {
 	return fmt.Errorf("%q: want round_robin, least_connections or least_requests", text)
 }
 
-// Health is active: every endpoint is connected to now and then. It is off
-// while Interval is zero; zeros of the others are the defaults beside them.
+// Health is active: every endpoint is connected to now and then, and asked for
+// Path where there is one. It is off while Interval is zero; zeros of the
+// others are the defaults beside them.
 type Health struct {
 	Interval       time.Duration // between two checks of an endpoint, give or take a tenth
 	Timeout        time.Duration // of a check: 2s
 	UnhealthyAfter int           // failed checks in a row: 3
 	HealthyAfter   int           // good checks in a row: 2
+	Path           string        // a GET of it answers with 2xx or 3xx, over HTTP/1.1: nothing is asked
+	Host           string        // that it is sent with: the target's address, localhost for a Unix socket
 }
 
 // Ejection is passive health: an endpoint that failed After connections in a
@@ -125,6 +129,7 @@ type Health struct {
 type Ejection struct {
 	After int           // 5
 	For   time.Duration // 30s
+	On5xx bool          // answers of 502, 503 and 504 count as failed connections (Loan.Status)
 }
 
 // withDefaults fills in the defaults.
@@ -134,6 +139,7 @@ func (s Settings) withDefaults() Settings {
 	orElse(&s.MaxIdle, 256)
 	orElse(&s.IdleTimeout, time.Minute)
 	orElse(&s.MaxPending, 1024)
+	orElse(&s.RetryPercent, 20)
 	if s.Health.Interval > 0 {
 		orElse(&s.Health.Timeout, 2*time.Second)
 		orElse(&s.Health.UnhealthyAfter, 3)
@@ -160,8 +166,10 @@ func (s Settings) Check() error {
 		return errors.New("ejection: for cannot be negative")
 	case s.IdleTimeout < 0 || s.MaxRequests < 0 || s.MaxConnections < 0:
 		return errors.New("the idle timeout and the most requests and connections cannot be negative")
+	case s.RetryPercent > 100:
+		return fmt.Errorf("%d%% retries: want at most 100%%", s.RetryPercent)
 	}
-	return nil
+	return s.Health.checkPath()
 }
 
 // Resolver looks names up. *net.Resolver is one.
@@ -177,17 +185,29 @@ type Options struct {
 	Resolver Resolver                                                             // net.DefaultResolver
 	Meters   func(owner string) Meters                                            // nowhere
 	Dial     func(ctx context.Context, network, address string) (net.Conn, error) // instead of the dial of dial.go
+
+	// Secure makes a connection to a target ready to be asked for Health.Path,
+	// by a TLS handshake for instance. It returns c itself where the owner
+	// speaks plaintext to the target. The caller closes c after an error, which
+	// counts as a failed check unless it is context.Canceled: then nothing can
+	// be said of the endpoint, for want of an identity for instance. Nil: all
+	// is plaintext.
+	Secure func(ctx context.Context, owner, target string, c net.Conn) (net.Conn, error)
 }
 
 // Meters are where the owner of groups is told of in numbers.
 type Meters struct {
-	Endpoints, Healthy              *telemetry.Gauge
+	Endpoints, Healthy, Idle        *telemetry.Gauge // Idle is a second behind
 	ConnectFailures, LookupFailures *telemetry.Counter
-	Ejections                       *telemetry.Counter
+	Ejections, Retries              *telemetry.Counter
 }
 
 func noMeters(string) Meters {
-	return Meters{new(telemetry.Gauge), new(telemetry.Gauge), new(telemetry.Counter), new(telemetry.Counter), new(telemetry.Counter)}
+	return Meters{
+		Endpoints: new(telemetry.Gauge), Healthy: new(telemetry.Gauge), Idle: new(telemetry.Gauge),
+		ConnectFailures: new(telemetry.Counter), LookupFailures: new(telemetry.Counter),
+		Ejections: new(telemetry.Counter), Retries: new(telemetry.Counter),
+	}
 }
 
 // Set holds the targets that are in use. Those of one owner with the same
@@ -269,6 +289,7 @@ func (s *Set) Take(owner string, targets []string, settings Settings) (*Group, e
 		t.refs++
 		g.targets = append(g.targets, t)
 	}
+	g.Budget.init(s, settings.RetryPercent, g.targets[0].meters.Retries)
 	s.recountLocked(owner)
 	return g, nil
 }
