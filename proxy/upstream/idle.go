@@ -125,11 +125,8 @@ func (e *endpoint) empty() { e.clear(func(*parked) bool { return true }) }
 // the oldest on.
 func (e *endpoint) clear(unwanted func(*parked) bool) {
 	s := &e.shelf
-	if s.size.Load() == 0 {
-		return
-	}
 	var out []parked
-	s.mu.Lock()
+	s.mu.Lock() // even where size is 0: a put may be about to change that
 	s.idle = slices.DeleteFunc(s.idle, func(p parked) bool {
 		if !unwanted(&p) {
 			return false

@@ -329,6 +329,34 @@ func TestLendTogether(t *testing.T) {
 	})
 }
 
+// TestReturnedAtTheEnd: what is returned in the moment in which it cannot be
+// kept any more is closed all the same.
+func TestReturnedAtTheEnd(t *testing.T) {
+	for name, end := range map[string]func(s *Set, g *Group){
+		"release": func(_ *Set, g *Group) { g.Release() },
+		"forget":  func(_ *Set, g *Group) { g.Forget(new(moment)) },
+		"eject":   func(_ *Set, g *Group) { g.targets[0].addresses()[0].failure(errRefused) },
+		"gone":    func(_ *Set, g *Group) { g.targets[0].replace(nil) },
+		"close":   func(s *Set, _ *Group) { s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 100 {
+				s := newNetwork().set(t)
+				g := take(t, s, Settings{Ejection: Ejection{After: 1, For: time.Hour}}, a)
+				l, k := borrow(t, g, nil, nil)
+				var both sync.WaitGroup
+				both.Go(func() { l.Return(k) })
+				both.Go(func() { end(s, g) })
+				both.Wait()
+				if n := k.closed.Load(); n != 1 {
+					t.Fatalf("closed %d times", n)
+				}
+				s.Close()
+			}
+		})
+	}
+}
+
 func BenchmarkBorrow(bench *testing.B) {
 	for name, targets := range map[string]int{"1": 1, "16": 16} {
 		for _, balance := range []Balance{RoundRobin, LeastRequests} {
