@@ -7,8 +7,8 @@ import (
 )
 
 // Names is a set of names of fields, each with all spellings that a service
-// may take for it: in any case, and with _ for -, as CGI and what came after
-// it cannot tell them apart. The nil set is empty.
+// may take for it: in any case, and with another byte for -, as CGI makes one of
+// all that are neither letters nor digits. The nil set is empty.
 type Names struct {
 	names   map[string]struct{}
 	lengths [canonical.MaxHeaderName + 1]bool // that a name has: most fields need no look at the map
@@ -22,7 +22,7 @@ func NewNames(names ...string) (*Names, error) {
 		if err != nil {
 			return nil, err
 		}
-		set.names[strings.ReplaceAll(lower, "_", "-")] = struct{}{}
+		set.names[string(dashed(nil, lower))] = struct{}{}
 		set.lengths[len(lower)] = true
 	}
 	return set, nil
@@ -33,7 +33,7 @@ func (n *Names) Has(name string) bool {
 	if n == nil || len(name) >= len(n.lengths) || !n.lengths[len(name)] {
 		return false
 	}
-	if strings.IndexByte(name, '_') < 0 {
+	if isDashed(name) {
 		_, ok := n.names[name]
 		return ok
 	}
@@ -42,17 +42,29 @@ func (n *Names) Has(name string) bool {
 	return ok
 }
 
-// dashed appends a name with - for _.
+// dashed appends a name with - for all that is neither a letter nor a digit.
 func dashed(dst []byte, name string) []byte {
 	for i := range len(name) {
-		if name[i] == '_' {
-			dst = append(dst, '-')
-		} else {
+		if isAlphanumeric(name[i]) {
 			dst = append(dst, name[i])
+		} else {
+			dst = append(dst, '-')
 		}
 	}
 	return dst
 }
+
+// isDashed reports whether dashed would change nothing.
+func isDashed(name string) bool {
+	for i := range len(name) {
+		if name[i] != '-' && !isAlphanumeric(name[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func isAlphanumeric(b byte) bool { return 'a' <= b && b <= 'z' || '0' <= b && b <= '9' }
 
 // sameName reports whether two names in lower case are spellings of one.
 func sameName(a, b string) bool {
@@ -60,7 +72,7 @@ func sameName(a, b string) bool {
 		return false
 	}
 	for i := range len(a) {
-		if a[i] != b[i] && (a[i] != '_' || b[i] != '-') && (a[i] != '-' || b[i] != '_') {
+		if a[i] != b[i] && (isAlphanumeric(a[i]) || isAlphanumeric(b[i])) {
 			return false
 		}
 	}

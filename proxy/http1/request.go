@@ -59,6 +59,13 @@ func (r *Request) Parse(buf []byte) (int, error) {
 	return n, nil
 }
 
+// Forget drops a head of which only a part was parsed, and what was parsed
+// before. The memory stays.
+func (r *Request) Forget() {
+	r.head.reset()
+	*r = Request{Options: r.Options, head: r.head}
+}
+
 func splitRequestLine(line []byte) (method, target string, minor byte, err error) {
 	s := view(line)
 	method, rest, _ := strings.Cut(s, " ")

@@ -61,6 +61,13 @@ func (r *Response) Parse(buf []byte, asked Asked) (int, error) {
 	return n, nil
 }
 
+// Forget drops a head of which only a part was parsed, and what was parsed
+// before. The memory stays.
+func (r *Response) Forget() {
+	r.head.reset()
+	*r = Response{head: r.head}
+}
+
 func splitStatusLine(line []byte) (status int, phrase string, minor byte, err error) {
 	const version, code = len("HTTP/1.1"), len("HTTP/1.1 200")
 	if len(line) < code || line[version] != ' ' {

@@ -120,15 +120,22 @@ func appendLength(dst []byte, n int64) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// maxRequestID bounds what AppendError takes for one, in bytes.
+// maxRequestID bounds what AppendAnswer takes for one, in bytes.
 const maxRequestID = 128
 
-// AppendError appends a whole response of our own, after which the connection
-// closes: the status, and the request's id, by which whoever reads the log
-// finds why. An id that is empty, longer than 128 bytes or not of visible
-// ASCII is left out. With head there is no body, as HEAD has none.
-func AppendError(dst []byte, status int, id string, head bool) []byte {
-	phrase := http.StatusText(status)
+// Answer is a whole response of our own: a status, and the request's id, by
+// which whoever reads the log finds why.
+type Answer struct {
+	Status int
+	ID     string  // left out where it is empty, longer than 128 bytes or not of visible ASCII
+	Fields []Field // written as they are, as those of an [Edit]
+	Head   bool    // the request was HEAD, whose answer has no body
+	Close  bool    // the connection closes after it
+}
+
+// AppendAnswer appends a to dst.
+func AppendAnswer(dst []byte, a *Answer) []byte {
+	phrase, id := http.StatusText(a.Status), a.ID
 	if !isRequestID(id) {
 		id = ""
 	}
@@ -136,17 +143,23 @@ func AppendError(dst []byte, status int, id string, head bool) []byte {
 	if id != "" {
 		size += len("request ") + len(id) + len("\n")
 	}
-	dst = appendStatus(append(dst, "HTTP/1.1 "...), status, phrase)
+	dst = appendStatus(append(dst, "HTTP/1.1 "...), a.Status, phrase)
 	dst = append(dst, "\r\ncontent-type: text/plain; charset=utf-8\r\n"...)
 	dst = appendLength(dst, int64(size))
 	if id != "" {
 		dst = appendField(dst, &Field{Name: "x-request-id", Value: id})
 	}
-	dst = append(dst, "connection: close\r\n\r\n"...)
-	if head {
+	for i := range a.Fields {
+		dst = appendField(dst, &a.Fields[i])
+	}
+	if a.Close {
+		dst = append(dst, "connection: close\r\n"...)
+	}
+	dst = append(dst, "\r\n"...)
+	if a.Head {
 		return dst
 	}
-	dst = append(appendStatus(dst, status, phrase), '\n')
+	dst = append(appendStatus(dst, a.Status, phrase), '\n')
 	if id != "" {
 		dst = append(append(append(dst, "request "...), id...), '\n')
 	}

@@ -70,7 +70,7 @@ func TestAppendResponse(t *testing.T) {
 	}
 }
 
-func TestAppendError(t *testing.T) {
+func TestAppendAnswer(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ method, id, wantID, body string }{
 		{"GET", "r-1", "r-1", "431 Request Header Fields Too Large\nrequest r-1\n"},
@@ -79,7 +79,7 @@ func TestAppendError(t *testing.T) {
 		{"GET", "a\r\nx: y", "", "431 Request Header Fields Too Large\n"},
 		{"GET", strings.Repeat("a", 129), "", "431 Request Header Fields Too Large\n"},
 	} {
-		out := AppendError(nil, http.StatusRequestHeaderFieldsTooLarge, c.id, c.method == "HEAD")
+		out := AppendAnswer(nil, &Answer{Status: http.StatusRequestHeaderFieldsTooLarge, ID: c.id, Head: c.method == "HEAD", Close: true})
 		got, err := http.ReadResponse(bufio.NewReader(strings.NewReader(string(out))), &http.Request{Method: c.method})
 		if err != nil {
 			t.Fatal(err)
