@@ -197,7 +197,12 @@ func appendAddress(b []byte, side, addr string) []byte {
 	}
 	b = appendString(b, side+".address", addr)
 	if ap, err := netip.ParseAddrPort(addr); err == nil {
-		b = appendString(b, side+".ip", ap.Addr().String())
+		if ap.Addr().Zone() != "" { // which a client chose no bytes of, but who knows
+			b = appendString(b, side+".ip", ap.Addr().String())
+		} else {
+			b = append(appendKey(b, side+".ip"), '"')
+			b = append(ap.Addr().AppendTo(b), '"')
+		}
 		b = appendUint(b, side+".port", uint64(ap.Port()))
 	}
 	return b

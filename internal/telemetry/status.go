@@ -155,6 +155,8 @@ type ListenerStatus struct {
 type RouteStatus struct {
 	SNI     []string `json:"sni,omitempty"`
 	ALPN    []string `json:"alpn,omitempty"`
+	Hosts   []string `json:"hosts,omitempty"`
+	Paths   []string `json:"paths,omitempty"`
 	Targets []string `json:"targets"`
 }
 
@@ -166,6 +168,12 @@ func (r *RouteStatus) Takes() string {
 	}
 	if len(r.ALPN) > 0 {
 		parts = append(parts, "alpn "+strings.Join(r.ALPN, ", "))
+	}
+	if len(r.Hosts) > 0 {
+		parts = append(parts, "hosts "+strings.Join(r.Hosts, ", "))
+	}
+	if len(r.Paths) > 0 {
+		parts = append(parts, "paths "+strings.Join(r.Paths, ", "))
 	}
 	if len(parts) == 0 {
 		return "the rest"
