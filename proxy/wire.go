@@ -70,20 +70,21 @@ func (w *wire) Read(b []byte) (int, error) {
 			return 0, err
 		}
 	}
+	n := 0
 	if w.record == 0 {
-		n := copy(w.head[w.headed:], (*w.buf)[w.r:w.w])
+		n = copy(w.head[w.headed:], (*w.buf)[w.r:w.w])
 		n = copy(b, w.head[w.headed:w.headed+n])
 		w.headed += n
 		if w.headed == recordHead {
 			w.record, w.headed = int(binary.BigEndian.Uint16(w.head[3:])), 0
 		}
-		w.took(n)
-		return n, nil
 	}
-	n := copy(b[:min(len(b), w.record)], (*w.buf)[w.r:w.w])
-	w.record -= n
-	w.took(n)
-	return n, nil
+	// The rest leaves with its head: crypto/tls asks for it by itself where it
+	// has none, and makes a reader each time it asks.
+	m := copy(b[n:min(len(b), n+w.record)], (*w.buf)[w.r+n:w.w])
+	w.record -= m
+	w.took(n + m)
+	return n + m, nil
 }
 
 func (w *wire) took(n int) {
