@@ -15,6 +15,7 @@ import (
 	"github.com/narthex-id/narthex/proxy/identity"
 
 	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/proxy/proxyproto"
 	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
@@ -42,8 +43,8 @@ type Applied struct {
 // A listener is known by its name. One that changes but keeps its Bind keeps
 // its socket and its connections. Those already open stay with the target they
 // have and are asked by the new rules; where it is no longer one of Targets
-// they drain, because the rules now speak of others. One with a new Bind or
-// Direction is a new one, and connections of the old one drain. Sockets pass
+// they drain, because the rules now speak of others. One with a new Bind,
+// Direction or protocol is a new one, and connections of the old one drain. Sockets pass
 // from a removed listener to a new one with the same Bind without closing.
 //
 // While Run drains, the policy alone is put in force; the rest has no listener
@@ -195,7 +196,7 @@ func (p *Proxy) plan(c Config, w *world, sameSource bool) (*plan, error) {
 		}
 		was := w.listeners[l]
 		next := newSettings(want, was)
-		if was.Bind != next.Bind || was.Direction != next.Direction || was.Socket != next.Socket {
+		if was.Bind != next.Bind || was.Direction != next.Direction || was.Socket != next.Socket || (was.HTTP == nil) != (next.HTTP == nil) {
 			fresh = append(fresh, want)
 			continue
 		}
@@ -203,7 +204,7 @@ func (p *Proxy) plan(c Config, w *world, sameSource bool) (*plan, error) {
 		if sameSource && reflect.DeepEqual(was.Listener, next.Listener) {
 			continue
 		}
-		if !sameSource || was.Identity != next.Identity {
+		if !sameSource || was.Identity != next.Identity || next.wantsTokens() && !was.wantsTokens() {
 			if err := todo.lease(c.Identities, next); err != nil {
 				return nil, todo.undo(err)
 			}
@@ -246,6 +247,16 @@ func (t *plan) lease(source identity.Source, s *settings) error {
 		return fmt.Errorf("listener %s: identity %s: %w", s.Name, s.Identity, err)
 	}
 	s.lease = lease
+	s.tokens, _ = source.(identity.Tokens)
+	if s.HTTP != nil && s.HTTP.JWT != nil {
+		if s.tokens == nil {
+			lease.Close()
+			return fmt.Errorf("listener %s: jwt: the source of identities knows no JWT-SVIDs; take them from a Workload API", s.Name)
+		}
+		if s.Direction == policy.Inbound {
+			s.tokens.FollowJWT()
+		}
+	}
 	t.leases = append(t.leases, lease)
 	return nil
 }
@@ -379,6 +390,14 @@ func check(c Config) error {
 func anyPort(bind string) bool { return strings.HasSuffix(bind, ":0") }
 
 func checkListener(l Listener) error {
+	if l.HTTP != nil {
+		if err := l.HTTP.check(l.Direction == policy.Inbound); err != nil {
+			return fmt.Errorf("http: %w", err)
+		}
+		if l.ProxyProtocol.Send != proxyproto.Off {
+			return errors.New("proxy_protocol: no header can be sent with HTTP, where requests of several clients share a connection")
+		}
+	}
 	if l.Socket == nil {
 		if err := checkAddress(l.Bind); err != nil {
 			return fmt.Errorf("bind: %w", err)

@@ -38,11 +38,12 @@ type conn struct {
 	header *proxyproto.Header // what a proxy before us said; nil where none had to
 	via    string             // that proxy's own address
 	chosen upstream.Chosen    // belongs to serve
+	lent   *upstream.Loan     // of a request that changed the protocol
 
 	in, out atomic.Uint64 // bytes from source to target, and back
 
 	record  telemetry.Access // belongs to serve, then to finish
-	streams [2]*sleeper      // set before phase becomes copying
+	streams [2]*sleeper      // set before phase becomes copying; of a client of an HTTP listener only one
 	live    atomic.Int32     // streams that have not ended
 
 	counted bool          // in listener.shares
@@ -58,11 +59,15 @@ type conn struct {
 	target  string             // of began.Targets, the one it came to; empty before that
 	cancel  context.CancelFunc // ends the dial in progress
 	closing *closing           // why it was ended by us or broke off; set once
+	orderly bool               // it was not broken off: who ends it closes both ends
+	http    *downstream        // its requests; nil where it has none, or no more
 
 	request  policy.Request
-	protocol string // the ALPN protocol that was negotiated
+	proof    identity.JWT // that came with request.HTTP
+	protocol string       // the ALPN protocol that was negotiated
 	decision policy.Decision
 	outcome  outcome            // of the decision, as it was counted
+	counter  decisionCounter    // of the decision
 	would    string             // why it would be refused, if its listener did more than audit
 	against  string             // why the rules refuse it, though it is kept or drains
 	shadow   shadow             // of the decision, as it was counted
@@ -72,6 +77,7 @@ type conn struct {
 	stakes   []stake            // in those of them that count live connections
 
 	deadlines [causes]deadline // when it is ended at the latest
+	drainedAt time.Time        // when it was told to end with the next answer; of HTTP
 	moved     time.Time        // when bytes were last seen to have moved
 	movedSum  uint64
 	firstDone side // the one that was the first to be done
@@ -156,6 +162,9 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 	if err := c.admit(); err != nil {
 		return err
 	}
+	if s.HTTP != nil {
+		return c.serveHTTP(down)
+	}
 	up, err := c.dial(s, record)
 	if err != nil {
 		return err
@@ -180,6 +189,9 @@ func (c *conn) admit() error {
 // leaves.
 func (c *conn) serveOutbound(record *telemetry.Access) error {
 	s := c.began
+	if s.HTTP != nil {
+		return c.serveHTTP(c.down)
+	}
 	session, err := c.l.session(s)
 	if err != nil {
 		return refuse("failed", "cannot present an identity: %v", err)
@@ -212,7 +224,12 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 // handshake runs the TLS handshake. The table ends it when it takes too
 // long; how many compute at once is bounded for each listener.
 func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) error {
-	c.endBy(endHandshake, time.Now().Add(s.Timeouts.Handshake), closing{"error", fmt.Sprintf("the handshake took longer than %s", s.Timeouts.Handshake)})
+	if c.http == nil {
+		c.endBy(endHandshake, time.Now().Add(s.Timeouts.Handshake), closing{"error", fmt.Sprintf("the handshake took longer than %s", s.Timeouts.Handshake)})
+	} else { // with a service: the client's connection goes on
+		c.http.expectOf(serviceSends, s.Timeouts.Handshake)
+		defer c.http.forget(serviceSends)
+	}
 	begin := time.Now()
 	late, err := c.inTurn(t, s.Timeouts.Handshake)
 	cs := t.ConnectionState()
@@ -231,6 +248,9 @@ func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) erro
 			return refuse("refused", "%s", ended.why)
 		}
 		result, why := explainHandshake(err, s.Direction)
+		if result == "no_protocol" && s.HTTP != nil {
+			why = strings.ReplaceAll(why, "add it to `alpn`, of the listener or a route", "this listener serves HTTP/1.1; one with protocol: tcp carries others")
+		}
 		c.l.handshaked(result)
 		closed := result == "closed"
 		return &handshakeError{refusal{"refused", why}, err, closed && s.Direction == policy.Inbound, closed && late}
@@ -258,7 +278,7 @@ func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
 	if !c.dialling(cancel) {
 		return nil, c.killedBefore()
 	}
-	way := s.wayFor(c.request.SNI, c.protocol)
+	way := s.wayFor(c.bound())
 	if way == nil {
 		return nil, refuse("refused", "no route for server name %q and protocol %q, and the listener has no target of its own", record.ServerName, c.protocol)
 	}
@@ -400,11 +420,15 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	c.closeEnds(err)
 	c.giveShare()
 	c.chosen.Close()
+	if c.lent != nil {
+		c.lent.Close()
+	}
 	c.mu.Lock()
 	c.giveLimits()
 	c.fill(record)
 	c.phase = finished
-	target := cmp.Or(c.target, strings.Join(c.began.targetsFor(c.request.SNI, c.protocol), ", "))
+	quiet := c.http != nil && c.http.served > 0
+	target := cmp.Or(c.target, strings.Join(c.began.targetsFor(c.bound()), ", "))
 	ended := closing{reason: "peer"}
 	if c.closing != nil {
 		ended = *c.closing
@@ -427,7 +451,11 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	if err != nil || ended.reason == "policy" || ended.reason == "revoked" || ended.reason == "error" {
 		record.Outcome = "failure"
 	}
-	c.l.recordEnd(record, result, target, hr != nil && hr.left)
+	if quiet && (ended.reason == "peer" || ended.reason == "drain") { // its requests were recorded
+		c.l.countEnd(record, result)
+	} else {
+		c.l.recordEnd(record, result, target, hr != nil && hr.left)
+	}
 	c.l.giveSlot()
 	c.l.conns.Done()
 }
@@ -455,14 +483,19 @@ func (c *conn) fill(record *telemetry.Access) {
 // because an orderly end would look like an empty answer.
 func (c *conn) closeEnds(err error) {
 	c.mu.Lock()
-	up, killed, unread := c.up, c.closing != nil, c.unread
+	up, killed, unread := c.up, c.closing != nil && !c.orderly, c.unread
+	if c.http != nil && !killed && !unread {
+		_ = c.http.out.dst.CloseWrite() // fails where the client is gone
+	}
 	alerted := c.request.Direction == policy.Inbound && !c.inPlaintext()
 	c.mu.Unlock()
 	switch {
 	case killed:
 		return
+	case unread && c.http != nil:
+		lingerClose(c.http.out.dst, c.down, lingerHTTP)
 	case unread || (err != nil && alerted):
-		lingerClose(c.down)
+		lingerClose(c.down, c.down, linger)
 	case err != nil:
 		abort(c.down)
 	default:
@@ -473,24 +506,31 @@ func (c *conn) closeEnds(err error) {
 	}
 }
 
-// lingerFor bounds how long, and lingerBytes how much, a refused client may
-// still send before its connection is closed.
-const (
-	lingerFor   = 250 * time.Millisecond
-	lingerBytes = 64 << 10
+// lingering bounds how long, and how many bytes, a client may still send before
+// its connection is closed.
+type lingering struct {
+	time  time.Duration
+	bytes int
+}
+
+// A refused client is to read an alert, one of HTTP an answer, while it may be
+// in the midst of a body.
+var (
+	linger     = lingering{250 * time.Millisecond, 64 << 10}
+	lingerHTTP = lingering{2 * time.Second, 4 << 20}
 )
 
-// lingerClose says that no more will come, and reads what the peer sends for
+// lingerClose says over TLS and TCP that no more will come, and reads what the peer sends for
 // a moment: closing with unread bytes would be a reset, which can overtake
 // the alert.
-func lingerClose(c end) {
+func lingerClose(says, c end, most lingering) {
 	defer func() { _ = c.Close() }()
-	if c.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(lingerFor)) != nil {
+	if says.CloseWrite() != nil || c.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(most.time)) != nil {
 		return
 	}
 	buf := takeBuffer(0)
 	defer bufferPools[0].Put(buf)
-	for read := 0; read < lingerBytes; {
+	for read := 0; read < most.bytes; {
 		n, err := c.Read(*buf)
 		if err != nil {
 			return

@@ -62,15 +62,17 @@ const (
 )
 
 // flow counts the bytes of one direction, for the connection and for its
-// listener.
+// listener. The zero flow counts nothing.
 type flow struct {
 	conn     *atomic.Uint64
 	listener *telemetry.Counter
 }
 
 func (f flow) add(n int) {
-	f.conn.Add(uint64(n))
-	f.listener.Add(uint64(n))
+	if f.conn != nil {
+		f.conn.Add(uint64(n))
+		f.listener.Add(uint64(n))
+	}
 }
 
 // inlet is where a stream reads.

@@ -3,6 +3,8 @@ package proxy
 import (
 	"fmt"
 	"time"
+
+	"github.com/narthex-id/narthex/proxy/identity"
 )
 
 // This file is what becomes due while a connection lives, and how it is ended.
@@ -40,11 +42,14 @@ func (c *conn) settle() {
 	}
 }
 
-// lively reports whether a stream has a goroutine that may be to be parked,
-// with c.mu held.
+// lively reports whether a stream has a goroutine that may be to be parked, or
+// a request is served, with c.mu held.
 func (c *conn) lively() bool {
 	for _, s := range c.streams {
-		if s != nil && s.state.Load() == moving {
+		if s == nil {
+			continue
+		}
+		if state := s.state.Load(); state == moving || state == busy {
 			return true
 		}
 	}
@@ -73,8 +78,12 @@ func (c *conn) check(now time.Time) {
 	}
 	s := c.under(c.l.proxy.world.Load())
 	if s.MaxAge > 0 && now.Sub(c.start) >= s.MaxAge {
-		c.kill(closing{"expiry", fmt.Sprintf("older than max_age %s", s.MaxAge)})
-		return
+		why := closing{"expiry", fmt.Sprintf("older than max_age %s", s.MaxAge)}
+		if c.http == nil {
+			c.kill(why)
+			return
+		}
+		c.endLocked(endAge, c.start.Add(s.MaxAge+s.Timeouts.Drain), why)
 	}
 	if end, ok := c.peerEnd(); ok && now.After(end) && s.OnPeerExpiry != ActionKeep {
 		why := closing{"expiry", fmt.Sprintf("the peer's SVID expired at %s", end.UTC().Format(time.RFC3339))}
@@ -84,18 +93,80 @@ func (c *conn) check(now time.Time) {
 		}
 		c.endLocked(endExpiry, end.Add(s.Timeouts.Drain), why)
 	}
-	if !now.Before(c.own.NotAfter()) {
+	if v := c.recheckExpiry(now); !v.ok {
+		c.violate(v, now, s)
+		return
+	}
+	if c.own != nil && !now.Before(c.own.NotAfter()) {
 		if v := c.reverify(s.lease, now); !v.ok {
 			c.violate(v, now, s)
 			return
 		}
 	}
+	if c.http != nil {
+		c.checkHTTP(now, s)
+		return
+	}
 	c.checkIdle(now, s)
 }
 
-// peerEnd returns when the peer's SVID ends, if it showed one, with c.mu held.
+// checkHTTP ends waits that are over, and a client's connection that has asked
+// for nothing for long or is to end, with c.mu held.
+func (c *conn) checkHTTP(now time.Time, s *settings) {
+	d := c.http
+	d.hurry(now)
+	if c.closing != nil || d.state.Load() == busy {
+		c.moved = now
+		return
+	}
+	if sum := c.in.Load(); sum != c.movedSum {
+		c.movedSum, c.moved = sum, now
+	}
+	quiet := now.Sub(c.moved)
+	if why, ok := c.drains(); ok && now.Sub(c.drainedAt) >= lameDuck(s) {
+		d.leave(why)
+	} else if s.Timeouts.Idle > 0 && quiet >= s.Timeouts.Idle {
+		d.leave(closing{"peer", fmt.Sprintf("idle for %s", s.Timeouts.Idle)})
+	}
+}
+
+// longestDuck bounds lameDuck.
+const longestDuck = 2 * time.Second
+
+// lameDuck is how long a client that may send another request is waited for
+// when its connection is to end: the answer tells it so, and it loses nothing,
+// while a close could cross a request on its way.
+func lameDuck(s *settings) time.Duration { return min(s.Timeouts.Drain/2, longestDuck) }
+
+// drains reports why the connection is to end, if it is, with c.mu held.
+func (c *conn) drains() (closing, bool) {
+	for n := endPolicy; n < causes; n++ {
+		if !c.deadlines[n].at.IsZero() {
+			return c.deadlines[n].why, true
+		}
+	}
+	return closing{}, false
+}
+
+// noteDrain has requests end the connection after them while it is to end, with
+// c.mu held.
+func (c *conn) noteDrain() {
+	if c.http == nil {
+		return
+	}
+	_, drains := c.drains()
+	if !drains {
+		c.drainedAt = time.Time{}
+	} else if c.drainedAt.IsZero() {
+		c.drainedAt = time.Now()
+	}
+	c.http.draining.Store(drains)
+}
+
+// peerEnd returns when the peer's SVID ends, if it is there and showed one, with
+// c.mu held.
 func (c *conn) peerEnd() (time.Time, bool) {
-	if c.inPlaintext() {
+	if c.standing == nil {
 		return time.Time{}, false
 	}
 	return c.standing.NotAfter(), true
@@ -151,13 +222,32 @@ func (c *conn) nextDue() time.Time {
 	if end, ok := c.peerEnd(); ok && s.OnPeerExpiry != ActionKeep && !now.After(end) {
 		sooner(end.Add(time.Millisecond))
 	}
-	if end := c.own.NotAfter(); now.Before(end) {
-		sooner(end)
+	if c.own != nil && now.Before(c.own.NotAfter()) {
+		sooner(c.own.NotAfter())
+	}
+	if c.proof != (identity.JWT{}) {
+		sooner(c.proof.NotAfter)
+	}
+	if c.http != nil {
+		c.soonerHTTP(s, sooner)
 	}
 	if c.phase == copying && s.Timeouts.Idle > 0 {
 		sooner(now.Add(s.Timeouts.Idle / idleChecks))
 	}
 	return next
+}
+
+// soonerHTTP tells of what an HTTP client's connection is due for, with c.mu
+// held.
+func (c *conn) soonerHTTP(s *settings, sooner func(time.Time)) {
+	for w := range c.http.patience {
+		if until := c.http.patience[w].Load(); until != 0 && !c.http.late[w].Load() {
+			sooner(time.Unix(0, until))
+		}
+	}
+	if !c.drainedAt.IsZero() && c.http.state.Load() != busy && !c.http.leaving.Load() {
+		sooner(c.drainedAt.Add(lameDuck(s)))
+	}
 }
 
 // endBy ends the connection at the given time unless it has ended before. Of
@@ -176,6 +266,7 @@ func (c *conn) endLocked(cause cause, at time.Time, why closing) {
 		return
 	}
 	c.deadlines[cause] = deadline{at, why}
+	c.noteDrain()
 	c.l.proxy.table.schedule(c, c.nextDue())
 }
 
@@ -247,5 +338,6 @@ const (
 	endExpiry
 	endDrain
 	endMoved
+	endAge
 	causes
 )

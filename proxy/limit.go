@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"math"
+	"strconv"
 	"sync"
 	"time"
 
@@ -116,12 +118,25 @@ type excess struct {
 	limit *policy.Limit
 	rest  bool
 	live  bool // of live connections; else of new ones a second
+
+	requests bool // of requests a second
 }
+
+// counts is what take counts: a connection under a limit's rate and as a live
+// one, or, with HTTP, a client as a live connection and each of its requests
+// under the rate.
+type counts struct{ rate, live bool }
+
+var (
+	aConnection = counts{rate: true, live: true}
+	aClient     = counts{live: true}
+	aRequest    = counts{rate: true}
+)
 
 // take counts a new connection of w under all the limits, which are in the
 // order of their ids, or under none where one of them has no room. It returns
 // the stakes in which it stays counted while it lives.
-func (m *limiter) take(limits []*policy.Limit, w who) ([]stake, *excess) {
+func (m *limiter) take(limits []*policy.Limit, w who, count counts) ([]stake, *excess) {
 	if len(limits) == 0 {
 		return nil, nil
 	}
@@ -133,19 +148,19 @@ func (m *limiter) take(limits []*policy.Limit, w who) ([]stake, *excess) {
 		b := stakes[i].load()
 		b.refill(limit.RPS, now)
 		switch {
-		case limit.Connections > 0 && b.live >= limit.Connections:
+		case count.live && limit.Connections > 0 && b.live >= limit.Connections:
 			return nil, &excess{limit: limit, rest: stakes[i].rest, live: true}
-		case limit.RPS > 0 && b.spent+1 > float64(max(1, limit.Burst))+tokenNearly:
-			return nil, &excess{limit: limit, rest: stakes[i].rest}
+		case count.rate && limit.RPS > 0 && b.spent+1 > float64(max(1, limit.Burst))+tokenNearly:
+			return nil, &excess{limit: limit, rest: stakes[i].rest, requests: !count.live}
 		}
 		buckets[i] = b
 	}
 	var held []stake
 	for i, limit := range limits {
-		if limit.RPS > 0 {
+		if count.rate && limit.RPS > 0 {
 			buckets[i].spent++
 		}
-		if limit.Connections > 0 {
+		if count.live && limit.Connections > 0 {
 			buckets[i].live++
 			held = append(held, stakes[i])
 		}
@@ -300,6 +315,15 @@ func (m *limiter) forget() {
 	})
 }
 
+// retryAfter is after how many seconds one more fits in (RFC 9110, section
+// 10.2.3).
+func (e *excess) retryAfter() string {
+	if e.limit.RPS <= 0 {
+		return "1"
+	}
+	return strconv.Itoa(int(min(3600, max(1, math.Ceil(1/e.limit.RPS)))))
+}
+
 // why says for a person what the limit allows, and to whom.
 func (e *excess) why(w who) string {
 	subject := w.String()
@@ -312,7 +336,11 @@ func (e *excess) why(w who) string {
 	if e.live {
 		return fmt.Sprintf("limit %s: %s may have %d live connections", e.limit.ID, subject, e.limit.Connections)
 	}
-	return fmt.Sprintf("limit %s: %s may open %g connections a second, %d at once", e.limit.ID, subject, e.limit.RPS, max(1, e.limit.Burst))
+	what := "open %g connections"
+	if e.requests {
+		what = "send %g requests"
+	}
+	return fmt.Sprintf("limit %s: %s may "+what+" a second, %d at once", e.limit.ID, subject, e.limit.RPS, max(1, e.limit.Burst))
 }
 
 // takeLimits counts a connection that the policy allows under the limits that
@@ -323,7 +351,11 @@ func (c *conn) takeLimits(w *world) error {
 	}
 	var room [8]*policy.Limit
 	limits := w.policy.Limits(&c.request, room[:0])
-	held, excess := c.l.proxy.limits.take(limits, c.whoIs())
+	count := aConnection
+	if c.latest.HTTP != nil {
+		count = aClient
+	}
+	held, excess := c.l.proxy.limits.take(limits, c.whoIs(), count)
 	if excess != nil {
 		c.record.Limit = excess.limit.ID
 		c.l.proxy.instruments.limited(c.l.name, excess.limit.ID)

@@ -82,7 +82,7 @@ func TestLimiterRate(t *testing.T) {
 			for i, s := range steps {
 				c.advance(s.after)
 				m.forget() // what it forgets is nothing
-				if _, over := m.take([]*policy.Limit{s.limit}, s.who); (over == nil) != s.ok {
+				if _, over := m.take([]*policy.Limit{s.limit}, s.who, aConnection); (over == nil) != s.ok {
 					t.Errorf("step %d: refused by %v, want passed: %t", i, over, s.ok)
 				}
 			}
@@ -97,7 +97,7 @@ func TestLimiterConnections(t *testing.T) {
 	two := []*policy.Limit{{ID: "two", Connections: 2}}
 	take := func(limits []*policy.Limit, w who, ok bool) []stake {
 		t.Helper()
-		held, over := m.take(limits, w)
+		held, over := m.take(limits, w, aConnection)
 		if (over == nil) != ok {
 			t.Fatalf("refused by %+v, want passed: %t", over, ok)
 		}
@@ -144,19 +144,19 @@ func TestLimitsAllOrNone(t *testing.T) {
 	m := newLimiter(c.now)
 	web := workload("web")
 	limits := []*policy.Limit{{ID: "a", RPS: 0.001, Burst: 2}, {ID: "b", Connections: 1}, {ID: "c", Per: policy.PerAll, RPS: 1, Burst: 1}}
-	held, over := m.take(limits, web)
+	held, over := m.take(limits, web, aConnection)
 	if over != nil || len(held) != 1 {
 		t.Fatalf("holds %v, refused by %+v", held, over)
 	}
-	if _, over = m.take(limits, web); over == nil || over.limit.ID != "b" || !over.live {
+	if _, over = m.take(limits, web, aConnection); over == nil || over.limit.ID != "b" || !over.live {
 		t.Errorf("refused by %+v, want b", over)
 	}
 	leave(held...)
-	if _, over = m.take(limits, web); over == nil || over.limit.ID != "c" || over.live {
+	if _, over = m.take(limits, web, aConnection); over == nil || over.limit.ID != "c" || over.live {
 		t.Errorf("refused by %+v, want c", over)
 	}
 	c.advance(time.Second)
-	if _, over = m.take(limits, web); over != nil { // the second of a's two
+	if _, over = m.take(limits, web, aConnection); over != nil { // the second of a's two
 		t.Errorf("refused by %+v", over)
 	}
 }
@@ -185,7 +185,7 @@ func TestLimiterUnderFlood(t *testing.T) {
 	m := newLimiter(c.now)
 	limit := []*policy.Limit{{ID: "l", RPS: 0.1, Burst: 1, Connections: 5}}
 	good := workload("good")
-	held, over := m.take(limit, good)
+	held, over := m.take(limit, good, aConnection)
 	if over != nil {
 		t.Fatalf("refused by %+v", over)
 	}
@@ -193,7 +193,7 @@ func TestLimiterUnderFlood(t *testing.T) {
 	passed := 0
 	flood := func(round int) {
 		for i := range 2 * maxBuckets {
-			stakes, over := m.take(limit, workload(fmt.Sprint("flood/", round, "/", i)))
+			stakes, over := m.take(limit, workload(fmt.Sprint("flood/", round, "/", i)), aConnection)
 			if leave(stakes...); over == nil {
 				passed++
 			}
@@ -209,11 +209,11 @@ func TestLimiterUnderFlood(t *testing.T) {
 	if grown := int64(heapSize()) - int64(before); grown > 16<<20 {
 		t.Errorf("%d MiB for one limit", grown>>20)
 	}
-	_, over = m.take(limit, workload("late"))
+	_, over = m.take(limit, workload("late"), aConnection)
 	if over == nil || !over.rest || over.live {
 		t.Errorf("one that comes late is refused by %+v", over)
 	}
-	_, over = m.take(limit, good)
+	_, over = m.take(limit, good, aConnection)
 	if over == nil || over.rest {
 		t.Errorf("one that is counted is refused by %+v", over)
 	}
@@ -249,7 +249,7 @@ func TestLimiterKeepsTheLive(t *testing.T) {
 	var held []stake
 	for i := range 200 {
 		c.advance(sweepPause)
-		stakes, _ := m.take(limit, workload(fmt.Sprint(i)))
+		stakes, _ := m.take(limit, workload(fmt.Sprint(i)), aConnection)
 		held = append(held, stakes...)
 	}
 	if n := m.buckets("l"); n != shardsEach {
@@ -280,7 +280,7 @@ func TestLimiterIsExact(t *testing.T) {
 		w := workload(fmt.Sprint("w", n%2))
 		all.Go(func() {
 			for range 3000 {
-				held, over := m.take(limits, w)
+				held, over := m.take(limits, w, aConnection)
 				if over != nil {
 					continue
 				}

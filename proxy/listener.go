@@ -200,17 +200,7 @@ func (l *listener) handshaked(result string) {
 // recordEnd counts and records a connection that is over. What is quiet leaves no
 // line in the log.
 func (l *listener) recordEnd(record *telemetry.Access, result, target string, quiet bool) {
-	l.meters.active.Set(float64(l.active.Add(-1)))
-	if result == resultAllowed {
-		l.meters.closed[record.Closed].Inc()
-	} else {
-		l.proxy.instruments.connections.With(l.name, result).Inc()
-		if result == "failed" { // nobody refused who called
-			l.failed.Add(1)
-		} else {
-			l.refused.Add(1)
-		}
-	}
+	l.countEnd(record, result)
 	l.proxy.access.Write(record)
 	if record.Outcome == "failure" && !quiet {
 		what := "connection refused"
@@ -221,6 +211,21 @@ func (l *listener) recordEnd(record *telemetry.Access, result, target string, qu
 			what = "connection failed"
 		}
 		l.logRefusal(what, "source", record.Source, "from", record.From, "to", record.To, "target", target, "reason", record.Reason)
+	}
+}
+
+// countEnd counts a connection that is over.
+func (l *listener) countEnd(record *telemetry.Access, result string) {
+	l.meters.active.Set(float64(l.active.Add(-1)))
+	if result == resultAllowed {
+		l.meters.closed[record.Closed].Inc()
+	} else {
+		l.proxy.instruments.connections.With(l.name, result).Inc()
+		if result == "failed" { // nobody refused who called
+			l.failed.Add(1)
+		} else {
+			l.refused.Add(1)
+		}
 	}
 }
 
@@ -252,6 +257,7 @@ func (l *listener) changed(was, s *settings) {
 func (l *listener) watch(lease identity.Lease) {
 	var last, was *identity.Identity // the last there was, and nil while there is none
 	var trust *identity.Trust
+	var known uint64                  // the generation of JWT bundles
 	timer := time.NewTimer(time.Hour) // for the SVID's end
 	defer timer.Stop()
 	for {
@@ -261,13 +267,15 @@ func (l *listener) watch(lease identity.Lease) {
 		changed := lease.Changed()
 		id, err := lease.Current()
 		bundles := lease.Trust()
-		news := trust != nil && (id != was || bundles != trust)
-		was, trust = id, bundles
+		tokens := l.settings().generationOfTokens()
+		news := trust != nil && (id != was || bundles != trust || tokens != known)
+		was, trust, known = id, bundles, tokens
 		l.noteIdentity(id, err, last)
 		if id != nil {
 			l.proxy.noteDomains(id, bundles)
 		}
 		if news {
+			l.forgetBackends()
 			n := l.proxy.ask(l.proxy.table.of(l))
 			l.proxy.log.Debug("identity, bundles or CRLs changed", "listener", l.name, "trust_generation", bundles.Generation(), "connections_asked", n.all, "connections_closed", n.closed)
 		}
@@ -284,6 +292,22 @@ func (l *listener) watch(lease identity.Lease) {
 		case <-l.unwatch:
 			return
 		}
+	}
+}
+
+// forgetBackends closes the idle connections that were made as somebody else, or
+// to whom nobody believes in any more.
+func (l *listener) forgetBackends() {
+	s := l.settings()
+	if s == nil || s.HTTP == nil || s.Direction != policy.Outbound {
+		return
+	}
+	now, err := l.session(s)
+	if err != nil {
+		now = nil // none is kept
+	}
+	for i := range s.ways {
+		s.ways[i].group.Forget(now)
 	}
 }
 

@@ -336,9 +336,9 @@ func TestIdentityPicked(t *testing.T) {
 func TestRulesBeyondTheBoundCountAsOther(t *testing.T) {
 	i := newInstruments(nil)
 	for n := range maxRules + 10 {
-		i.decided("orders", strings.Repeat("r", n+1), allowed)
+		i.decided("orders", strings.Repeat("r", n+1), allowed).Inc()
 	}
-	i.decided("orders", "r", allowed)
+	i.decided("orders", "r", allowed).Inc()
 	counts := i.decisionCounts()
 	if len(counts) != maxRules+1 {
 		t.Errorf("%d counters, want %d", len(counts), maxRules+1)

@@ -111,7 +111,9 @@ func (c *conn) decideNow(now time.Time) error {
 	c.phase = decided
 	c.moved = now
 	v := c.judge(w, now)
-	c.note(v)
+	if !v.open {
+		c.note(v)
+	}
 	if !v.ok {
 		return refuse("denied", "%s", v.closing.why)
 	}
@@ -125,6 +127,7 @@ func (c *conn) decideNow(now time.Time) error {
 // verdict is whether a connection may be, and if not, why.
 type verdict struct {
 	ok      bool
+	open    bool   // nothing was decided: requests are to come
 	would   string // why it would not be, if the listener did more than audit
 	always  bool   // on_policy_change does not soften it
 	closing closing
@@ -147,7 +150,7 @@ func (c *conn) note(v verdict) (news bool) {
 	if c.outcome == was {
 		return false
 	}
-	c.l.proxy.instruments.decided(c.l.name, c.decision.Rule, c.outcome)
+	c.count(c.decision.Rule, c.outcome)
 	if c.outcome == audited {
 		c.l.wouldDeny.Add(1)
 	}
@@ -202,13 +205,14 @@ func (c *conn) askNow(now time.Time) (a answer, audit bool) {
 	if generation != w.generation {
 		c.moveLimits(w)
 	}
-	audit = c.note(v) && c.outcome == audited
+	audit = !v.open && c.note(v) && c.outcome == audited
 	c.against = ""
 	if !v.ok {
 		c.against = v.closing.why
 		c.violate(v, now, c.latest)
 	} else {
 		c.deadlines[endPolicy] = deadline{} // a drain that an earlier policy had begun
+		c.noteDrain()
 	}
 	c.followTarget(now)
 	if c.closing == nil && c.latest != was { // other times may count, and one of them may be over
@@ -233,7 +237,11 @@ func (c *conn) bound() bound {
 	if c.request.Direction == policy.Outbound {
 		return bound{target: c.target}
 	}
-	return bound{c.request.SNI, c.protocol, c.target}
+	b := bound{serverName: c.request.SNI, protocol: c.protocol, target: c.target}
+	if h := c.request.HTTP; h != nil {
+		b.host, b.path = h.Host, h.Path
+	}
+	return b
 }
 
 // followTarget is for a connection whose target is no longer one of its
@@ -241,12 +249,16 @@ func (c *conn) bound() bound {
 // those of a removed listener may; what has not come there yet does not come.
 func (c *conn) followTarget(now time.Time) {
 	s := c.latest
+	if c.http != nil && c.target == "" { // the next request takes the target of its moment
+		return
+	}
 	if s.keeps(c.began, c.bound()) {
 		c.deadlines[endMoved] = deadline{}
+		c.noteDrain()
 		return
 	}
 	why := closing{"drain", "its listener has no target for it any more"}
-	if now := s.targetsFor(c.request.SNI, c.protocol); s.ServerName != c.began.ServerName {
+	if now := s.targetsFor(c.bound()); s.ServerName != c.began.ServerName {
 		why.why = "its listener asks for another server name"
 	} else if len(now) > 0 {
 		why.why = "its listener has another target, " + strings.Join(now, ", ")
@@ -273,11 +285,18 @@ func (c *conn) under(w *world) *settings {
 func (c *conn) judge(w *world, now time.Time) verdict {
 	s := c.under(w)
 	c.request.Time = now
+	if c.own == nil { // outbound, between two requests: nobody is there to be asked about
+		return verdict{ok: true, open: true}
+	}
 	if c.inPlaintext() && s.Mode != ModePermissive {
 		c.decision = policy.Decision{Generation: w.generation}
 		return verdict{always: true, closing: closing{"policy", "plaintext: the listener's mode is strict by now"}}
 	}
 	if v := c.reverify(s.lease, now); !v.ok {
+		c.decision = policy.Decision{Generation: w.generation}
+		return v
+	}
+	if v := c.recheckProof(s, now); !v.ok {
 		c.decision = policy.Decision{Generation: w.generation}
 		return v
 	}
@@ -288,6 +307,10 @@ func (c *conn) judge(w *world, now time.Time) verdict {
 	if c.header != nil && !s.ProxyProtocol.trusts(c.down) {
 		c.decision = policy.Decision{Generation: w.generation}
 		return verdict{closing: closing{"policy", fmt.Sprintf("its source %s is the word of %s, whom accept_from does not name any more", c.source, c.via)}}
+	}
+	if s.HTTP != nil && c.request.HTTP == nil && w.policy.Admit(&c.request) != policy.Never {
+		c.decision = policy.Decision{Generation: w.generation}
+		return verdict{ok: true, open: true}
 	}
 	c.decision = policy.Decision{} // noteShadow has the last one's memory
 	w.policy.Decide(&c.request, &c.decision)
@@ -303,7 +326,7 @@ func (c *conn) judge(w *world, now time.Time) verdict {
 	case c.decision.Reason.Revoked():
 		return verdict{always: true, closing: closing{"revoked", why}}
 	case s.Enforcement == Audit && c.decision.Reason != policy.NoPolicy:
-		return verdict{ok: true, would: why}
+		return verdict{ok: true, would: why, open: s.HTTP != nil && c.request.HTTP == nil}
 	}
 	return verdict{closing: closing{"policy", why}}
 }

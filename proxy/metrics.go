@@ -3,7 +3,9 @@ package proxy
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/upstream"
@@ -25,6 +27,8 @@ type instruments struct {
 	decisions         *telemetry.Family[telemetry.Counter]
 	plaintext         *telemetry.Family[telemetry.Counter]
 	exceeded          *telemetry.Family[telemetry.Counter]
+	requests          *telemetry.Family[telemetry.Counter]
+	requestDuration   *telemetry.Family[telemetry.Histogram]
 	generation        *telemetry.Gauge
 
 	endpoints, healthy, idle        *telemetry.Family[telemetry.Gauge]
@@ -53,6 +57,8 @@ func newInstruments(m *telemetry.Metrics) *instruments {
 		decisions:         m.Counter("narthex_policy_decisions_total", "Decisions on new connections, and later ones that came out otherwise.", "listener", "rule", "decision"),
 		plaintext:         m.Counter("narthex_connections_unauthenticated_total", "Connections in plaintext that came to a decision.", "listener"),
 		exceeded:          m.Counter("narthex_limited_total", "Connections that a limit of the policy refused.", "listener", "limit"),
+		requests:          m.Counter("narthex_http_requests_total", "Requests by the status of their answer (0: none) and what the policy decided (empty: it was not asked).", "listener", "code", "decision"),
+		requestDuration:   m.Histogram("narthex_http_request_duration_seconds", "Duration of requests, from the first byte of the head to the last of the response.", telemetry.DurationBounds, "listener"),
 		generation:        m.Gauge("narthex_policy_generation", "Generation of the policy in force.").With(),
 		endpoints:         m.Gauge("narthex_upstream_endpoints", "Addresses that a listener's targets have.", "listener"),
 		healthy:           m.Gauge("narthex_upstream_healthy", "Of narthex_upstream_endpoints, those that are neither ejected nor fail their health checks.", "listener"),
@@ -67,8 +73,8 @@ func newInstruments(m *telemetry.Metrics) *instruments {
 	}
 }
 
-// decided counts a decision.
-func (i *instruments) decided(listener, rule string, came outcome) {
+// decided returns the counter of decisions that came out so.
+func (i *instruments) decided(listener, rule string, came outcome) *telemetry.Counter {
 	key := decisionKey{listener, rule, string(came)}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -78,7 +84,24 @@ func (i *instruments) decided(listener, rule string, came outcome) {
 		c = i.decisions.With(key.listener, key.rule, key.decision)
 		i.count[key] = c
 	}
-	c.Inc()
+	return c
+}
+
+// decisionCounter is the counter of a connection's last decision: the requests of
+// one client mostly come to the same, and what all listeners count is behind one
+// lock.
+type decisionCounter struct {
+	rule string
+	came outcome
+	*telemetry.Counter
+}
+
+// count counts a decision of the connection, with c.mu held.
+func (c *conn) count(rule string, came outcome) {
+	if last := &c.counter; last.Counter == nil || last.rule != rule || last.came != came {
+		*last = decisionCounter{rule, came, c.l.proxy.instruments.decided(c.l.name, rule, came)}
+	}
+	c.counter.Inc()
 }
 
 // limited counts a connection that a limit refused.
@@ -126,6 +149,35 @@ type meters struct {
 	allowed           *telemetry.Counter
 	plaintext         *telemetry.Counter
 	closed            map[string]*telemetry.Counter // by reason
+	requests          *requestCounts
+	duration          *telemetry.Histogram
+}
+
+// requestCounts are the counters of a listener's requests, each found once.
+type requestCounts struct {
+	family   *telemetry.Family[telemetry.Counter]
+	listener string
+	known    [len(decisions)][maxStatus + 1]atomic.Pointer[telemetry.Counter]
+}
+
+const maxStatus = 599
+
+// decisions are the outcomes that requests are counted by.
+var decisions = [...]outcome{"", allowed, denied, audited}
+
+// of returns the counter for a status, 0 where there was no answer, and what was
+// decided.
+func (r *requestCounts) of(status int, came outcome) *telemetry.Counter {
+	if status < 0 || status > maxStatus {
+		status = 0
+	}
+	n := max(0, slices.Index(decisions[:], came))
+	if c := r.known[n][status].Load(); c != nil {
+		return c
+	}
+	c := r.family.With(r.listener, strconv.Itoa(status), string(came))
+	r.known[n][status].Store(c)
+	return c
 }
 
 // resultAllowed is the result of a connection that came to copying.
@@ -147,6 +199,8 @@ func (i *instruments) of(listener string) meters {
 		allowed:     i.connections.With(listener, resultAllowed),
 		plaintext:   i.plaintext.With(listener),
 		closed:      closed,
+		requests:    &requestCounts{family: i.requests, listener: listener},
+		duration:    i.requestDuration.With(listener),
 	}
 }
 

@@ -26,7 +26,7 @@ func (r *running) allParked() {
 		for _, c := range conns {
 			c.mu.Lock()
 			for _, s := range c.streams {
-				if s == nil || s.state.Load() != parked {
+				if s != nil && s.state.Load() != parked || c.streams[0] == nil {
 					moving++
 				}
 			}

@@ -76,8 +76,13 @@ func peekSpeech(fd int) speech {
 // saysNoMore reports whether the far end will send no more.
 func saysNoMore(fd int) bool {
 	events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-	_, err := unix.Poll(events, 0)
-	return err != nil || events[0].Revents != 0
+	for {
+		_, err := unix.Poll(events, 0)
+		if errors.Is(err, unix.EINTR) { // also where it had not to wait
+			continue
+		}
+		return err != nil || events[0].Revents != 0
+	}
 }
 
 // speaksPlaintext waits until it is plain what the client of a permissive
@@ -85,7 +90,11 @@ func saysNoMore(fd int) bool {
 // a hello is; what ends that wait is the table.
 func (c *conn) speaksPlaintext(sock syscall.RawConn, within time.Duration) bool {
 	var said speech
-	if c.down.SetReadDeadline(time.Now().Add(min(plaintextAfter, within/2))) != nil {
+	patience := min(plaintextAfter, within/2)
+	if c.began.HTTP != nil { // whose clients speak first: silence is no plaintext
+		patience = within
+	}
+	if c.down.SetReadDeadline(time.Now().Add(patience)) != nil {
 		return false // the handshake finds what is wrong with the socket
 	}
 	err := sock.Read(func(fd uintptr) bool {
@@ -97,7 +106,7 @@ func (c *conn) speaksPlaintext(sock syscall.RawConn, within time.Duration) bool 
 		// On a busy machine the time may be over before we come to look.
 		err = sock.Control(func(fd uintptr) { said = peekSpeech(int(fd)) })
 		if err == nil && said == saysNothing {
-			return true
+			return c.began.HTTP == nil
 		}
 	}
 	if said == maybeTLS {

@@ -92,6 +92,8 @@ type Listener struct {
 	Expect    []policy.Pattern
 	Upstream  upstream.Settings // how one of Targets is chosen
 
+	HTTP *HTTP // the connection carries HTTP, and each request is decided; nil: bytes, decided once
+
 	Mode        Mode        // inbound: ModeStrict
 	Enforcement Enforcement // Enforce
 
@@ -101,7 +103,7 @@ type Listener struct {
 
 	Timeouts       Timeouts
 	OnPolicyChange Action        // of connections the new policy refuses: ActionClose
-	OnPeerExpiry   Action        // of connections whose peer's SVID has expired: ActionKeep
+	OnPeerExpiry   Action        // of connections whose peer's SVID has expired: ActionKeep, with HTTP ActionDrain
 	MaxAge         time.Duration // of a connection; 0: unbounded
 	MaxConnections int           // at once, 10,000; clients that have not proved who they are make room, then further ones wait in the kernel's backlog
 	MaxPerIdentity int           // live connections of one peer: by its SPIFFE ID, in plaintext by the address it comes from; 0: unbounded
@@ -123,6 +125,11 @@ type Timeouts struct {
 	Connect   time.Duration // to the target: 5s
 	Idle      time.Duration // without a byte either way: 5m; noticed up to a quarter late
 	Drain     time.Duration // for connections that are to end: 30s; negative: at once
+
+	// Of an HTTP listener alone.
+	Head     time.Duration // for the first request of a connection, and for each head from its first byte on: 10s
+	Response time.Duration // from the last of a request that was sent to the head of the response: 1m
+	Stall    time.Duration // without a byte of a request's body, or with the client or the service taking none: 30s
 }
 
 // Action is what becomes of a connection that is no longer what it was

@@ -7,13 +7,15 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
-// Route leads connections of an inbound listener to targets of their own: the
-// first one that takes a connection does.
+// Route leads connections of an inbound listener, or with HTTP its requests, to
+// targets of their own: the first one that takes it does.
 type Route struct {
 	// SNI are server names, or *.suffix for all names below it, however deep.
 	// Upper and lower case are one, and a dot at the end is none. Empty takes
@@ -22,8 +24,14 @@ type Route struct {
 	// ALPN are protocols of which one was negotiated. Empty takes every
 	// connection, also one without a protocol.
 	ALPN []string
+	// Hosts and Paths are those of requests, with HTTP alone. Empty takes every
+	// request.
+	Hosts []policy.Host
+	Paths []policy.Path
 	// Targets are as those of Listener.
 	Targets []string
+	// Response is, with HTTP, in place of Timeouts.Response; 0: that.
+	Response time.Duration
 }
 
 // What a listener's routes may have, all together.
@@ -33,10 +41,14 @@ const (
 	maxProtocol = 255 // bytes of an ALPN protocol's name (RFC 7301 §3.1)
 )
 
-// takes reports whether the route is for a connection with that server name,
-// as normalSNI returns it, and that protocol.
-func (r *Route) takes(serverName, protocol string) bool {
-	return r.takesName(serverName) && (len(r.ALPN) == 0 || slices.Contains(r.ALPN, protocol))
+// takes reports whether the route is for what is bound that way.
+func (r *Route) takes(b *bound) bool {
+	return r.takesName(b.serverName) && (len(r.ALPN) == 0 || slices.Contains(r.ALPN, b.protocol)) && r.takesRequest(b.host, b.path)
+}
+
+func (r *Route) takesRequest(host, path string) bool {
+	return (len(r.Hosts) == 0 || slices.ContainsFunc(r.Hosts, func(h policy.Host) bool { return h.Match(host) })) &&
+		(len(r.Paths) == 0 || slices.ContainsFunc(r.Paths, func(p policy.Path) bool { return p.Match(path) }))
 }
 
 func (r *Route) takesName(serverName string) bool {
@@ -61,7 +73,10 @@ func normalName(name string) string { return strings.ToLower(strings.TrimSuffix(
 func normalRoutes(routes []Route) []Route {
 	out := make([]Route, len(routes))
 	for i, r := range routes {
-		out[i] = Route{ALPN: slices.Clone(r.ALPN), Targets: slices.Clone(r.Targets)}
+		out[i] = r
+		out[i].ALPN, out[i].Targets = slices.Clone(r.ALPN), slices.Clone(r.Targets)
+		out[i].Hosts, out[i].Paths = slices.Clone(r.Hosts), slices.Clone(r.Paths)
+		out[i].SNI = nil
 		for _, name := range r.SNI {
 			out[i].SNI = append(out[i].SNI, normalName(name))
 		}
@@ -102,32 +117,40 @@ func (s *settings) giveWays() {
 	}
 }
 
-// wayFor returns the way of a connection, or nil where none of the routes
+// wayFor returns the way of what is bound so, or nil where none of the routes
 // takes it and the listener has no target of its own.
-func (s *settings) wayFor(serverName, protocol string) *way {
-	if n := s.routeFor(serverName, protocol); n < len(s.ways) {
+func (s *settings) wayFor(b bound) *way {
+	if n := s.routeFor(b); n < len(s.ways) {
 		return &s.ways[n]
 	}
 	return nil
 }
 
-// routeFor returns the number of the first route that takes a connection, or
-// that of the listener's own target, which follows them.
-func (s *settings) routeFor(serverName, protocol string) int {
+// routeFor returns the number of the first route that takes it, or that of the
+// listener's own target, which follows them.
+func (s *settings) routeFor(b bound) int {
 	for i := range s.Routes {
-		if s.Routes[i].takes(serverName, protocol) {
+		if s.Routes[i].takes(&b) {
 			return i
 		}
 	}
 	return len(s.Routes)
 }
 
-// targetsFor returns the targets a connection may come to, if there are any.
-func (s *settings) targetsFor(serverName, protocol string) []string {
-	if n := s.routeFor(serverName, protocol); n < len(s.Routes) {
+// targetsFor returns the targets it may come to, if there are any.
+func (s *settings) targetsFor(b bound) []string {
+	if n := s.routeFor(b); n < len(s.Routes) {
 		return s.Routes[n].Targets
 	}
 	return s.Targets
+}
+
+// responseWithin is how long a service may take to answer.
+func (s *settings) responseWithin(b bound) time.Duration {
+	if n := s.routeFor(b); n < len(s.Routes) && s.Routes[n].Response > 0 {
+		return s.Routes[n].Response
+	}
+	return s.Timeouts.Response
 }
 
 // endpoints tells of the endpoints of all ways, each once, and whether there
@@ -155,7 +178,15 @@ func (s *settings) routeStatus() (list []telemetry.RouteStatus) {
 		return nil
 	}
 	for i := range s.Routes {
-		list = append(list, telemetry.RouteStatus{SNI: s.Routes[i].SNI, ALPN: s.Routes[i].ALPN, Targets: s.Routes[i].Targets})
+		r := &s.Routes[i]
+		route := telemetry.RouteStatus{SNI: r.SNI, ALPN: r.ALPN, Targets: r.Targets}
+		for _, h := range r.Hosts {
+			route.Hosts = append(route.Hosts, h.String())
+		}
+		for _, p := range r.Paths {
+			route.Paths = append(route.Paths, p.String())
+		}
+		list = append(list, route)
 	}
 	if len(s.Targets) > 0 {
 		list = append(list, telemetry.RouteStatus{Targets: s.Targets})
@@ -267,20 +298,26 @@ func checkRoutes(l Listener, inbound bool) error {
 	}
 	names := 0
 	for i, r := range l.Routes {
-		names += len(r.SNI) + len(r.ALPN)
+		names += len(r.SNI) + len(r.ALPN) + len(r.Hosts) + len(r.Paths)
+		if l.HTTP == nil && (len(r.Hosts) > 0 || len(r.Paths) > 0 || r.Response != 0) {
+			return fmt.Errorf("route %d: hosts, paths and the time of a response are for HTTP listeners", i+1)
+		}
 		if err := r.check(); err != nil {
 			return fmt.Errorf("route %d: %w", i+1, err)
 		}
 	}
 	if names > maxNames {
-		return fmt.Errorf("routes: %d names and protocols are too many: want at most %d", names, maxNames)
+		return fmt.Errorf("routes: %d names, protocols, hosts and paths are too many: want at most %d", names, maxNames)
 	}
 	return nil
 }
 
 func (r *Route) check() error {
-	if len(r.SNI) == 0 && len(r.ALPN) == 0 {
-		return errors.New("needs sni or alpn: what takes everything is the listener's target")
+	if len(r.SNI)+len(r.ALPN)+len(r.Hosts)+len(r.Paths) == 0 {
+		return errors.New("needs sni or alpn, or with HTTP hosts or paths: what takes everything is the listener's target")
+	}
+	if r.Response < 0 {
+		return errors.New("the time of a response cannot be negative")
 	}
 	for _, name := range r.SNI {
 		if err := checkName(strings.TrimPrefix(name, "*.")); err != nil {

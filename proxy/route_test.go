@@ -53,7 +53,7 @@ func FuzzRoutes(f *testing.F) {
 	})}}
 	f.Fuzz(func(t *testing.T, sni, protocol string) {
 		name := normalSNI(sni)
-		got := s.targetsFor(name, protocol)
+		got := s.targetsFor(bound{serverName: name, protocol: protocol})
 		labels := strings.Split(strings.ToLower(sni), ".")
 		whole := len(sni) <= maxServerName && !slices.Contains(labels, "") && hostName(sni) == sni
 		var want []string

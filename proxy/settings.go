@@ -6,15 +6,19 @@ import (
 	"slices"
 	"time"
 
+	"github.com/narthex-id/narthex/proxy/forwarded"
 	"github.com/narthex-id/narthex/proxy/identity"
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 // settings is a listener's configuration with its defaults filled in, as it
 // stands in a world. It is immutable.
 type settings struct {
 	Listener
-	lease identity.Lease // on Identity
-	ways  []way          // of Routes, then of Targets
+	lease  identity.Lease   // on Identity
+	tokens identity.Tokens  // nil where the source knows none
+	ways   []way            // of Routes, then of Targets
+	told   *forwarded.Rules // what services are told of who calls; nil without HTTP
 }
 
 // Defaults of Listener and Timeouts.
@@ -23,6 +27,9 @@ const (
 	defaultConnect        = 5 * time.Second
 	defaultIdle           = 5 * time.Minute
 	defaultDrain          = 30 * time.Second
+	defaultHead           = 10 * time.Second
+	defaultResponse       = time.Minute
+	defaultStall          = 30 * time.Second
 	defaultMaxConnections = 10_000
 	defaultUnixMode       = 0o660
 )
@@ -34,19 +41,45 @@ func newSettings(l Listener, was *settings) *settings {
 	t.Connect = cmp.Or(t.Connect, defaultConnect)
 	t.Idle = cmp.Or(t.Idle, defaultIdle)
 	t.Drain = max(0, cmp.Or(t.Drain, defaultDrain))
+	t.Head, t.Response, t.Stall = cmp.Or(t.Head, defaultHead), cmp.Or(t.Response, defaultResponse), cmp.Or(t.Stall, defaultStall)
 	l.OnPolicyChange = cmp.Or(l.OnPolicyChange, ActionClose)
-	l.OnPeerExpiry = cmp.Or(l.OnPeerExpiry, ActionKeep)
+	expiry := ActionKeep
+	if l.HTTP != nil {
+		expiry = ActionDrain
+		l.HTTP = l.HTTP.withDefaults()
+	}
+	l.OnPeerExpiry = cmp.Or(l.OnPeerExpiry, expiry)
 	l.MaxConnections = cmp.Or(l.MaxConnections, defaultMaxConnections)
 	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes())
 	l.UnixMode = cmp.Or(l.UnixMode, defaultUnixMode)
 	l.Expect, l.Targets = slices.Clone(l.Expect), slices.Clone(l.Targets)
 	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
 	l.Routes, l.ALPN, l.ServerName = normalRoutes(l.Routes), slices.Clone(l.ALPN), normalName(l.ServerName)
+	if l.HTTP != nil && len(l.ALPN) == 0 {
+		l.ALPN = []string{protocolHTTP}
+		if l.Direction == policy.Inbound {
+			l.ALPN = append(l.ALPN, protocolHTTP10)
+		}
+	}
 	s := &settings{Listener: l}
+	if l.HTTP != nil {
+		s.told, _ = forwarded.Compile(l.HTTP.Forwarded) // which check did before
+	}
 	if was != nil {
-		s.lease, s.ways = was.lease, was.ways
+		s.lease, s.tokens, s.ways = was.lease, was.tokens, was.ways
 	}
 	return s
+}
+
+// wantsTokens reports whether requests need JWT-SVIDs.
+func (s *settings) wantsTokens() bool { return s.HTTP != nil && s.HTTP.JWT != nil }
+
+// generationOfTokens tells one set of JWT bundles from the next.
+func (s *settings) generationOfTokens() uint64 {
+	if s == nil || !s.wantsTokens() || s.tokens == nil {
+		return 0
+	}
+	return s.tokens.JWTGeneration()
 }
 
 // give gives back what the settings hold.
@@ -55,9 +88,9 @@ func (s *settings) give() {
 	s.giveWays()
 }
 
-// bound is where a connection is bound for: what it asked for, and the target
-// it came to, which is empty before that.
-type bound struct{ serverName, protocol, target string }
+// bound is where a connection or request is bound for: what it asked for, and
+// the target it came to, which is empty before that.
+type bound struct{ serverName, protocol, host, path, target string }
 
 // replaced says what makes next another way in than s to a connection that
 // began under s; it is empty when nothing does. A nil next is a listener that
@@ -85,11 +118,11 @@ func (s *settings) keeps(was *settings, b bound) bool {
 	if s.ServerName != was.ServerName {
 		return false
 	}
-	now := s.targetsFor(b.serverName, b.protocol)
+	now := s.targetsFor(b)
 	if b.target != "" {
 		return slices.Contains(now, b.target)
 	}
-	for _, t := range was.targetsFor(b.serverName, b.protocol) {
+	for _, t := range was.targetsFor(b) {
 		if !slices.Contains(now, t) {
 			return false
 		}

@@ -31,7 +31,7 @@ func (c *conn) noteShadow() {
 	var news []string
 	for _, id := range next.rules {
 		if was.came != next.came || !slices.Contains(was.rules, id) {
-			c.l.proxy.instruments.decided(c.l.name, id, next.came)
+			c.l.proxy.instruments.decided(c.l.name, id, next.came).Inc()
 			news = append(news, id)
 		}
 	}

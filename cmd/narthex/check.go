@@ -151,7 +151,8 @@ func reviewRules(rules *policy.Policy) (findings []report.Finding) {
 	return findings
 }
 
-// checkVisible finds rules that ask for HTTP on listeners that do not see it.
+// checkVisible finds rules that ask for HTTP on listeners that do not see it, or
+// whom a request speaks for on listeners that look for no JWT-SVIDs.
 func checkVisible(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
 	for i := range c.Proxy.Listeners {
 		l := &c.Proxy.Listeners[i]
@@ -159,14 +160,21 @@ func checkVisible(c *config.Config, rules *policy.Policy) (findings []report.Fin
 		if l.Direction == "outbound" {
 			d = policy.Outbound
 		}
-		for _, r := range rules.Blind(l.Name, d, ownIdentity(l)) {
+		blind, kind, asks := rules.Blind, ruleHTTPInvisible, "for HTTP, which listener %q does not see"
+		if l.Protocol == "http" {
+			if d == policy.Inbound && l.HTTP.JWT != nil {
+				continue
+			}
+			blind, kind, asks = rules.BlindToSubjects, ruleSubjectInvisible, "whom a request speaks for, and listener %q takes no JWT-SVIDs"
+		}
+		for _, r := range blind(l.Name, d, ownIdentity(l)) {
 			what := "matches whatever is asked"
 			if r.Allow {
 				what = "never matches"
 			}
 			findings = append(findings, report.Finding{
-				Level: report.Warning, Rule: ruleHTTPInvisible, File: r.File, Line: r.Line, Column: r.Column,
-				Text: fmt.Sprintf("rule %s: asks for HTTP, which listener %q does not see: there it %s", r.ID, l.Name, what),
+				Level: report.Warning, Rule: kind, File: r.File, Line: r.Line, Column: r.Column,
+				Text: fmt.Sprintf("rule %s: asks "+asks+": there it %s", r.ID, l.Name, what),
 			})
 		}
 	}

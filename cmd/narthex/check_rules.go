@@ -21,6 +21,7 @@ const (
 	ruleTestListener     = "test-listener"
 	ruleUnusualMethod    = "unusual-method"
 	ruleHTTPInvisible    = "http-not-visible"
+	ruleSubjectInvisible = "subject-not-visible"
 	ruleLimitOutbound    = "limit-outbound"
 	rulePlaintextRefused = "plaintext-refused"
 	rulePlaintextAbsent  = "plaintext-absent"
@@ -49,6 +50,7 @@ var checkRules = []report.Rule{
 	{ID: ruleTestListener, Text: "A test asks at a listener that no rule and no limit names."},
 	{ID: ruleUnusualMethod, Text: "A rule asks for a method that HTTP does not have."},
 	{ID: ruleHTTPInvisible, Text: "A rule asks for HTTP at a listener where it is not visible."},
+	{ID: ruleSubjectInvisible, Text: "A rule asks whom a request speaks for at a listener that looks for no JWT-SVIDs."},
 	{ID: ruleLimitOutbound, Text: "A limit names a listener that is outbound, where it limits nothing."},
 	{ID: rulePlaintextRefused, Text: "A listener is permissive, and no rule can allow plaintext there."},
 	{ID: rulePlaintextAbsent, Text: "A rule allows plaintext on a listener where none comes."},

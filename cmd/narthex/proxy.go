@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +27,8 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry/expose"
 	"github.com/narthex-id/narthex/internal/watch"
 	"github.com/narthex-id/narthex/proxy"
+	"github.com/narthex-id/narthex/proxy/canonical"
+	"github.com/narthex-id/narthex/proxy/forwarded"
 	"github.com/narthex-id/narthex/proxy/identity"
 	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/upstream"
@@ -187,6 +190,9 @@ func (r *proxyRunner) run(ctx context.Context, hangups <-chan os.Signal) (err er
 	nameProcess("narthex-proxy")
 	c := r.config
 	warn(r.log, c)
+	if os.Geteuid() == 0 && c.Proxy.User != "" {
+		r.log.Warn("proxy.user is for `narthex run`: this process stays root; start it as that user", "user", c.Proxy.User)
+	}
 	files, err := takeInherited()
 	if err != nil {
 		return err
@@ -545,15 +551,19 @@ func upstreamSettings(u config.Upstream) upstream.Settings {
 	if err := out.Balance.UnmarshalText([]byte(u.Balance)); err != nil {
 		panic(err) // the file was checked against the same words
 	}
-	out.Ejection = upstream.Ejection{After: u.Ejection.After, For: time.Duration(u.Ejection.For)}
+	out.Ejection = upstream.Ejection{After: u.Ejection.After, For: time.Duration(u.Ejection.For), On5xx: u.Ejection.On5xx}
 	if u.Ejection.After == 0 {
 		out.Ejection.After = -1 // 0: never
 	}
 	if h := u.Health; h != nil {
 		out.Health = upstream.Health{
 			Interval: time.Duration(h.Interval), Timeout: time.Duration(h.Timeout),
-			UnhealthyAfter: h.UnhealthyAfter, HealthyAfter: h.HealthyAfter,
+			UnhealthyAfter: h.UnhealthyAfter, HealthyAfter: h.HealthyAfter, Path: h.Path,
 		}
+	}
+	out.MaxRequests, out.MaxConnections = u.MaxRequests, u.MaxConnections
+	if out.MaxPending = u.MaxPending; u.MaxPending == 0 {
+		out.MaxPending = -1
 	}
 	return out
 }
@@ -573,6 +583,9 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 				Connect:   time.Duration(l.Timeouts.Connect),
 				Idle:      orNone(l.Timeouts.Idle),
 				Drain:     orNone(l.Timeouts.Drain), // 0s: no time at all
+				Head:      time.Duration(l.Timeouts.Head),
+				Response:  time.Duration(l.Timeouts.Response),
+				Stall:     time.Duration(l.Timeouts.Stall),
 			},
 			Mode:           mode(l.Mode),
 			Enforcement:    enforcement(l.Enforcement),
@@ -587,6 +600,12 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 		listener.ProxyProtocol = proxyProtocol(l.ProxyProtocol)
 		listener.Targets, listener.Routes = words(l.Target), routes(l.Routes)
 		listener.ALPN, listener.ServerName = l.ALPN, string(l.ServerName)
+		if l.Protocol == "http" {
+			listener.HTTP = httpSettings(l)
+			if listener.Upstream.RetryPercent = l.HTTP.Retries.Budget; l.HTTP.Retries.Budget == 0 {
+				listener.Upstream.RetryPercent = -1
+			}
+		}
 		if l.Direction == "outbound" {
 			listener.Direction = policy.Outbound
 		}
@@ -607,11 +626,58 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 
 func routes(c []config.Route) []proxy.Route {
 	var out []proxy.Route
-	for _, r := range c {
-		out = append(out, proxy.Route{SNI: words(r.SNI), ALPN: r.ALPN, Targets: words(r.Target)})
+	for i := range c {
+		r := &c[i]
+		route := proxy.Route{SNI: words(r.SNI), ALPN: r.ALPN, Targets: words(r.Target), Response: time.Duration(r.Response)}
+		for _, h := range r.Hosts {
+			route.Hosts = append(route.Hosts, must(policy.ParseHost(h)))
+		}
+		for _, p := range r.Paths {
+			route.Paths = append(route.Paths, must(policy.ParsePath(p)))
+		}
+		out = append(out, route)
 	}
 	return out
 }
+
+// must is for what internal/config has checked.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// httpSettings says in the proxy's words how a listener reads requests.
+func httpSettings(l *config.Listener) *proxy.HTTP {
+	h := &l.HTTP
+	out := &proxy.HTTP{
+		Literal: canonical.Options{
+			EncodedSlash:  slices.Contains(h.Literal, config.EncodedSlash),
+			EmptySegments: slices.Contains(h.Literal, config.EmptySegments),
+		},
+		Forwarded: forwarded.Settings{RequestID: strings.ToLower(h.RequestID), Origin: origins[h.Forwarded]},
+		MaxBody:   int64(h.MaxBody),
+		Retries:   h.Retries.Attempts,
+	}
+	if out.Retries == 0 {
+		out.Retries = -1
+	}
+	if j := h.JWT; j != nil {
+		out.JWT = &proxy.JWT{Audience: j.Audience, Required: j.Required}
+	}
+	if i := l.IdentityHeader; i != nil {
+		out.Forwarded.IdentityHeader = strings.ToLower(i.Name)
+		out.Forwarded.XFCC, out.Forwarded.Trusted = xfccs[i.XFCC], i.Trusted
+	}
+	return out
+}
+
+// The words of narthex.yaml.
+var (
+	origins = map[string]forwarded.Origin{"replace": forwarded.Replace, "append": forwarded.Behind, "off": forwarded.Untouched}
+	xfccs   = map[string]forwarded.XFCC{"off": forwarded.Off, "sanitize": forwarded.Sanitize, "append": forwarded.Append, "forward": forwarded.Forward}
+)
 
 // words are a list without the type that checked it.
 func words[T ~string](list []T) []string {
@@ -649,6 +715,9 @@ func orNone(d config.Duration) time.Duration {
 // action reads a word that internal/config has checked.
 func action(word string) proxy.Action {
 	var a proxy.Action
+	if word == "" {
+		return a
+	}
 	if err := a.UnmarshalText([]byte(word)); err != nil {
 		panic(err)
 	}

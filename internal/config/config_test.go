@@ -92,7 +92,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 			MaxConnections: 5000,
 			CRLs:           map[spiffeid.TrustDomain][]File{spiffeid.RequireTrustDomainFromString("example.org"): {"/etc/narthex/crls/*.pem", "/etc/root.crl"}},
 			Listeners: []Listener{{
-				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp",
+				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp", HTTP: HTTP{Forwarded: "replace", RequestID: "x-request-id", Retries: Retries{2, 20}},
 				Routes: []Route{
 					{SNI: []ServerName{"db.example.org", "*.shop.example"}, ALPN: []string{"postgresql"}, Target: Targets{"127.0.0.1:5432"}},
 					{ALPN: []string{"h2"}, Target: Targets{"127.0.0.1:1", "127.0.0.1:2"}},
@@ -100,20 +100,20 @@ func TestParseReadsEveryKey(t *testing.T) {
 				ALPN:           []string{"h2", "http/1.1"},
 				Identity:       &ListenerIdentity{Hint: "internal"},
 				ProxyProtocol:  ProxyProtocol{Send: "off"},
-				Upstream:       Upstream{Balance: "round_robin", Ejection: Ejection{5, Duration(30 * time.Second)}},
-				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), 0, Duration(time.Minute)},
-				OnPolicyChange: "drain", OnPeerExpiry: "keep", MaxAge: Duration(time.Hour), MaxConnections: 100, MaxConnectionsPerIdentity: 10,
+				Upstream:       Upstream{Balance: "round_robin", Ejection: Ejection{After: 5, For: Duration(30 * time.Second)}, MaxPending: 1024},
+				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), 0, Duration(time.Minute), Duration(10 * time.Second), Duration(time.Minute), Duration(30 * time.Second)},
+				OnPolicyChange: "drain", MaxAge: Duration(time.Hour), MaxConnections: 100, MaxConnectionsPerIdentity: 10,
 				Mode: "permissive", Enforcement: "audit",
 			}, {
-				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: Targets{"[::1]:8443", "unix:/run/b.sock"}, Protocol: "tcp",
+				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: Targets{"[::1]:8443", "unix:/run/b.sock"}, Protocol: "tcp", HTTP: HTTP{Forwarded: "replace", RequestID: "x-request-id", Retries: Retries{2, 20}},
 				ServerName:    "inventory.example.org",
 				Expect:        []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
 				ProxyProtocol: ProxyProtocol{Send: "v2", AcceptFrom: []Network{"10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"}},
-				Upstream: Upstream{"least_connections", &Health{
+				Upstream: Upstream{Balance: "least_connections", Health: &Health{
 					Interval: Duration(5 * time.Second), Timeout: Duration(2 * time.Second), UnhealthyAfter: 3, HealthyAfter: 2,
-				}, Ejection{0, Duration(30 * time.Second)}},
-				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second)},
-				OnPolicyChange: "close", OnPeerExpiry: "keep", MaxConnections: 10_000, Mode: "strict", Enforcement: "enforce",
+				}, Ejection: Ejection{For: Duration(30 * time.Second)}, MaxPending: 1024},
+				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second), Duration(10 * time.Second), Duration(time.Minute), Duration(30 * time.Second)},
+				OnPolicyChange: "close", MaxConnections: 10_000, Mode: "strict", Enforcement: "enforce",
 			}},
 		},
 		Telemetry: Telemetry{Listen: "localhost:9901", Health: ":9902"},

@@ -163,7 +163,12 @@ func (d *decoder) wrongType(n ast.Node, path, want string) {
 func (d *decoder) text(n ast.Node, into encoding.TextUnmarshaler, v reflect.Value, path string, tag reflect.StructTag) {
 	s, ok := stringOf(n)
 	if !ok {
-		d.wrongType(n, path, wanted(v))
+		want := wanted(v)
+		_, isAddress := into.(*Address)
+		if _, isMap := n.(*ast.MappingNode); isMap && isAddress {
+			want += " (in quotes, where it stands between braces or brackets)"
+		}
+		d.wrongType(n, path, want)
 		return
 	}
 	if s == "" {

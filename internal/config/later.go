@@ -27,10 +27,8 @@ var later = map[string]bool{
 	"agent.workload_attestors.systemd":   true,
 	"agent.svid.jwt_cache":               true,
 	"proxy.broker":                       true,
-	"proxy.listeners[].identity_header":  true,
 	"proxy.source=broker":                true,
 	"proxy.source=acme":                  true,
-	"proxy.listeners[].protocol=http":    true,
 	"proxy.listeners[].identity=owner":   true,
 	"proxy.listeners[].identity=caller":  true,
 }

@@ -72,6 +72,10 @@ func (r *Route) covers(p pair) bool {
 	})
 }
 
+// ofRequests reports whether it takes only some of the requests of a
+// connection.
+func (r *Route) ofRequests() bool { return len(r.Hosts)+len(r.Paths) > 0 }
+
 // same reports whether the route names p in so many words.
 func (r *Route) same(p pair) bool {
 	all, _ := r.pairs()
@@ -106,7 +110,7 @@ func (l *Listener) validateRoutes(f *findings, key string) {
 		f.addf(key+".server_name", "has no use on an inbound listener; the client names the server")
 	}
 	if l.Direction == "outbound" && len(l.Routes) > 0 {
-		f.addf(key+".routes", "have no use on an outbound listener, whose callers name no server")
+		f.addf(key+".routes", "have no use on an outbound listener; give each target a listener of its own")
 	}
 	if strings.HasPrefix(string(l.ServerName), "*.") {
 		f.addf(key+".server_name", "%s is many names; one is sent", l.ServerName)
@@ -120,10 +124,11 @@ func (l *Listener) validateRoutes(f *findings, key string) {
 	for i := range l.Routes {
 		r := &l.Routes[i]
 		r.validate(f, fmt.Sprintf("%s.routes[%d]", key, i), l.Bind)
-		names += len(r.SNI) + len(r.ALPN)
+		l.validateRequests(f, r, fmt.Sprintf("%s.routes[%d]", key, i))
+		names += len(r.SNI) + len(r.ALPN) + len(r.Hosts) + len(r.Paths)
 	}
 	if names > maxRouteNames {
-		f.addf(key+".routes", "have %d names and protocols; at most %d", names, maxRouteNames)
+		f.addf(key+".routes", "have %d names, protocols, hosts and paths; at most %d", names, maxRouteNames)
 		return
 	}
 	for i := range l.Routes {
@@ -136,15 +141,15 @@ func (l *Listener) duplicates(f *findings, key string, i int) {
 	all, keys := l.Routes[i].pairs()
 	for n, p := range all {
 		at := slices.IndexFunc(l.Routes[:i], func(r Route) bool { return r.same(p) })
-		if at >= 0 && p != (pair{}) {
+		if at >= 0 && p != (pair{}) && !l.Routes[at].ofRequests() {
 			f.addf(fmt.Sprintf("%s.routes[%d]%s", key, i, keys[n]), "%s is led elsewhere by routes[%d] already; the first route that matches wins", p, at)
 		}
 	}
 }
 
 func (r *Route) validate(f *findings, key string, bind Address) {
-	if len(r.SNI) == 0 && len(r.ALPN) == 0 && !f.isBad(key+".sni") && !f.isBad(key+".alpn") {
-		f.addf(key, "needs sni or alpn; what takes everything is the listener's target")
+	if len(r.SNI)+len(r.ALPN)+len(r.Hosts)+len(r.Paths) == 0 && !f.isBad(key+".sni") && !f.isBad(key+".alpn") && !f.isBad(key+".hosts") && !f.isBad(key+".paths") {
+		f.addf(key, "needs sni or alpn, or with protocol: http hosts or paths; what takes everything is the listener's target")
 	}
 	for i, name := range r.SNI {
 		if name != "" && slices.Contains(r.SNI[:i], name) {
@@ -174,7 +179,7 @@ func (c *Config) warnRoutes(l *Listener, key string) {
 		reached := map[string]bool{} // keys of a name some of whose pairs come here
 		first := map[string]int{}
 		for n, p := range all {
-			at := slices.IndexFunc(l.Routes[:i], func(r Route) bool { return r.covers(p) })
+			at := slices.IndexFunc(l.Routes[:i], func(r Route) bool { return !r.ofRequests() && r.covers(p) })
 			reached[keys[n]] = reached[keys[n]] || at < 0
 			first[keys[n]] = at
 		}

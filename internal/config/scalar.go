@@ -233,3 +233,21 @@ func (Secret) GoString() string { return redacted }
 
 // MarshalText hides the secret from encoders.
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// PathLiteral is what services take literally in a path.
+type PathLiteral string
+
+// The literals.
+const (
+	EncodedSlash  PathLiteral = "encoded_slash"
+	EmptySegments PathLiteral = "empty_segments"
+)
+
+// UnmarshalText reads one of the literals.
+func (l *PathLiteral) UnmarshalText(text []byte) error {
+	switch *l = PathLiteral(text); *l {
+	case EncodedSlash, EmptySegments:
+		return nil
+	}
+	return fmt.Errorf("%q: write encoded_slash or empty_segments", clip(string(text)))
+}

@@ -305,8 +305,12 @@ type Listener struct {
 	ALPN []string `yaml:"alpn" example:"[h2, http/1.1]"`
 	// Outbound only: the server name (SNI) that is asked for. Left out: the host of target, if it is a name.
 	ServerName ServerName `yaml:"server_name" example:"inventory.example.org"`
-	// What is carried. tcp: bytes, decided once a connection and asked again when the policy changes.
-	Protocol string `yaml:"protocol" default:"tcp" enum:"tcp"`
+	// What is carried. tcp: bytes, decided once a connection and asked again when the policy changes. http: HTTP/1.1, of which each request is decided by method, host, path and headers too; WebSocket and other upgrades are decided by the request that begins them.
+	Protocol string `yaml:"protocol" default:"tcp" enum:"tcp|http"`
+	// With protocol: http and inbound, what the service is told of who calls. Left out: nothing, and what clients say of it is stripped all the same.
+	IdentityHeader *IdentityHeader `yaml:"identity_header"`
+	// With protocol: http, how requests are read and what goes with them.
+	HTTP HTTP `yaml:"http"`
 	// Which of our SVIDs is presented. Left out: the first (the default identity).
 	Identity *ListenerIdentity `yaml:"identity" oneof:"true"`
 	// Outbound only, and required there: the SPIFFE IDs the peer may have. The address is never the proof.
@@ -323,14 +327,58 @@ type Listener struct {
 	Timeouts Timeouts `yaml:"timeouts"`
 	// What happens to live connections that a new policy refuses: closed at once, given the drain timeout, or kept. Revoked identities are always closed.
 	OnPolicyChange string `yaml:"on_policy_change" default:"close" enum:"close|drain|keep"`
-	// What happens to live connections when the peer's SVID ends: closed at once, given the drain timeout, or kept.
-	OnPeerExpiry string `yaml:"on_peer_expiry" default:"keep" enum:"close|drain|keep"`
+	// What happens to live connections when the peer's SVID ends: closed at once, given the drain timeout, or kept. Left out: keep, with protocol: http drain.
+	OnPeerExpiry string `yaml:"on_peer_expiry" enum:"close|drain|keep"`
 	// The longest life of a connection, after which it is closed. 0s: no limit.
 	MaxAge Duration `yaml:"max_age" default:"0s" min:"0s" max:"8760h"`
 	// The most live connections at a time; more wait in the kernel's queue. 0: the default. Each takes two open files of the process.
 	MaxConnections int `yaml:"max_connections" default:"10000" min:"0" max:"10000000"`
 	// The most live connections of one peer here: of one SPIFFE ID, or, in plaintext, of one address (one IPv6 network of 64 bits). What is beyond is refused. 0: no limit.
 	MaxConnectionsPerIdentity int `yaml:"max_connections_per_identity" default:"0" min:"0" max:"10000000"`
+}
+
+// IdentityHeader tells a service who calls. Every copy of these headers that a
+// client sends goes, in any case, with _ for -, listed in Connection, or as a
+// trailer.
+type IdentityHeader struct {
+	// The header that holds the peer's SPIFFE ID. A client in plaintext has none, and it is left out.
+	Name string `yaml:"name" default:"x-spiffe-id" example:"x-spiffe-id"`
+	// Envoy's x-forwarded-client-cert. off: none. sanitize: ours alone. append: ours behind the client's, forward: the client's as it is; both for peers in trusted only, and sanitize for all others.
+	XFCC string `yaml:"xfcc" default:"off" enum:"off|sanitize|append|forward"`
+	// Peers whose x-forwarded-client-cert is believed: proxies that have authenticated their own clients.
+	Trusted []spiffeid.ID `yaml:"trusted" example:"[\"spiffe://example.org/ns/edge/sa/gateway\"]"`
+}
+
+// HTTP is how requests are read and what goes with them.
+type HTTP struct {
+	// What the services behind take literally in a path, and so may stand in one: encoded_slash (%2F within a segment), empty_segments (//). Safe only where no service decodes or merges them.
+	Literal []PathLiteral `yaml:"literal" example:"[encoded_slash]"`
+	// What becomes of x-forwarded-for, -proto, -host, -port and forwarded. replace: what the client sends goes, ours are set. append: ours come behind the client's. off: they are passed on as they are.
+	Forwarded string `yaml:"forwarded" default:"replace" enum:"replace|append|off"`
+	// The header with the request's id, which log and refusals name too. One is made where the client sends none that can stand in a log.
+	RequestID string `yaml:"request_id" default:"x-request-id" example:"x-request-id"`
+	// JWT-SVIDs: inbound they are validated as a second proof, outbound attached.
+	JWT *JWT `yaml:"jwt"`
+	// The largest body of a request in bytes, its chunks included. 413 beyond. 0: no bound; bodies are never held in memory.
+	MaxBody int `yaml:"max_body" default:"0" min:"0" max:"9007199254740992"`
+	// Requests that no service has answered are sent to another endpoint, where they are idempotent (GET, HEAD, OPTIONS, PUT, DELETE), their whole body is there, and not too many are.
+	Retries Retries `yaml:"retries"`
+}
+
+// JWT says what JWT-SVIDs are for.
+type JWT struct {
+	// Inbound: whom the token must be for; one of these must be in its aud. Outbound: the one audience of the token that is attached, in authorization: Bearer.
+	Audience []string `yaml:"audience" required:"true" example:"[spiffe://example.org/ns/shop/sa/orders]"`
+	// Inbound: whether a request without one is refused (401) whatever the rules say. A token that is sent is validated either way.
+	Required bool `yaml:"required" default:"false"`
+}
+
+// Retries bound what is sent again.
+type Retries struct {
+	// How many more endpoints a request is sent to. 0: none.
+	Attempts int `yaml:"attempts" default:"2" min:"0" max:"10"`
+	// The most retries, in percent of the requests of the last seconds; three a second are always allowed.
+	Budget int `yaml:"budget" default:"20" min:"0" max:"100"`
 }
 
 // ListenerIdentity picks an SVID.
@@ -341,13 +389,20 @@ type ListenerIdentity struct {
 	Hint string `yaml:"hint" example:"internal"`
 }
 
-// Route leads some of an inbound listener's connections to targets of their
-// own. It needs sni, alpn or both.
+// Route leads some of an inbound listener's connections, or with protocol: http
+// its requests, to targets of their own. It needs one of sni, alpn, hosts and
+// paths.
 type Route struct {
 	// Server names the client asks for: exact, or *.suffix for all below it. Left out: any, also none.
 	SNI []ServerName `yaml:"sni" example:"[db.example.org, \"*.shop.example\"]"`
 	// Protocols of which one was negotiated. Left out: any, also none.
 	ALPN []string `yaml:"alpn" example:"[postgresql]"`
+	// With protocol: http, hosts of requests, as those of rules. Left out: any.
+	Hosts []string `yaml:"hosts" example:"[orders.shop.svc, \"*.example.org\"]"`
+	// With protocol: http, paths of requests, as those of rules. Left out: any.
+	Paths []string `yaml:"paths" example:"[\"/v1/reports/**\"]"`
+	// With protocol: http, in place of the listener's timeouts.response. 0s: that.
+	Response Duration `yaml:"response" default:"0s" min:"0s" max:"24h"`
 	// Where it leads, as the listener's own target.
 	Target Targets `yaml:"target" required:"true" example:"127.0.0.1:5432"`
 }
@@ -363,12 +418,18 @@ type ProxyProtocol struct {
 
 // Upstream says how a target is chosen.
 type Upstream struct {
-	// How one of the healthy addresses is chosen: one after the other, or the one with the fewest connections from this listener.
-	Balance string `yaml:"balance" default:"round_robin" enum:"round_robin|least_connections"`
+	// How one of the healthy addresses is chosen: one after the other, or the one with the fewest connections (with protocol: http, requests) from this listener. least_requests is another word for the same.
+	Balance string `yaml:"balance" default:"round_robin" enum:"round_robin|least_connections|least_requests"`
 	// Active checks: each address is connected to now and then. Left out: none. {}: with the defaults.
 	Health *Health `yaml:"health"`
 	// What is done about an address on which connections fail. When all are left out, all are tried.
 	Ejection Ejection `yaml:"ejection"`
+	// With protocol: http, the most requests an address is sent at once; more wait. 0: no limit.
+	MaxRequests int `yaml:"max_requests" default:"0" min:"0" max:"1000000"`
+	// With protocol: http, the most connections to an address, idle ones too; requests wait for one. 0: no limit.
+	MaxConnections int `yaml:"max_connections" default:"0" min:"0" max:"1000000"`
+	// With protocol: http, the most requests that wait for max_requests and max_connections; further ones are answered 503 at once.
+	MaxPending int `yaml:"max_pending" default:"1024" min:"0" max:"1000000"`
 }
 
 // Health is how addresses are checked.
@@ -381,6 +442,8 @@ type Health struct {
 	UnhealthyAfter int `yaml:"unhealthy_after" default:"3" min:"1" max:"1000"`
 	// After how many good checks in a row it is chosen again.
 	HealthyAfter int `yaml:"healthy_after" default:"2" min:"1" max:"1000"`
+	// With protocol: http and inbound, a path that is asked for with GET and must answer 2xx or 3xx. Left out: a connection is enough.
+	Path string `yaml:"path" example:"/healthz"`
 }
 
 // Ejection leaves an address out for a while.
@@ -389,6 +452,8 @@ type Ejection struct {
 	After int `yaml:"after" default:"5" min:"0" max:"1000"`
 	// For how long, the first time. It doubles each time after that without a good connection between, up to ten times this.
 	For Duration `yaml:"for" default:"30s" min:"100ms" max:"1h"`
+	// With protocol: http, whether the answers 502, 503 and 504 count as failed connections.
+	On5xx bool `yaml:"on_5xx" default:"false"`
 }
 
 // Timeouts bound the steps of a connection.
@@ -401,6 +466,12 @@ type Timeouts struct {
 	Idle Duration `yaml:"idle" default:"5m" min:"0s" max:"8760h"`
 	// How long a connection that has to go may still finish.
 	Drain Duration `yaml:"drain" default:"30s" min:"0s" max:"24h"`
+	// With protocol: http, how long the first request of a connection may take to come, and the head of each from its first byte on. 408 after that.
+	Head Duration `yaml:"head" default:"10s" min:"1ms" max:"10m"`
+	// With protocol: http, from the last of a request to the head of the response. 504 after that.
+	Response Duration `yaml:"response" default:"1m" min:"1ms" max:"24h"`
+	// With protocol: http, how long nothing of a request's body may come, and either side may take nothing of what it is sent.
+	Stall Duration `yaml:"stall" default:"30s" min:"1ms" max:"1h"`
 }
 
 // Telemetry says what listens for people and monitoring. It has no

@@ -204,6 +204,7 @@ func (l *Listener) validate(f *findings, key, source string) {
 	}
 	l.Target.validate(f, key+".target", l.Bind)
 	l.validateRoutes(f, key)
+	l.validateHTTP(f, key)
 	l.ProxyProtocol.validate(f, key+".proxy_protocol", l.Bind)
 	if h := l.Upstream.Health; h != nil && h.Timeout > h.Interval {
 		f.addf(key+".upstream.health.timeout", "%s is longer than the interval, %s", h.Timeout, h.Interval)

@@ -142,7 +142,7 @@ func requestOf(h *telemetry.AccessHTTP) (*policy.HTTP, error) {
 	if h == nil {
 		return nil, nil
 	}
-	out := &policy.HTTP{Method: h.Method, Host: h.Host, Path: h.Path}
+	out := &policy.HTTP{Method: h.Method, Host: h.Host, Path: h.Path, NoProof: true}
 	var err error
 	if h.Host != "" {
 		if out.Host, err = canonical.Host(h.Host); err != nil {

@@ -1,0 +1,122 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/narthex-id/narthex/proxy/canonical"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// validateHTTP checks what is for requests.
+func (l *Listener) validateHTTP(f *findings, key string) {
+	if l.Protocol != "http" {
+		l.refuseHTTP(f, key)
+		return
+	}
+	if l.ProxyProtocol.Send != "off" {
+		f.addf(key+".proxy_protocol.send", "has no use with protocol: http, where requests of several clients share a connection to the target; http.forwarded tells of them")
+	}
+	for i, p := range l.ALPN {
+		if p != "http/1.1" && p != "http/1.0" {
+			f.addf(fmt.Sprintf("%s.alpn[%d]", key, i), "%q is not served with protocol: http; leave alpn out, or write [http/1.1]", clip(p))
+		}
+	}
+	l.HTTP.validate(f, key+".http", l.Direction)
+	if h := l.IdentityHeader; h != nil {
+		h.validate(f, key+".identity_header", l.Direction)
+	}
+	if h := l.Upstream.Health; h != nil && h.Path != "" {
+		validateHealthPath(f, key+".upstream.health.path", h.Path, l.Direction)
+	}
+}
+
+func validateHealthPath(f *findings, key, path, direction string) {
+	if direction == "outbound" {
+		f.addf(key, "is for inbound listeners; the far end's own proxy would refuse a request without a caller")
+	}
+	if _, err := canonical.ParseTarget("GET", path, canonical.Options{}); err != nil {
+		f.addf(key, "%q is no path that can be asked for: %v", clip(path), err)
+	}
+}
+
+// refuseHTTP finds what has no use where bytes are carried.
+func (l *Listener) refuseHTTP(f *findings, key string) {
+	const why = "is for protocol: http"
+	if l.IdentityHeader != nil {
+		f.addf(key+".identity_header", why+": a service that is sent bytes has no headers; proxy_protocol.send: v2 tells it who calls")
+	}
+	for _, name := range []string{
+		".http", ".timeouts.head", ".timeouts.response", ".timeouts.stall",
+		".upstream.max_requests", ".upstream.max_connections", ".upstream.max_pending", ".upstream.health.path", ".upstream.ejection.on_5xx",
+	} {
+		if _, given := f.pos[key+name]; given {
+			f.addf(key+name, why)
+		}
+	}
+}
+
+func (h *HTTP) validate(f *findings, key, direction string) {
+	if _, err := canonical.HeaderName(h.RequestID); err != nil || h.RequestID == "" {
+		f.addf(key+".request_id", "%q is no header's name; write for example x-request-id", clip(h.RequestID))
+	}
+	if h.JWT == nil {
+		return
+	}
+	for i, a := range h.JWT.Audience {
+		if a == "" || slices.Contains(h.JWT.Audience[:i], a) {
+			f.addf(fmt.Sprintf("%s.jwt.audience[%d]", key, i), "%q is empty or in the list already", clip(a))
+		}
+	}
+	if direction == "outbound" && len(h.JWT.Audience) > 1 {
+		f.addf(key+".jwt.audience", "has %d entries; outbound, one token for one audience is attached", len(h.JWT.Audience))
+	}
+	if direction == "outbound" && h.JWT.Required {
+		f.addf(key+".jwt.required", "is for inbound listeners")
+	}
+}
+
+// reservedHeaders frame or route a message, or are set by other keys.
+var reservedHeaders = []string{
+	"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect", "keep-alive", "authorization", "cookie",
+	"x-forwarded-client-cert", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded", "traceparent", "tracestate",
+}
+
+func (h *IdentityHeader) validate(f *findings, key, direction string) {
+	if direction == "outbound" {
+		f.addf(key, "is for inbound listeners: the far end learns who calls from our certificate")
+	}
+	name, err := canonical.HeaderName(h.Name)
+	switch {
+	case err != nil || h.Name == "":
+		f.addf(key+".name", "%q is no header's name; write for example x-spiffe-id", clip(h.Name))
+	case slices.Contains(reservedHeaders, strings.ReplaceAll(name, "_", "-")):
+		f.addf(key+".name", "%s has a meaning of its own; choose another name", name)
+	}
+	believes := h.XFCC == "append" || h.XFCC == "forward"
+	if believes && len(h.Trusted) == 0 {
+		f.addf(key+".trusted", "is required with xfcc: %s: the peers whose header is believed", h.XFCC)
+	}
+	if !believes && len(h.Trusted) > 0 {
+		f.addf(key+".trusted", "has no use with xfcc: %s", h.XFCC)
+	}
+}
+
+// validateRequests checks what of a route is for requests.
+func (l *Listener) validateRequests(f *findings, r *Route, key string) {
+	if l.Protocol != "http" && (r.ofRequests() || r.Response != 0) {
+		f.addf(key, "hosts, paths and response are for protocol: http")
+		return
+	}
+	for i, h := range r.Hosts {
+		if _, err := policy.ParseHost(h); err != nil {
+			f.addf(fmt.Sprintf("%s.hosts[%d]", key, i), "%v", err)
+		}
+	}
+	for i, p := range r.Paths {
+		if _, err := policy.ParsePath(p); err != nil {
+			f.addf(fmt.Sprintf("%s.paths[%d]", key, i), "%v", err)
+		}
+	}
+}

@@ -1,0 +1,73 @@
+package proxy
+
+import (
+	"net"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/narthex-id/narthex/internal/telemetry"
+	"github.com/narthex-id/narthex/proxy/identity"
+	"github.com/narthex-id/narthex/proxy/policy"
+)
+
+// backend is a connection to an endpoint of a listener's target. It is lent for
+// one request at a time and lies idle between them.
+type backend struct {
+	raw net.Conn // as dialled
+	end          // raw, or mTLS on it
+	in  intake
+
+	// Outbound, whom it was made to and as whom.
+	own        *identity.Identity
+	peer       policy.Peer
+	standing   *identity.Standing
+	serverName string
+	proved     telemetry.Access // what its handshake came to: TLS and server name alone
+
+	socket syscall.RawConn
+	peek   func(fd uintptr) // looks whether it is quiet, made once
+	quiet  bool
+	one    [1]byte
+}
+
+func newBackend(raw net.Conn, e end) *backend {
+	b := &backend{raw: raw, end: e, socket: rawOf(raw)}
+	b.in.src = inletOf(e)
+	b.peek = b.look
+	return b
+}
+
+// look notes whether there is nothing to read, and no end either.
+func (b *backend) look(fd uintptr) {
+	// unix.Recvfrom makes an address for every call.
+	_, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b.one)), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0) //nolint:gosec // one byte that lives as long as b
+	b.quiet = errno == unix.EAGAIN
+}
+
+// Alive implements upstream.Keeper: the far end has not closed, has sent
+// nothing that nobody asked for, and its SVID has not expired.
+func (b *backend) Alive() bool {
+	if len(b.in.b) > 0 || b.in.err != nil {
+		return false
+	}
+	if t, ok := b.end.(*secured); ok && t.wire.buf != nil {
+		return false
+	}
+	if b.standing != nil && !time.Now().Before(b.standing.NotAfter()) {
+		return false
+	}
+	if b.socket == nil {
+		return true
+	}
+	b.quiet = false
+	return b.socket.Control(b.peek) == nil && b.quiet
+}
+
+// rest gives back what an idle connection does not need.
+func (b *backend) rest() {
+	b.in.drop()
+	b.in.src.rest()
+}
