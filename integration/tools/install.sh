@@ -33,7 +33,7 @@ need() {
 
 packages() {
   case $1 in
-    test)  echo openssl openssh-client openssh-server netcat-openbsd curl procps gnutls-bin nginx-light libnginx-mod-stream haproxy postgresql redis-server testssl.sh sslscan iproute2 iptables systemd dnsmasq-base ;;
+    test)  echo openssl openssh-client openssh-server netcat-openbsd curl procps gnutls-bin nginx-light libnginx-mod-stream haproxy postgresql redis-server testssl.sh wrk python3 python3-websockets nodejs node-ws node-undici sslscan iproute2 iptables systemd dnsmasq-base ;;
     bench) echo openssl nginx-light libnginx-mod-stream haproxy procps ;;
     cluster) echo openssl curl iproute2 util-linux nftables iptables libseccomp2 ;;
     *) echo "install.sh apt: want test, bench or cluster, not $1" >&2; return 2 ;;

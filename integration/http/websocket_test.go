@@ -1,0 +1,106 @@
+//go:build integration
+
+package http_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/narthex-id/narthex/integration/internal/stage"
+	"github.com/narthex-id/narthex/internal/telemetry"
+)
+
+// sockets are programs that speak WebSocket, as servers and as clients. What a
+// client says, the server says back; then the client stays until it is closed.
+var sockets = []struct {
+	name   string
+	server func(t *testing.T) (address string)
+	client func(t *testing.T, args ...string) *stage.Process
+}{
+	{
+		"python",
+		func(t *testing.T) string {
+			return on(t, func(port string) *stage.Process { return pythonScript(t, "websockets server", "ws.py", "serve", port) })
+		},
+		func(t *testing.T, args ...string) *stage.Process {
+			return pythonScript(t, "websockets client", "ws.py", append([]string{"call"}, args...)...)
+		},
+	},
+	{
+		"node",
+		func(t *testing.T) string {
+			return on(t, func(port string) *stage.Process { return nodeScript(t, "ws server", "ws.js", "serve", port) })
+		},
+		func(t *testing.T, args ...string) *stage.Process {
+			return nodeScript(t, "ws client", "ws.js", append([]string{"call"}, args...)...)
+		},
+	},
+}
+
+// TestWebSockets: messages of all sizes and pings go through one proxy and
+// through two. The connections stay open, stand in the status, and end at once
+// when the rules allow them no more.
+func TestWebSockets(t *testing.T) {
+	t.Parallel()
+	for i, server := range sockets {
+		t.Run(server.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, server.server(t))
+			own, other := sockets[i].client, sockets[1-i].client
+			secure := own(t, append([]string{"wss://" + p.secure + "/secure"}, files(p.client)...)...)
+			plain, third := own(t, "ws://"+p.entry+"/plain"), other(t, "ws://"+p.entry+"/other")
+			all := []*stage.Process{secure, plain, third}
+			for _, c := range all {
+				c.Says(stage.Soon, "ok\n")
+			}
+			p.in.Becomes(stage.Soon, "has three connections", func(s telemetry.Status) bool { return s.Proxy.Listeners[0].Active == 3 })
+			said := stage.Must(t, stage.Narthex, "status", "--address", "unix:"+p.in.Figures(), "--format", "json")
+			var s telemetry.Status
+			if err := json.Unmarshal([]byte(said), &s); err != nil || s.Proxy == nil || s.Proxy.Listeners[0].Active != 3 {
+				t.Errorf("narthex status: %v\n%s", err, said)
+			}
+
+			p.in.changeRules(allow("client-elsewhere", p.client.id, `http: {paths: ["/elsewhere"]}`))
+			for _, c := range all {
+				c.Says(stage.Soon, "closed 1006")
+			}
+			for _, path := range []string{"/secure", "/plain", "/other"} {
+				a := p.in.request(0, path)
+				if a.HTTP.Status != http.StatusSwitchingProtocols || a.Outcome != "success" || a.From != p.client.id {
+					t.Errorf("the record of %s: %+v %+v", path, a, a.HTTP)
+				}
+				c := p.in.Record(0, "of its connection", func(c telemetry.Access) bool { return c.Action == "connection" && c.Source == a.Source })
+				if c.Closed != "policy" || c.BytesIn < 4<<20 || c.BytesOut < 4<<20 {
+					t.Errorf("the record of the connection of %s: %+v", path, c)
+				}
+			}
+			late := other(t, "ws://"+p.entry+"/late")
+			<-late.Done
+			if said := late.Said(); !strings.Contains(said, "403") {
+				t.Errorf("a client that may not: %s", said)
+			}
+		})
+	}
+}
+
+// TestUpgradeRefused: a service that does not take the offer answers as it
+// would otherwise, and the connection goes on.
+func TestUpgradeRefused(t *testing.T) {
+	t.Parallel()
+	service := newService(t)
+	p := newPair(t, service.address)
+	client := clientOf(t, p.client)
+	for i := range 3 {
+		a, err := fetch(client, http.MethodGet, fmt.Sprintf("https://%s/other/%d", p.secure, i), nil,
+			"Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+		if err != nil || a.status != http.StatusOK || a.body != "ok\n" {
+			t.Errorf("%+v, %v", a, err)
+		}
+	}
+	if live := p.in.live(); live != 1 {
+		t.Errorf("%d connections, want the one", live)
+	}
+}
