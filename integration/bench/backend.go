@@ -23,8 +23,9 @@ const chunk = 64 << 10
 
 // backend is the plaintext service behind every proxy.
 type backend struct {
-	listener net.Listener
-	serving  sync.WaitGroup
+	listener  net.Listener
+	serving   sync.WaitGroup
+	responses map[int][]byte // of HTTP, by the size of the body
 
 	mu     sync.Mutex // guards the following
 	closed bool
@@ -36,7 +37,10 @@ func startBackend() (*backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the backend: %w", err)
 	}
-	b := &backend{listener: l, conns: map[net.Conn]bool{}}
+	b := &backend{listener: l, conns: map[net.Conn]bool{}, responses: map[int][]byte{}}
+	for _, size := range []int{0, kib, 64 * kib, mib} {
+		b.responses[size] = response(size)
+	}
 	b.serving.Go(b.accept)
 	return b, nil
 }
@@ -82,6 +86,10 @@ func (b *backend) serve(c net.Conn) {
 	var op [1]byte
 	for {
 		if _, err := io.ReadFull(c, op[:]); err != nil {
+			return
+		}
+		if op[0] == 'G' || op[0] == 'P' { // of GET and PUT
+			b.serveHTTP(c, op[0])
 			return
 		}
 		if answer(c, op[0]) != nil {

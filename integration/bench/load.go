@@ -17,6 +17,7 @@ import (
 type client struct {
 	address string
 	config  *tls.Config
+	greet   func(net.Conn) error // makes sure that the backend is there
 }
 
 // newClient returns a client that speaks TLS 1.3 with one key exchange. It asks
@@ -30,7 +31,7 @@ func newClient(address string, certificate tls.Certificate, curve tls.CurveID, t
 		SessionTicketsDisabled: !tickets,
 		ClientSessionCache:     forgetful{},
 		InsecureSkipVerify:     true,
-	}}
+	}, ping}
 }
 
 // forgetful is a session cache without sessions: a client with a cache says
@@ -62,7 +63,7 @@ func (c client) connect(ctx context.Context) (*tls.Conn, error) {
 		err = t.HandshakeContext(ctx)
 	}
 	if err == nil {
-		err = ping(t)
+		err = c.greet(t)
 	}
 	if err != nil {
 		_ = raw.Close()
@@ -98,7 +99,7 @@ func (c client) check(ctx context.Context) error {
 	if s.Version != tls.VersionTLS13 || s.CipherSuite != tls.TLS_AES_128_GCM_SHA256 || s.CurveID != c.config.CurvePreferences[0] {
 		return fmt.Errorf("it negotiates %s, %s and %s", tls.VersionName(s.Version), tls.CipherSuiteName(s.CipherSuite), s.CurveID)
 	}
-	stranger := client{c.address, c.config.Clone()}
+	stranger := client{c.address, c.config.Clone(), c.greet}
 	stranger.config.Certificates = nil
 	if t, err := stranger.connect(ctx); err == nil {
 		_ = t.Close()

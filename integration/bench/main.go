@@ -5,6 +5,7 @@
 //
 //	bench -narthex bin/narthex -out docs/benchmarks.md
 //	bench -narthex bin/narthex -quick -only handshake,echo
+//	bench -narthex bin/narthex -out docs/benchmarks.md -only 'http-*'
 //
 // A figure is the CPU time or the memory of the measured process and its
 // children alone; who makes the load and who answers it are in this process.
@@ -14,7 +15,7 @@
 //
 // The files: rows.go has the table of what is measured; proxies.go and
 // agents.go start the sides, throughput.go, idle.go, agents.go and demo.go
-// measure them, and so do many.go, latency.go and rules.go; report.go prints.
+// measure them, and so do many.go, latency.go, http.go and rules.go; report.go prints.
 // Decisions by rules are measured by a program of its own, in policypeers, on
 // what rulemix makes. It measures and judges nothing else: what must not be slow
 // is asserted by tests, with wider bounds.
@@ -45,10 +46,10 @@ func run() int {
 	var o options
 	flag.StringVar(&o.narthex, "narthex", "bin/narthex", "the binary that is measured")
 	flag.StringVar(&o.policies, "policypeers", "bin/policypeers", "the program that decisions by rules are measured with")
-	flag.StringVar(&o.out, "out", "", "the Markdown file to write; only full runs write it")
+	flag.StringVar(&o.out, "out", "", "the Markdown file to write; a run of some rows renews the tables it has measured whole")
 	flag.IntVar(&o.pairs, "pairs", 5, "rounds; the sides take turns in each")
 	flag.BoolVar(&o.quick, "quick", false, "one small round: does it work? The figures say little")
-	only := flag.String("only", "", "comma-separated rows to measure (left out: all): "+strings.Join(rowIDs(), ", "))
+	only := flag.String("only", "", "comma-separated rows to measure, http-* being all that begin so (left out: all): "+strings.Join(rowIDs(), ", "))
 	among := flag.String("sides", "", "comma-separated sides to measure (left out: all)")
 	flag.IntVar(&o.connections, "connections", 4000, "idle connections held")
 	flag.StringVar(&o.profiles, "profiles", "", "a folder for CPU profiles of narthex, which was built with -tags profile")
@@ -94,10 +95,9 @@ type options struct {
 
 // check completes the options and refuses those that cannot be.
 func (o *options) check() error {
-	for _, id := range o.only {
-		if !slices.Contains(rowIDs(), id) {
-			return fmt.Errorf("-only: no row %q; there are %s", id, strings.Join(rowIDs(), ", "))
-		}
+	var err error
+	if o.only, err = namedRows(o.only); err != nil {
+		return err
 	}
 	for _, side := range o.sides {
 		if !slices.Contains(allSides, side) {
@@ -110,7 +110,6 @@ func (o *options) check() error {
 	if o.quick {
 		o.pairs, o.connections = 1, min(o.connections, 400)
 	}
-	var err error
 	if o.narthex, err = filepath.Abs(o.narthex); err != nil {
 		return err
 	}
@@ -137,6 +136,24 @@ func (o *options) check() error {
 		return fmt.Errorf("%d connections need %d open files, the limit is %d: raise it (ulimit -Hn), or lower -connections", o.connections, need, files.Max)
 	}
 	return nil
+}
+
+// namedRows returns the rows that names name: one by its id, several by what
+// their ids begin with and a star, such as http-*.
+func namedRows(names []string) (ids []string, err error) {
+	for _, name := range names {
+		before := len(ids)
+		begin, several := strings.CutSuffix(name, "*")
+		for _, id := range rowIDs() {
+			if id == name || several && strings.HasPrefix(id, begin) {
+				ids = append(ids, id)
+			}
+		}
+		if len(ids) == before {
+			return nil, fmt.Errorf("-only: no row %q; there are %s", name, strings.Join(rowIDs(), ", "))
+		}
+	}
+	return ids, nil
 }
 
 // full reports whether all is measured as the published table wants it.
@@ -209,10 +226,24 @@ func measure(ctx context.Context, o options) (err error) {
 		return nil
 	}
 	if !o.full() {
-		fmt.Fprintf(os.Stderr, "%s is left as it is: only a run of all rows and sides without -quick writes it\n", o.out)
-		return nil
+		return r.spliceInto(o.out)
 	}
 	return os.WriteFile(o.out, []byte(r.markdown()), 0o644)
+}
+
+// spliceInto renews the tables of a page that were measured whole.
+func (r *report) spliceInto(path string) error {
+	page, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	titles, spliced := r.splice(string(page))
+	if len(titles) == 0 || r.options.quick || r.options.profiles != "" {
+		fmt.Fprintf(os.Stderr, "%s is left as it is: only whole tables are written, measured on all sides without -quick\n", path)
+		return nil
+	}
+	fmt.Fprintf(os.Stderr, "%s: %s renewed\n", path, strings.Join(titles, ", "))
+	return os.WriteFile(path, []byte(spliced), 0o644)
 }
 
 // rounds has the sides take turns, b.pairs times. Who begins changes from

@@ -44,18 +44,19 @@ type proxyKind struct {
 	files []string // its templates; the first is the configuration
 	// command returns what to run, given the path of the configuration.
 	command func(b *bench, config string) ([]string, error)
+	http    bool // it reads HTTP
 }
 
 var (
 	kindNarthex = &proxyKind{ours, []string{"narthex.yaml", "narthex-rules.yaml"}, func(b *bench, config string) ([]string, error) {
 		return []string{b.narthex, "proxy", "-c", config}, nil
-	}}
+	}, false}
 	kindNginx = &proxyKind{nginx, []string{"nginx.conf"}, func(_ *bench, config string) ([]string, error) {
 		return []string{"nginx", "-e", "stderr", "-c", config, "-p", filepath.Dir(config)}, nil
-	}}
+	}, false}
 	kindHAProxy = &proxyKind{haproxy, []string{"haproxy.cfg"}, func(_ *bench, config string) ([]string, error) {
 		return []string{"haproxy", "-db", "-f", config}, nil
-	}}
+	}, false}
 	kindGhostunnel = &proxyKind{ghostunnel, []string{"ghostunnel.args"}, func(_ *bench, config string) ([]string, error) {
 		program, err := tool("NARTHEX_GHOSTUNNEL", "ghostunnel", "ghostunnel")
 		if err != nil {
@@ -63,7 +64,7 @@ var (
 		}
 		args, err := os.ReadFile(config)
 		return append([]string{program}, strings.Fields(string(args))...), err
-	}}
+	}, false}
 
 	allProxies = []*proxyKind{kindNarthex, kindNginx, kindHAProxy, kindGhostunnel}
 )
@@ -136,7 +137,7 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, how manner, cur
 	values := proxyValues{
 		Dir: dir, Certs: b.certs(), Listen: "127.0.0.1:" + itoa(port), Backend: b.backend.address(),
 		TrustDomain: trustDomain, ClientID: clientID, ServerID: serverID, OtherID: otherID,
-		User: account, NginxModules: nginxModules, CPUs: runtime.NumCPU(), Logged: how == logged, Tickets: how == ticketed, Profiled: kind == kindNarthex && b.profiles != "",
+		User: account, NginxModules: nginxModules, CPUs: runtime.NumCPU(), Logged: how == logged, Tickets: how == ticketed, Profiled: kind.name == ours && b.profiles != "",
 	}
 	config := ""
 	for i, name := range kind.files {
@@ -164,6 +165,9 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, how manner, cur
 		started.first = syscall.SIGUSR1
 	}
 	p := &proxy{started, kind, newClient(values.Listen, b.certificate, curve, values.Tickets), dir, values}
+	if kind.http {
+		p.client.greet = greetHTTP
+	}
 	if err := p.ready(ctx); err != nil {
 		p.stop()
 		return nil, fmt.Errorf("%s: %w", kind.name, err)

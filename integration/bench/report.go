@@ -35,6 +35,9 @@ var tables = []struct {
 	{"The proxy with many connections", []string{ours}, []*row{
 		rowIdle100, rowIdle1000, rowIdle9000, rowHandshakeBeside, rowEchoBeside, rowRefuse,
 	}},
+	{"HTTP", []string{ours, nginx, haproxy}, []*row{
+		rowRequests1, rowRequests16, rowRequests256, rowPosts, rowDown64, rowDown1M, rowUp64, rowUp1M, rowIdleHTTP, rowLatencyHTTP,
+	}},
 	{"The agent", []string{ours, spireAgent}, []*row{
 		rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency,
 	}},
@@ -155,7 +158,7 @@ func (r *report) markdown() string {
 
 What Narthex costs beside what people would use instead. Run it yourself: `+"`make bench`"+` installs the peers (Debian packages,
 Go modules), takes about twenty minutes and writes this page; `+"`make bench ARGS='-quick'`"+` shows in a minute that it works, and
-`+"`make bench ARGS='-only handshake,echo'`"+` measures some rows.
+`+"`make bench ARGS='-only handshake,echo'`"+` measures some rows. Where those are all of a table (`+"`-only 'http-*'`"+`), it is renewed on this page.
 
 - A figure is the CPU time (user and system) or the memory (PSS) of the measured process and its children. Who makes the load and
   who answers it are other processes and do not count.
@@ -175,6 +178,45 @@ Go modules), takes about twenty minutes and writes this page; `+"`make bench ARG
 	return b.String()
 }
 
+// splice puts the tables of which every row was measured in the place that they
+// have in a page. It returns which, and the page.
+func (r *report) splice(page string) (titles []string, spliced string) {
+	for _, t := range tables {
+		if len(r.rowsOf(t.rows)) < len(t.rows) || r.options.sides != nil {
+			continue
+		}
+		var b strings.Builder
+		r.writeTable(&b, t.title, t.sides, t.rows)
+		fmt.Fprintf(&b, "Measured by itself, in %.0f minutes: %s.\n\n", math.Ceil(r.took.Minutes()), r.versions[ours])
+		begin := strings.Index(page, "## "+t.title+"\n")
+		if begin < 0 { // it is new: before the one that follows it
+			begin = strings.Index(page, "## "+after(t.title)+"\n")
+			if begin < 0 {
+				continue
+			}
+			page = page[:begin] + b.String() + page[begin:]
+		} else {
+			end := len(page)
+			if next := strings.Index(page[begin+1:], "\n## "); next >= 0 {
+				end = begin + 1 + next + 1
+			}
+			page = page[:begin] + b.String() + page[end:]
+		}
+		titles = append(titles, t.title)
+	}
+	return titles, page
+}
+
+// after returns the title of the table behind another.
+func after(title string) string {
+	for i := range len(tables) - 1 {
+		if tables[i].title == title {
+			return tables[i+1].title
+		}
+	}
+	return ""
+}
+
 // did is what each proxy does on every connection.
 var did = []string{
 	"All proxies: TLS 1.3 alone, client certificate required and its chain verified, ECDSA P-256, the same server certificate and key, " +
@@ -184,6 +226,7 @@ var did = []string{
 	"nginx: `stream`, one worker a core, buffers of 16 KiB (the default). Verifies the chain, and does not look at who the client is.",
 	"haproxy: `mode tcp`, one thread a core, buffers of 16 KiB (the default). Verifies the chain, and does not look at who the client is.",
 	"ghostunnel: `--allow-uri` with the client's SPIFFE ID. GOMAXPROCS is the number of cores.",
+	"HTTP: as above, but requests go to the backend on connections that are kept for those that follow. ghostunnel reads no HTTP and is left out.",
 	"Agents: the same SPIRE Server on loopback, join_token, the unix attestor alone, keys on disk, logs from `warn` on.",
 	"Rules: " + rulemix.About(),
 	"The programs that decide by rules are Go libraries, each in a process of its own. The answers of all are compared. Denies win over allows in each.",

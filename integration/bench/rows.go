@@ -265,6 +265,11 @@ func init() {
 	add("idle connections", measureIdle, rowProxyRest, rowIdle, rowIdleAfterBulk)
 	add("many connections", measureMany, rowIdle100, rowIdle1000, rowIdle9000, rowHandshakeBeside, rowEchoBeside, rowRefuse)
 	add("latency", measureLatency, rowLatency)
+	for _, t := range requests {
+		add(t.row.id, t.run, t.row)
+	}
+	add("idle keep-alive connections", measureIdleHTTP, rowIdleHTTP)
+	add("latency of requests", measureLatencyHTTP, rowLatencyHTTP)
 	add("agents", measureAgents, rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency)
 	add("rules by identities", identityRules.run, identityRules.rows()...)
 	add("rules with HTTP", httpRules.run, httpRules.rows()...)

@@ -43,7 +43,7 @@ func classical(*proxyKind) tls.CurveID { return tls.X25519 }
 
 // postQuantum is classical for the peers, none of which can do better.
 func postQuantum(kind *proxyKind) tls.CurveID {
-	if kind == kindNarthex {
+	if kind.name == ours {
 		return tls.X25519MLKEM768
 	}
 	return tls.X25519
