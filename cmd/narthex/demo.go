@@ -40,8 +40,9 @@ func newDemo() *cobra.Command {
 		Short: "See it work: two services behind mutual TLS, no root, no server, no configuration",
 		Long: `Starts a development trust domain, an agent and three proxies, each a process
 of its own, on loopback and in a temporary directory. The service "orders" reads
-the stock of "inventory" through both their proxies; the service "reports", whom
-no rule allows, is refused. Nothing is left behind when it ends.`,
+the stock of "inventory" through both their proxies, and may do nothing else
+there; the service "reports", whom no rule allows, is refused. Nothing is left
+behind when it ends.`,
 		Example: `  narthex demo           until Ctrl-C: calls go on, SVIDs rotate
   narthex demo --once    ends after the first calls; exit 0 when both went as they should`,
 	}
@@ -245,6 +246,7 @@ rules:
     effect: allow
     from: ["spiffe://demo.example/orders"]
     to: ["spiffe://demo.example/inventory"]
+    http: {methods: [GET], paths: ["/stock/{item}"]}
 `,
 	"reports-rules.yaml": `version: 1
 rules:
@@ -277,6 +279,8 @@ proxy:
       direction: inbound
       bind: {{.Inventory}}
       target: unix:{{.Dir}}/inventory.sock
+      protocol: http
+      identity_header: {name: x-spiffe-id}
 telemetry: {listen: {{.Page}}}
 log: {level: warn}
 `,
@@ -292,6 +296,7 @@ proxy:
       bind: {{.Orders}}
       target: {{.Inventory}}
       expect: ["spiffe://demo.example/inventory"]
+      protocol: http
 log: {level: warn}
 `,
 	"reports.yaml": `trust_domain: demo.example
@@ -469,7 +474,7 @@ func newInventoryService(socket string) (*inventoryService, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stock/{item}", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{"item": r.PathValue("item"), "stock": 12})
+		_ = json.NewEncoder(w).Encode(map[string]any{"item": r.PathValue("item"), "stock": 12, "for": r.Header.Get("x-spiffe-id")})
 	})
 	return &inventoryService{listener: l, server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}, nil
 }

@@ -51,11 +51,34 @@ func (d *demo) firstCalls(ctx context.Context, failed <-chan error) error {
 	fmt.Fprintf(d.out, "\n  allowed      orders  -> inventory   GET /stock/espresso: %s\n", body)
 	fmt.Fprintf(d.out, "               rule %q; first answer %.2f s after the start\n", allowed.Rule, answered.Seconds())
 
+	if err := d.forbidden(ctx); err != nil {
+		return err
+	}
 	refused, err := d.untilRefused(ctx)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(d.out, "  refused      reports -> inventory   by inventory's proxy: %s\n", refused.Reason)
+	return nil
+}
+
+// forbidden shows a request of orders that the same rule does not allow: already
+// its own proxy says so, as the rules bind at both ends.
+func (d *demo) forbidden(ctx context.Context) error {
+	status, body, err := d.request(ctx, http.MethodDelete, "orders-to-inventory")
+	if err != nil {
+		return err
+	}
+	if status != http.StatusForbidden {
+		return fmt.Errorf("DELETE should have been forbidden, and was answered %d: %s", status, body)
+	}
+	ctx, cancel := context.WithTimeout(ctx, demoPatient)
+	defer cancel()
+	a, ok := d.records.take(ctx, func(a *telemetry.Access) bool { return a.HTTP != nil && a.HTTP.Method == http.MethodDelete })
+	if !ok {
+		return errors.New("orders' proxy wrote no access record of a request that it refused")
+	}
+	fmt.Fprintf(d.out, "  forbidden    orders  -> inventory   DELETE /stock/espresso: %d, by orders' own proxy: %s\n", status, a.Reason)
 	return nil
 }
 
@@ -98,26 +121,31 @@ func (d *demo) untilAllowed(ctx context.Context, failed <-chan error) (string, e
 // call asks for the stock as the service whose proxy listens under that name.
 // Each call is a connection of its own, so that each is decided and recorded.
 func (d *demo) call(ctx context.Context, listener string) (string, error) {
+	status, body, err := d.request(ctx, http.MethodGet, listener)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("answered %d %s", status, http.StatusText(status))
+	}
+	return body, err
+}
+
+func (d *demo) request(ctx context.Context, method, listener string) (status int, body string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.addr(listener)+"/stock/espresso", nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+d.addr(listener)+"/stock/espresso", nil)
 	if err != nil {
-		return "", err
+		return 0, "", err
 	}
 	req.Close = true
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return "", err
+		return 0, "", err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
 	if err != nil {
-		return "", err
+		return 0, "", err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("inventory answered %s", resp.Status)
-	}
-	return string(body[:max(0, len(body)-1)]), nil
+	return resp.StatusCode, string(b[:max(0, len(b)-1)]), nil
 }
 
 // record waits for what inventory's proxy wrote of a call.

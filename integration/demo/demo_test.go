@@ -45,6 +45,8 @@ func checkOnce(t *testing.T, out string) {
 	t.Helper()
 	for _, want := range []string{
 		`allowed +orders  -> inventory   GET /stock/espresso: .*"stock": *12`,
+		`"for": *"spiffe://demo.example/orders"`,
+		`forbidden +orders  -> inventory   DELETE /stock/espresso: 403, by orders' own proxy: policy: no rule allows it`,
 		`refused +reports -> inventory   by inventory's proxy: policy: no rule allows it`,
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {
