@@ -212,7 +212,7 @@ func TestHostileCrowd(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	time.Sleep(3 * time.Second)
+	p.until("no loan is out", func() bool { return p.active() == 0 })
 	t.Logf("%d good, %d bad; %d loans out, %d live", good.Load(), bad.Load(), p.active(), len(p.table.of(nil)))
 	if p.active() != 0 {
 		t.Errorf("%d loans are out", p.active())

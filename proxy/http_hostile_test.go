@@ -96,13 +96,13 @@ func TestUpgradeEndsWithItsToken(t *testing.T) {
 	if resp, err := http.ReadResponse(b.r, nil); err != nil || resp.StatusCode != 101 { //nolint:bodyclose // its connection is closed
 		t.Fatal(resp, err)
 	}
-	for range 8 {
-		time.Sleep(500 * time.Millisecond)
-		if err := trySay(b, "still"); err != nil {
-			return
-		}
+	if _, err := b.r.ReadByte(); err == nil || time.Now().Before(self.NotAfter) {
+		t.Errorf("ended by %v, %v before its token", err, time.Until(self.NotAfter))
 	}
-	t.Errorf("the stream lives %v after its token", time.Since(self.NotAfter))
+	p.next() // of the request
+	if a := p.next(); a.Closed != "expiry" {
+		t.Errorf("record %+v", a)
+	}
 }
 
 func plainOut(t *testing.T, target string, change ...func(*Config)) (*running, *testca.Authority) {
@@ -142,10 +142,7 @@ func TestLoansComeBack(t *testing.T) {
 		}
 		_ = b.Close()
 	}
-	time.Sleep(500 * time.Millisecond)
-	if n := p.active(); n != 0 {
-		t.Errorf("%d loans are out, and no client is there", n)
-	}
+	p.until("no loan is out", func() bool { return len(p.table.of(nil)) == 0 && p.active() == 0 })
 }
 
 // TestSlowFarEnd: a far end that is slow in TLS costs the client an answer, not its connection.
@@ -176,12 +173,15 @@ func TestFailedHandshakeLeavesTheClient(t *testing.T) {
 	if resp, _ := b.response("GET"); resp.StatusCode != 502 || resp.Close {
 		t.Fatal(resp)
 	}
-	time.Sleep(2 * time.Second)
-	if _, err := io.WriteString(b, "GET /v1/a HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		t.Fatal(err)
+	for _, c := range p.table.of(nil) {
+		c.mu.Lock()
+		if end := c.deadlines[endHandshake].at; !end.IsZero() {
+			t.Errorf("the client is to be ended at %s for it", end)
+		}
+		c.mu.Unlock()
 	}
-	if _, err := http.ReadResponse(b.r, nil); err != nil { //nolint:bodyclose // its connection is closed
-		t.Errorf("the second request of a kept connection: %v", err)
+	if status, _ := b.get("/v1/a"); status != 502 {
+		t.Errorf("the second request of a kept connection: %d", status)
 	}
 }
 

@@ -398,10 +398,17 @@ func TestDrainOfRequests(t *testing.T) {
 	<-begun
 	var stopping sync.WaitGroup
 	stopping.Go(p.stop)
-	for !p.Draining() {
-		time.Sleep(time.Millisecond)
-	}
-	time.Sleep(50 * time.Millisecond)
+	p.until("every connection drains", func() bool {
+		for _, c := range p.table.of(nil) {
+			c.mu.Lock()
+			d := c.http
+			c.mu.Unlock()
+			if d == nil || !d.draining.Load() {
+				return false
+			}
+		}
+		return p.Draining()
+	})
 	idle.send("GET /v1/b HTTP/1.1\r\nHost: x\r\n\r\n")
 	if resp, _ := idle.response("GET"); resp.StatusCode != 200 || !resp.Close {
 		t.Errorf("while it drains: %s, close %v", resp.Status, resp.Close)
@@ -438,7 +445,7 @@ rules:
 		if status, body := b.get("/v1/a"); status != 200 || body != "/v1/a from spiffe://example.org/orders" {
 			t.Errorf("%d %q", status, body)
 		}
-		if a := p.next(); a.From != "spiffe://example.org/orders" || a.To != "spiffe://example.org/inventory" || a.Rule != "out" || a.HTTP.Status != 200 {
+		if a := p.next(); a.From != "spiffe://example.org/orders" || a.To != "spiffe://example.org/inventory" || a.Rule != "out" || a.HTTP.Status != 200 || a.TLSVersion != "1.3" || a.Protocol != "http/1.1" {
 			t.Errorf("record %+v", a)
 		}
 		if status, _ := b.get("/v2/a"); status != 403 {

@@ -171,6 +171,8 @@ func (x *exchange) attach() *refused {
 		c.own, c.standing = b.own, b.standing
 		c.request.From, c.request.To = policy.PeerOf(b.own.ID, b.own.Certificate.Leaf), b.peer
 		c.request.SNI, c.request.Port = b.serverName, portOf(b.raw.RemoteAddr())
+		x.record.TLSVersion, x.record.Cipher = b.proved.TLSVersion, b.proved.Cipher
+		x.record.ServerName, x.record.Protocol = b.proved.ServerName, b.proved.Protocol
 	}
 	return nil
 }

@@ -228,7 +228,7 @@ func (x *exchange) logRefused(r *refused) {
 		what = "request failed"
 	}
 	c := x.d.c
-	c.l.logRefusal(what, "source", c.source, "from", x.record.From, "to", x.record.To, "method", clip(x.asked.Method), "path", clip(x.asked.Path), "status", r.status, "request_id", x.id, "reason", x.record.Reason)
+	c.l.logRefusal(what, "source", c.source, "from", x.record.From, "to", x.record.To, "method", tidy(x.asked.Method), "path", tidy(x.asked.Path), "status", r.status, "request_id", x.id, "reason", x.record.Reason)
 }
 
 // account counts and records the request.
@@ -247,8 +247,10 @@ func (x *exchange) account() {
 	r.Listener, r.Direction = c.l.name, c.request.Direction.String()
 	r.Source, r.Via, r.Port = c.source, c.via, c.request.Port
 	r.BytesIn, r.BytesOut = d.read()-x.in, c.out.Load()-x.out
-	r.TLSVersion, r.Cipher = c.record.TLSVersion, c.record.Cipher
-	r.ServerName, r.Protocol = c.record.ServerName, c.record.Protocol
+	if c.request.Direction == policy.Inbound { // outbound, attach knows
+		r.TLSVersion, r.Cipher = c.record.TLSVersion, c.record.Cipher
+		r.ServerName, r.Protocol = c.record.ServerName, c.record.Protocol
+	}
 	if why := c.broken(); why.why != "" {
 		r.Reason, r.Closed = tidy(why.why), why.reason
 	}
@@ -275,13 +277,4 @@ func (c *conn) broken() closing {
 		return closing{}
 	}
 	return *c.closing
-}
-
-// clip bounds what of a request stands in a line of the log.
-func clip(s string) string {
-	const most = 256
-	if len(s) > most {
-		return tidy(s[:most]) + "…"
-	}
-	return tidy(s)
 }

@@ -21,7 +21,7 @@ type Access struct {
 	Action   string        // connection | request
 	Outcome  string        // success | failure
 	Reason   string        // why it ended or was refused, for a person
-	Duration time.Duration // from accept to end
+	Duration time.Duration // from accept, or of a request from its first byte, to end
 
 	Listener   string
 	Direction  string // inbound | outbound
@@ -197,7 +197,7 @@ func appendAddress(b []byte, side, addr string) []byte {
 	}
 	b = appendString(b, side+".address", addr)
 	if ap, err := netip.ParseAddrPort(addr); err == nil {
-		if ap.Addr().Zone() != "" { // which a client chose no bytes of, but who knows
+		if ap.Addr().Zone() != "" { // which may need escapes
 			b = appendString(b, side+".ip", ap.Addr().String())
 		} else {
 			b = append(appendKey(b, side+".ip"), '"')
