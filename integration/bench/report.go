@@ -157,7 +157,7 @@ func (r *report) markdown() string {
 <!-- Written by integration/bench. Do not edit: run "make bench". -->
 
 What Narthex costs beside what people would use instead. Run it yourself: `+"`make bench`"+` installs the peers (Debian packages,
-Go modules), takes about twenty minutes and writes this page; `+"`make bench ARGS='-quick'`"+` shows in a minute that it works, and
+Go modules), takes about half an hour and writes this page; `+"`make bench ARGS='-quick'`"+` shows in a minute that it works, and
 `+"`make bench ARGS='-only handshake,echo'`"+` measures some rows. Where those are all of a table (`+"`-only 'http-*'`"+`), it is renewed on this page.
 
 - A figure is the CPU time (user and system) or the memory (PSS) of the measured process and its children. Who makes the load and
