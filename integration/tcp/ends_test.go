@@ -246,8 +246,10 @@ func TestTruncation(t *testing.T) {
 			ca := newAuthority(t, "example.org")
 			config := ca.leaf("/server").server()
 			config.MinVersion, config.MaxVersion = version, version
+			called := make(chan struct{}) // a reset must not come before the caller knows that it is connected
 			far := serveTLS(t, config, func(c net.Conn) {
 				_, _ = io.WriteString(c, "half of a ")
+				<-called
 				_ = c.(*tls.Conn).NetConn().Close()
 			})
 			n := newNode(t, "out", ca.leaf("/client"), ca)
@@ -255,6 +257,7 @@ func TestTruncation(t *testing.T) {
 			address := n.outbound("out", far.address, ca.id("/server"))
 			n.start()
 			c := dial(t, address)
+			close(called)
 			if err := c.SetDeadline(time.Now().Add(callTime)); err != nil {
 				t.Fatal(err)
 			}
