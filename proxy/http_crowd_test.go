@@ -17,12 +17,12 @@ import (
 
 // TestLongUpload: a service has its time to answer from the end of the request.
 func TestLongUpload(t *testing.T) {
-	p, ca := web(t, origin(t, echoes), func(c *Config) { c.Listeners[0].Timeouts.Response = 700 * time.Millisecond })
+	p, ca := web(t, origin(t, echoes), func(c *Config) { c.Listeners[0].Timeouts.Response = 3 * time.Second })
 	b := p.browser(ca)
 	b.send("POST /v1/a HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n")
 	go func() {
-		for range 20 {
-			time.Sleep(100 * time.Millisecond)
+		for range 20 { // in all for longer than that
+			time.Sleep(200 * time.Millisecond)
 			if _, err := io.WriteString(b, "x"); err != nil {
 				return
 			}
@@ -30,6 +30,33 @@ func TestLongUpload(t *testing.T) {
 	}()
 	if resp, _ := b.response("POST"); resp.StatusCode != 200 {
 		t.Errorf("an upload that goes on: %d; %s", resp.StatusCode, p.next().Reason)
+	}
+}
+
+// TestInterruptMeantForAnother: a client whose bytes come just when their time
+// is over has its next read interrupted for the one before. That ends neither
+// its request nor is it the service's fault.
+func TestInterruptMeantForAnother(t *testing.T) {
+	t.Parallel()
+	half := make(chan struct{})
+	p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
+		begun := make([]byte, 5)
+		_, _ = io.ReadFull(r.Body, begun)
+		close(half)
+		rest, _ := io.ReadAll(r.Body)
+		_, _ = w.Write(append(begun, rest...))
+	}))
+	b := p.browser(ca)
+	b.send("POST /v1/a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhello")
+	<-half
+	for _, c := range p.table.of(nil) {
+		c.mu.Lock()
+		c.http.src.interrupt()
+		c.mu.Unlock()
+	}
+	b.send("world")
+	if resp, body := b.response("POST"); resp.StatusCode != 200 || body != "helloworld" {
+		t.Errorf("%d %q; %s", resp.StatusCode, body, p.next().Reason)
 	}
 }
 

@@ -19,6 +19,7 @@ type upload struct {
 	refused  *refused    // why the client's body is no good
 	gone     error       // how the client left within it
 	err      error       // why the service could not be sent it
+	stopped  bool        // nobody waits for more; guarded by conn.mu
 }
 
 func (x *exchange) startUpload() {
@@ -36,6 +37,9 @@ func (x *exchange) runUpload() {
 	for {
 		d.expect(clientSends, x.bodyDue(since, x.taken-before))
 		if err := d.in.fill(); err != nil {
+			if x.interruptedBefore(err) {
+				continue
+			}
 			x.abortUpload(err)
 			return
 		}
@@ -64,6 +68,23 @@ func (x *exchange) runUpload() {
 			return
 		}
 	}
+}
+
+// interruptedBefore reports whether a read was interrupted for a wait that had
+// ended before it began: the bytes came just when their time was over. It is to
+// be tried again.
+func (x *exchange) interruptedBefore(err error) bool {
+	if !isInterrupt(err) {
+		return false
+	}
+	d := x.d
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	if x.upload.stopped || d.late[clientSends].Load() {
+		return false
+	}
+	d.src.resume()
+	return true
 }
 
 // The slowest a body may come, in bytes a second, and for how long it may be
@@ -127,6 +148,7 @@ func (x *exchange) stopUpload() (read bool) {
 	}
 	d := x.d
 	d.c.mu.Lock()
+	u.stopped = true
 	d.src.interrupt()
 	_ = x.b.raw.SetWriteDeadline(past)
 	d.c.mu.Unlock()
