@@ -823,8 +823,8 @@ func (r *proxyRunner) reload(asked bool) {
 		r.problem = err.Error()
 		return
 	}
-	r.reloads().With("ok").Inc()
 	r.followFiles(c)
+	r.reloads().With("ok").Inc() // once all of it is in force
 	if needs := needsRestart(r.config, c); len(needs) > 0 {
 		r.log.Warn("these settings take effect at the next start only", "keys", needs)
 	}
