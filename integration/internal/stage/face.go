@@ -46,7 +46,7 @@ func (f *Face) YAML() string {
 func (f *Face) Get(page string) (code int, body string, err error) {
 	var dialer net.Dialer
 	client := &http.Client{
-		Timeout: 5 * time.Second,
+		Timeout: Soon,
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

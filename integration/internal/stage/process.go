@@ -98,14 +98,18 @@ func lastLines(text string, n int) string {
 	return strings.Join(lines, "\n")
 }
 
-// Stop asks the process to end and waits. One that does not within ten
-// seconds is an error, and killed.
+// stopTime bounds how long a process takes to end. It is less than the 30 s
+// that a proxy drains for: nobody is to be connected to one that is stopped.
+const stopTime = 25 * time.Second
+
+// Stop asks the process to end and waits. One that does not within stopTime is
+// an error, and killed.
 func (p *Process) Stop() {
 	p.Signal(syscall.SIGTERM)
 	select {
 	case <-p.Done:
-	case <-time.After(10 * time.Second):
-		p.t.Errorf("%s does not end within 10 s of SIGTERM", p.Name)
+	case <-time.After(stopTime):
+		p.t.Errorf("%s does not end within %s of SIGTERM", p.Name, stopTime)
 		p.Kill()
 	}
 }
