@@ -237,11 +237,13 @@ func TestCRLsThatAreNotToBeUsed(t *testing.T) {
 func TestCRLOutOfDate(t *testing.T) {
 	t.Parallel()
 	d, file := crlDoor(t, "")
-	const life = 4 * time.Second
-	stage.WriteFile(t, file, d.ca.crl(1, time.Now().Add(life)), 0o644)
+	stage.WriteFile(t, file, d.ca.crl(1, time.Now().Add(time.Hour)), 0o644)
 	d.start()
 	live := liveSClient(t, d.address, d.client)
-	time.Sleep(life + time.Second) // the list's own clock
+	until := time.Now().Add(2 * time.Second)
+	stage.WriteFile(t, file, d.ca.crl(2, until), 0o644)
+	d.inForce("a CRL that soon ends", func(c telemetry.CRL) bool { return c.Number == "2" })
+	time.Sleep(time.Until(until.Add(time.Second))) // the list's own clock
 	skip := len(d.Records())
 	if err := d.entry(d.client); err == nil {
 		t.Error("somebody comes in though the CRL is out of date")
@@ -252,8 +254,8 @@ func TestCRLOutOfDate(t *testing.T) {
 		t.Error("a live connection was closed for it")
 	default:
 	}
-	stage.WriteFile(t, file, d.ca.crl(2, time.Now().Add(time.Hour)), 0o644)
-	d.inForce("the next CRL", func(c telemetry.CRL) bool { return c.Number == "2" })
+	stage.WriteFile(t, file, d.ca.crl(3, time.Now().Add(time.Hour)), 0o644)
+	d.inForce("the next CRL", func(c telemetry.CRL) bool { return c.Number == "3" })
 	if err := d.entry(d.client); err != nil {
 		t.Errorf("with the next CRL: %v", err)
 	}

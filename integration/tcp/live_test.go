@@ -133,7 +133,7 @@ func (l *lives) ends(within time.Duration) time.Time {
 // TestExpiredWhileConnected lets certificates end on connections that live.
 func TestExpiredWhileConnected(t *testing.T) {
 	t.Parallel()
-	const ttl, drain = 4 * time.Second, 8 * time.Second
+	const ttl, drain = 15 * time.Second, 15 * time.Second // in which a client has to come, and to say something
 	for _, action := range []string{"close", "drain", "keep"} {
 		for _, version := range []string{"-tls1_2", "-tls1_3"} {
 			t.Run(action+version, func(t *testing.T) {
@@ -144,7 +144,7 @@ func TestExpiredWhileConnected(t *testing.T) {
 				l := sClientLive(t, d.address, with(short, version)...)
 				l.answered()
 				if action == "close" {
-					wasClosed(t, l.ends(ttl+10*time.Second), end)
+					wasClosed(t, l.ends(ttl+stage.Soon), end)
 					a := d.Record(0, "expired", func(a telemetry.Access) bool { return a.Closed == "expiry" })
 					if !strings.Contains(a.Reason, "the peer's SVID expired at "+end.UTC().Format(time.RFC3339)) {
 						t.Errorf("reason: %s", a.Reason)
@@ -157,7 +157,7 @@ func TestExpiredWhileConnected(t *testing.T) {
 					t.Errorf("a new connection with an expired certificate was answered:\n%s", out)
 				}
 				if action == "drain" {
-					wasClosed(t, l.ends(drain+10*time.Second), end.Add(drain))
+					wasClosed(t, l.ends(drain+stage.Soon), end.Add(drain))
 					d.Record(0, "expired", func(a telemetry.Access) bool { return a.Closed == "expiry" })
 					return
 				}
@@ -168,11 +168,11 @@ func TestExpiredWhileConnected(t *testing.T) {
 	}
 }
 
-// wasClosed wants a connection ended when it was due, and hardly later.
+// wasClosed wants a connection ended when it was due, and not much later.
 func wasClosed(t *testing.T, at, due time.Time) {
 	t.Helper()
 	// A certificate is good for the whole of its last second.
-	if late := at.Sub(due); late < -50*time.Millisecond || late > 6*time.Second {
+	if late := at.Sub(due); late < -50*time.Millisecond || late > stage.Soon {
 		t.Errorf("it ended %s after it was due", late)
 	}
 }
@@ -181,7 +181,6 @@ func wasClosed(t *testing.T, at, due time.Time) {
 // the rule, the authority, the identity.
 func TestTakenBackWhileConnected(t *testing.T) {
 	t.Parallel()
-	const within = 15 * time.Second
 	other := newAuthority(t, "example.org")
 	for _, c := range []struct {
 		name, more, closed string
@@ -200,12 +199,8 @@ func TestTakenBackWhileConnected(t *testing.T) {
 				d := newDoor(t, c.more)
 				l := sClientLive(t, d.address, with(d.client, version)...)
 				l.answered()
-				began := time.Now()
 				c.take(d)
 				l.ends(stage.Soon)
-				if took := time.Since(began); took > within {
-					t.Errorf("the connection lived on for %s", took)
-				}
 				d.Record(0, c.closed, func(a telemetry.Access) bool { return a.Closed == c.closed && a.Outcome == "failure" })
 			})
 		}
