@@ -208,10 +208,13 @@ listen front
 			t.Errorf("%q: answered: %v:\n%s", how, answered, out)
 		}
 		a := d.Record(skip, how, func(a telemetry.Access) bool {
-			return strings.HasPrefix(a.Source, source) && a.Decision != "" || strings.Contains(a.Reason, "must send")
+			if how == "" {
+				return strings.Contains(a.Reason, "must send a PROXY header")
+			}
+			return strings.HasPrefix(a.Source, source) && a.Decision != ""
 		})
 		if how == "" {
-			if !strings.Contains(a.Reason, "must send a PROXY header") {
+			if !strings.HasPrefix(a.Source, source) {
 				t.Errorf("record: %+v", a)
 			}
 		} else if !strings.HasPrefix(a.Via, "127.0.0.9:") || a.From != d.client.id {
