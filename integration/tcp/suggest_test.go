@@ -30,9 +30,7 @@ func TestRulesFromTheLog(t *testing.T) {
 	d.quiet()
 	d.Record(0, "plaintext", func(a telemetry.Access) bool { return a.Plaintext })
 	d.refused(0, "unknown authority")
-	if got := len(d.Records()); got != 6 {
-		t.Fatalf("%d records, want 6", got)
-	}
+	d.hasRecords(t, 6)
 
 	// Rules for what the log has and the policy does not allow.
 	suggested, said := output(t, 0, "suggest", "-f", d.file("rules.yaml"), d.AccessFile())
