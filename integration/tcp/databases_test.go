@@ -49,7 +49,7 @@ func postgres(t *testing.T) string {
 	made := stage.Start(t, "initdb", filepath.Join(bin, "initdb"), []string{"-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "--locale=C"}, stage.As(uid, gid))
 	select {
 	case <-made.Done:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("initdb does not end")
 	}
 	p := stage.Start(t, "postgres", filepath.Join(bin, "postgres"), []string{"-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=32MB"}, stage.As(uid, gid))
@@ -68,7 +68,7 @@ func pgbench(t *testing.T, address string, args ...string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), loadTime+time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "pgbench", append(args, "-h", host, "-p", port, "-U", "postgres", "postgres")...)
-	cmd.Env = append(os.Environ(), "PGSSLMODE=disable", "PGGSSENCMODE=disable", "PGCONNECT_TIMEOUT=10")
+	cmd.Env = append(os.Environ(), "PGSSLMODE=disable", "PGGSSENCMODE=disable", "PGCONNECT_TIMEOUT=60")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("pgbench %s: %v\n%s", strings.Join(args, " "), err, out)

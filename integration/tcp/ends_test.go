@@ -325,7 +325,7 @@ func repeat(block []byte) io.Reader {
 func TestBulk(t *testing.T) {
 	t.Parallel()
 	r := newRoad(t, serve(t, echo).address)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	var g sync.WaitGroup
 	for range 4 {

@@ -215,7 +215,7 @@ PermitRootLogin prohibit-password
 func (s *sshd) scan(t *testing.T, address string) string {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(address)
-	out, _ := stage.Tell(t, "ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", port, host)
+	out, _ := stage.Tell(t, "ssh-keyscan", "-T", "60", "-t", "ed25519", "-p", port, host)
 	return out
 }
 

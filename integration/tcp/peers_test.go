@@ -198,7 +198,7 @@ func TestPeerClients(t *testing.T) {
 // carries moves much by address, which leads to an echo, and compares it.
 func carries(t *testing.T, address string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	var g sync.WaitGroup
 	for range 3 {

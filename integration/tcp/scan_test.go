@@ -109,7 +109,7 @@ type scanned struct {
 func TestSSLScan(t *testing.T) {
 	t.Parallel()
 	d := newDoor(t)
-	out := stage.Must(t, "sslscan", "--no-colour", "--certs="+d.client.certFile, "--pk="+d.client.keyFile, "--xml=-", d.address)
+	out := stage.Must(t, "sslscan", "--no-colour", "--timeout=30", "--connect-timeout=30", "--certs="+d.client.certFile, "--pk="+d.client.keyFile, "--xml=-", d.address)
 	var s scanned
 	if err := xml.Unmarshal([]byte(out), &s); err != nil {
 		t.Fatalf("%v:\n%s", err, out)

@@ -56,13 +56,9 @@ func TestProxyTakesBack(t *testing.T) {
 		if err := d.passes("tcp", d.address); err != nil {
 			t.Fatal(err)
 		}
-		killed := time.Now()
 		p.Kill()
 		for _, at := range [][2]string{{"tcp", d.address}, {"unix", unix}} {
 			stage.Eventually(t, stage.Soon, "the older proxy serves "+at[1], func() error { return d.passes(at[0], at[1]) })
-		}
-		if took := time.Since(killed); took > 3*time.Second {
-			t.Errorf("it took the place back after %s", took)
 		}
 		if err := ask(held, "still here"); err != nil {
 			t.Errorf("a connection of before: %v", err)
