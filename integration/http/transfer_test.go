@@ -137,6 +137,18 @@ func dialTLS(t *testing.T, address string, own *svid) *tls.Conn {
 	return c
 }
 
+// dialPlain connects to address in plaintext, which has to work.
+func dialPlain(t *testing.T, address string) net.Conn {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", address, callTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
+	return c
+}
+
 const (
 	// large is a body that a proxy must not hold.
 	large = 100 << 20
@@ -285,7 +297,7 @@ func TestBackPressureDown(t *testing.T) {
 	service := newService(t)
 	p := newPair(t, service.address)
 	out, in := memory(t, p.out), memory(t, p.in)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/flood/%d", p.entry, large), nil)
 	if err != nil {
