@@ -105,7 +105,7 @@ func curlClient(t *testing.T, base string, own *svid) {
 		if own != nil {
 			args = append([]string{"--cert", own.certFile, "--key", own.keyFile, "--cacert", own.ca.bundle}, args...)
 		}
-		return stage.Must(t, "curl", append([]string{"-sS", "--fail-with-body", "--max-time", "20"}, args...)...)
+		return stage.Must(t, "curl", append([]string{"-sS", "--fail-with-body", "--max-time", "60"}, args...)...)
 	}
 	sum := func(name string) [32]byte { return sha256.Sum256([]byte(stage.ReadFile(t, filepath.Join(dir, name)))) }
 
@@ -158,7 +158,7 @@ func TestRange(t *testing.T) {
 func TestWrk(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, nginxServer(t))
-	said := stage.Must(t, "wrk", "-t", "1", "-c", "20", "-d", "2s", "--latency", "http://"+p.entry+"/bytes/1024")
+	said := stage.Must(t, "wrk", "-t", "1", "-c", "20", "-d", "2s", "--timeout", "30s", "--latency", "http://"+p.entry+"/bytes/1024")
 	t.Log(said)
 	if !strings.Contains(said, "requests in") || strings.Contains(said, "Socket errors") || strings.Contains(said, "Non-2xx") {
 		t.Errorf("wrk:\n%s", said)

@@ -19,7 +19,7 @@ import (
 )
 
 // callTime bounds one request and its answer.
-const callTime = 10 * time.Second
+const callTime = time.Minute
 
 // pattern is what services give out: as many bytes as are asked for.
 func pattern(size int) []byte {
@@ -66,7 +66,7 @@ func newService(t *testing.T) *service {
 		t.Fatal(err)
 	}
 	s := &service{address: l.Addr().String(), open: make(chan struct{}), store: map[string][]byte{}}
-	server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
+	server := &http.Server{Handler: s, ReadHeaderTimeout: 5 * time.Minute}
 	var g sync.WaitGroup
 	g.Go(func() { _ = server.Serve(l) })
 	t.Cleanup(func() {
@@ -202,7 +202,7 @@ func clientOf(t *testing.T, own *svid) *http.Client {
 		transport.TLSClientConfig = own.client()
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, Timeout: time.Minute}
+	return &http.Client{Transport: transport, Timeout: 5 * time.Minute}
 }
 
 // answer is a response that was read to its end.
