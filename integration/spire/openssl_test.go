@@ -70,8 +70,8 @@ func TestStrangersAtTheDoor(t *testing.T) {
 		{"another-domain", issued("foreigner", "spiffe://elsewhere.example/tester"), "no bundle for trust domain elsewhere.example", "alert"},
 		{"no-spiffe-id", issued("nobody", ""), "certificate contains no URI SAN", "alert"},
 		{"expired", expired, "expired at", "alert"},
-		{"not-allowed", minted("/visitor", time.Minute), "no rule allows", ""},
-		{"old-tls", append(minted("/tester", time.Minute), "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"), "unsupported versions", "alert"},
+		{"not-allowed", minted("/visitor", time.Hour), "no rule allows", ""},
+		{"old-tls", append(minted("/tester", time.Hour), "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"), "unsupported versions", "alert"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			skip, dialled := len(d.inventory.Records()), d.service.dialled.Load()
@@ -99,7 +99,7 @@ func TestStrangersAtTheDoor(t *testing.T) {
 	for _, version := range []string{"-tls1_2", "-tls1_3"} {
 		t.Run("welcome"+version, func(t *testing.T) {
 			skip := len(d.inventory.Records())
-			args := append(minted("/tester", time.Minute), version, "-CAfile", filepath.Join(d.inventory.dir, "bundle.pem"), "-verify_return_error")
+			args := append(minted("/tester", time.Hour), version, "-CAfile", filepath.Join(d.inventory.dir, "bundle.pem"), "-verify_return_error")
 			if out := d.sClient(t, args...); !strings.Contains(out, answer) {
 				t.Errorf("a client with an SVID that a rule allows was not answered:\n%s", out)
 			}
@@ -126,7 +126,7 @@ func (d *door) refusedRecord(t *testing.T, skip int, reason string) {
 func TestResumption(t *testing.T) {
 	t.Parallel()
 	d := newDoor(t)
-	cert, key, _ := d.server.mint("/tester", time.Minute)
+	cert, key, _ := d.server.mint("/tester", time.Hour)
 	elsewhere := stage.FreeAddress(t)
 	other := stage.Start(t, "openssl s_server", "openssl", []string{"s_server", "-accept", elsewhere, "-cert", cert, "-key", key, "-rev"})
 	other.Says(stage.Soon, "ACCEPT")

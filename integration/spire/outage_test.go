@@ -46,7 +46,7 @@ func TestServerAway(t *testing.T) {
 	s.server.Stop()
 	stopped := time.Now()
 	for _, n := range []*node{s.orders, s.inventory} {
-		n.Becomes(away, "says that the server is away", func(st telemetry.Status) bool {
+		n.Becomes(stage.Soon, "says that the server is away", func(st telemetry.Status) bool {
 			return !st.Agent.Reachable && strings.Contains(st.Agent.Problem, s.server.address) && strings.Contains(st.Agent.Problem, "unreachable since")
 		})
 	}
@@ -60,7 +60,7 @@ func TestServerAway(t *testing.T) {
 	cert, key, parsed := s.server.nodes.issue("late", "")
 	late.attestor = "x509pop: {certificate: " + cert + ", key: " + key + "}"
 	late.start("agent")
-	stage.Eventually(t, away, "the late agent says that the server is away", func() error { return late.tells("unreachable", s.server.address) })
+	stage.Eventually(t, stage.Soon, "the late agent says that the server is away", func() error { return late.tells("unreachable", s.server.address) })
 
 	time.Sleep(time.Until(stopped.Add(away)))
 	s.server.start()
@@ -68,8 +68,8 @@ func TestServerAway(t *testing.T) {
 		entry{path: "/late", parent: s.server.id("/spire/agent/x509pop/" + fingerprint(parsed)), selector: "unix:uid:0"},
 		entry{path: "/after", parent: s.ordersAgent, selector: "unix:uid:0"},
 	)
-	// Back-off between two attempts is 30 s and a half at most.
-	const backoff = 45 * time.Second
+	// The pause between two attempts is 45 s at most.
+	const backoff = 2 * time.Minute
 	for _, n := range []*node{s.orders, s.inventory} {
 		n.Becomes(backoff, "finds the server again", func(st telemetry.Status) bool { return st.Agent.Reachable && st.Agent.Problem == "" })
 	}
@@ -130,7 +130,7 @@ func TestKilledAgent(t *testing.T) {
 	}
 	defer live.Close()
 	s.orders.Kill()
-	if err := live.ends(time.Second); err != nil {
+	if err := live.ends(stage.Soon); err != nil {
 		t.Errorf("a connection of a proxy whose supervisor was killed: %v", err)
 	}
 	restarted(t, s.orders)

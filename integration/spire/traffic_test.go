@@ -73,7 +73,7 @@ func (s *service) serve(c net.Conn) {
 }
 
 // callTime bounds one request and its answer.
-const callTime = 5 * time.Second
+const callTime = time.Minute
 
 // caller is a connection to a service, by way of proxies or not.
 type caller struct {
