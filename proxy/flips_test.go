@@ -222,7 +222,7 @@ func TestExpiryReachesThoseThatLive(t *testing.T) {
 	in := inbound("orders", serve(t, echo))
 	in.Timeouts.Idle, in.OnPeerExpiry = -1, ActionKeep
 	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
-	end := time.Now().Add(time.Second).Truncate(time.Second).Add(time.Second)
+	end := expiry()
 	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web", func(c *x509.Certificate) { c.NotAfter = end })))
 	say(t, c, "hello")
 	<-time.After(time.Until(end.Add(10 * time.Millisecond)))

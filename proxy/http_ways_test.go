@@ -51,11 +51,11 @@ func TestRoutesOfRequests(t *testing.T) {
 	}
 	quick := path
 	p, ca := web(t, origin(t, says("rest")), func(c *Config) {
-		c.Listeners[0].Timeouts.Response = 50 * time.Millisecond
+		c.Listeners[0].Timeouts.Response = patience
 		c.Listeners[0].Routes = []Route{
 			{Hosts: []policy.Host{host}, Targets: []string{origin(t, says("admin"))}},
-			{Paths: []policy.Path{quick}, Targets: []string{slow}, Response: 10 * time.Second},
-			{Paths: mustPaths(t, "/v1/late"), Targets: []string{slow}},
+			{Paths: []policy.Path{quick}, Targets: []string{slow}},
+			{Paths: mustPaths(t, "/v1/late"), Targets: []string{slow}, Response: 50 * time.Millisecond},
 		}
 	})
 	b := p.browser(ca)

@@ -288,10 +288,14 @@ rules:
 	}
 }
 
+// expiry is when an SVID ends that is to end while the test waits: late enough
+// for all that has to come before, of a busy machine too.
+func expiry() time.Time { return time.Now().Add(6 * time.Second).Truncate(time.Second) }
+
 func TestOwnIdentityLost(t *testing.T) {
 	t.Parallel()
 	ca := testca.New(t, "example.org")
-	end := time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
+	end := expiry()
 	ids := source(t, ca.SVID("/orders", func(c *x509.Certificate) { c.NotAfter = end }), ca)
 	p := run(t, Config{Listeners: []Listener{inbound("orders", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: ids})
 	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
@@ -318,24 +322,21 @@ func TestPeerExpiry(t *testing.T) {
 	drains.Name, drains.OnPeerExpiry = "drains", ActionDrain
 	aged.Name, aged.MaxAge = "aged", 300*time.Millisecond
 	p := run(t, Config{Listeners: []Listener{in, closes, drains, aged}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
-	end := time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
-	cc := clientConfig(ca.SVID("/web", func(c *x509.Certificate) { c.NotAfter = end }))
-	old := dialTLS(t, p.addr("aged"), cc)
+	old := dialTLS(t, p.addr("aged"), clientConfig(ca.SVID("/web")))
 	gone(t, old)
 	if a := p.next(); a.Closed != "expiry" || a.Reason != "older than max_age 300ms" {
 		t.Errorf("access record %+v", a)
 	}
-	kept := dialTLS(t, p.addr("orders"), cc)
-	say(t, kept, "hello")
-	for _, name := range []string{"closes", "drains"} {
-		c := dialTLS(t, p.addr(name), cc)
+	cc := clientConfig(ca.SVID("/web", func(c *x509.Certificate) { c.NotAfter = expiry() }))
+	kept, closed, drained := dialTLS(t, p.addr("orders"), cc), dialTLS(t, p.addr("closes"), cc), dialTLS(t, p.addr("drains"), cc)
+	for _, c := range []net.Conn{kept, closed, drained} {
 		say(t, c, "hello")
+	}
+	for _, c := range []net.Conn{closed, drained} {
 		gone(t, c)
 		if a := p.next(); a.Closed != "expiry" || !strings.Contains(a.Reason, "the peer's SVID expired") || a.Outcome != "success" {
 			t.Errorf("access record %+v", a)
 		}
-		end = time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second)
-		cc = clientConfig(ca.SVID("/web", func(c *x509.Certificate) { c.NotAfter = end }))
 	}
 	say(t, kept, "tcp keeps a connection past its peer's expiry")
 }
@@ -363,7 +364,7 @@ func TestTimeouts(t *testing.T) {
 	}
 
 	slow := in
-	slow.Timeouts.Handshake = 0
+	slow.Timeouts.Handshake, slow.Timeouts.Idle = 0, 2*time.Second // in which the client has to say something
 	c := p.config
 	c.Listeners = []Listener{slow}
 	if _, err := p.Apply(c); err != nil {
@@ -372,7 +373,7 @@ func TestTimeouts(t *testing.T) {
 	idle := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
 	say(t, idle, "hello")
 	gone(t, idle)
-	if a := p.next(); a.Reason != "idle for 50ms" || a.Closed != "peer" {
+	if a := p.next(); a.Reason != "idle for 2s" || a.Closed != "peer" {
 		t.Errorf("access record %+v", a)
 	}
 }

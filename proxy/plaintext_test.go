@@ -125,12 +125,13 @@ func TestPermissiveFallsBackToNothing(t *testing.T) {
 	t.Parallel()
 	ca, stranger := testca.New(t, "example.org"), testca.New(t, "evil.example")
 	in := permissive("orders", serve(t, func(c net.Conn) { t.Error("the target was reached") }))
-	in.Timeouts.Handshake = 200 * time.Millisecond
-	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca)})
+	hurried := in
+	hurried.Name, hurried.Timeouts.Handshake = "hurried", 200*time.Millisecond
+	p := run(t, Config{Listeners: []Listener{in, hurried}, Policy: rulesOf(t, allowPlain), Identities: source(t, ca.SVID("/orders"), ca)})
 	wantRefused(t, p, clientConfig(), "the client sent no certificate")
 	wantRefused(t, p, clientConfig(stranger.SVID("/web")), "no bundle for trust domain evil.example")
 	for _, bytes := range []string{"\x16", "\x16\x03", "\x16\x03\x01\x02\x00", "\x16\x03\x01\x02\x00\x01"} {
-		c := dialPlain(t, p.addr("orders"))
+		c := dialPlain(t, p.addr("hurried"))
 		if _, err := io.WriteString(c, bytes); err != nil {
 			t.Fatal(err)
 		}

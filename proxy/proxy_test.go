@@ -26,7 +26,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds how long a test waits for what must happen.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // recorder receives what an access log writes.
 type recorder struct {

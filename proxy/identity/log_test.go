@@ -11,7 +11,7 @@ import (
 )
 
 // patience bounds how long a test waits for what must happen.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // lines collects log lines.
 type lines struct {
