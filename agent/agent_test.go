@@ -122,10 +122,13 @@ func (s *stage) start() (*agent.Agent, func()) {
 	return a, stop
 }
 
+// patience bounds what takes no time on a machine that has some.
+const patience = time.Minute
+
 // fetch asks the agent as a workload does, until it is answered or told that
 // it will not be.
 func (s *stage) fetch() (*x509svid.SVID, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
 		x, err := workloadapi.FetchX509SVID(ctx, workloadapi.WithAddr("unix://"+s.cfg.Socket))
@@ -147,7 +150,7 @@ func (s *stage) mustFetch() *x509svid.SVID {
 // eventually waits for what another goroutine or process will do.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {

@@ -369,7 +369,7 @@ func TestTooManyStreams(t *testing.T) {
 }
 
 func TestRequestThatNeverComes(t *testing.T) {
-	f := serve(t, func(c *Config) { c.Limits = Limits{FirstMessage: 50 * time.Millisecond} })
+	f := serve(t, func(c *Config) { c.Limits = Limits{FirstMessage: 500 * time.Millisecond} })
 	for _, method := range []string{workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName, grpc_health_v1.Health_Check_FullMethodName} {
 		readUntil(t, headersOnly(t, f.socket, method, 1, 0), isStatus(codes.DeadlineExceeded))
 	}

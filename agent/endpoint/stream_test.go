@@ -242,9 +242,7 @@ func TestNotReady(t *testing.T) {
 	f := serve(t)
 	f.agent.setUnready(errDown)
 	f.agent.Apply(registry.Update{Wipe: true})
-	ctx, cancel := context.WithTimeout(testContext(t), 3*time.Second)
-	defer cancel()
-	_, err := f.fetch(ctx).Recv()
+	_, err := f.fetch(testContext(t)).Recv()
 	wantCode(t, err, codes.Unavailable, errDown.Error())
 
 	// A caller that waits is answered as soon as the agent is ready.
@@ -270,9 +268,7 @@ func TestCannotBeSigned(t *testing.T) {
 	f.agent.Apply(registry.Update{HasEntries: true, Entries: []registry.Entry{f.entry("a", "/a")}})
 	f.agent.Due(time.Now())
 	f.agent.Apply(registry.Update{Failed: map[string]error{"a": errors.New("the authority is on holiday")}})
-	ctx, cancel := context.WithTimeout(testContext(t), 3*time.Second)
-	defer cancel()
-	_, err := f.fetch(ctx).Recv()
+	_, err := f.fetch(testContext(t)).Recv()
 	wantCode(t, err, codes.Unavailable, "could not be signed", "the authority is on holiday")
 
 	// Bundles need no SVID.
