@@ -108,10 +108,10 @@ func TestHangupWaitsUntilAChildListens(t *testing.T) {
 	signal.Notify(caught, syscall.SIGHUP)
 	defer signal.Stop(caught)
 	var out strings.Builder
-	c := &child{name: "spy", binary: shell, stdout: &out, args: []string{"-c", `sleep 0.2; trap 'echo told; exit 0' HUP; i=0; while [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done`}}
+	c := &child{name: "spy", binary: shell, stdout: &out, args: []string{"-c", `trap 'echo told; exit 0' HUP; i=0; while [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done`}}
 	hangup := make(chan struct{}, 1)
 	hangup <- struct{}{}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := c.run(ctx, ctx, hangup); err != nil {
 		t.Fatal(err)
@@ -119,6 +119,14 @@ func TestHangupWaitsUntilAChildListens(t *testing.T) {
 	if out.String() != "told\n" {
 		t.Errorf("the child said %q", out.String())
 	}
+}
+
+// onWrite is called for each write.
+type onWrite func()
+
+func (f onWrite) Write(b []byte) (int, error) {
+	f()
+	return len(b), nil
 }
 
 func TestSecondRequestKills(t *testing.T) {
@@ -129,13 +137,19 @@ func TestSecondRequestKills(t *testing.T) {
 	if shell, err = filepath.EvalSymlinks(shell); err != nil {
 		t.Fatal(err)
 	}
-	var out strings.Builder
-	c := &child{name: "spy", binary: shell, stdout: &out, args: []string{"-c", `trap 'n=$((n+1)); [ "$n" -lt 2 ] || exit 7' TERM; i=0; while [ $i -lt 200 ]; do sleep 0.1; i=$((i+1)); done`}}
 	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	kill, killNow := context.WithCancel(context.Background())
 	defer killNow()
-	time.AfterFunc(300*time.Millisecond, cancel)
-	time.AfterFunc(900*time.Millisecond, killNow)
+	// It says when it listens, and when it was asked once.
+	requests := []func(){cancel, killNow}
+	said := onWrite(func() {
+		if len(requests) > 0 {
+			requests[0]()
+			requests = requests[1:]
+		}
+	})
+	c := &child{name: "spy", binary: shell, stdout: said, args: []string{"-c", `trap 'n=$((n+1)); [ "$n" -lt 2 ] || exit 7; echo asked' TERM; echo listens; i=0; while [ $i -lt 200 ]; do sleep 0.1; i=$((i+1)); done`}}
 	err = c.run(ctx, kill, nil)
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 7 && exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
