@@ -23,7 +23,7 @@ import (
 // kubelet does, and returns a client of the driver.
 func asKubelet(t *testing.T, n *node, refuse string) spec.NodeClient {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	plugin := registration.NewRegistrationClient(dial(t, n.registration()))
 	info, err := plugin.GetInfo(ctx, &registration.InfoRequest{})
@@ -139,7 +139,7 @@ func made(t *testing.T, path string) func() {
 	}
 	return func() {
 		defer w.Close()
-		limit := time.After(30 * time.Second)
+		limit := time.After(time.Minute)
 		for {
 			select {
 			case e := <-w.Events:

@@ -154,7 +154,7 @@ func tokenParams(token string, csr []byte) *agentv1.AttestAgentRequest {
 
 func sendAttest(t testing.TB, c client, req *agentv1.AttestAgentRequest) (*agentv1.AttestAgentResponse, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	stream, err := c.AttestAgent(ctx)
 	if err != nil {

@@ -136,7 +136,7 @@ type deltaStream struct {
 
 func syncDelta(t *testing.T, c client) *deltaStream {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	stream, err := c.SyncAuthorizedEntries(ctx)
 	if err != nil {

@@ -162,7 +162,7 @@ func TestElsewhere(t *testing.T) {
 	if !from.Serving(Listener) || from.Serving(Health) {
 		t.Error("serving what it does not, or not what it does")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := from.Ready(ctx); err != nil {
 		t.Fatal(err)

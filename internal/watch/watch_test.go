@@ -47,7 +47,7 @@ func start(t *testing.T, path string, poll time.Duration) <-chan string {
 
 func await(t *testing.T, contents <-chan string, want string) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case got := <-contents:
