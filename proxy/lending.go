@@ -34,7 +34,7 @@ func (x *exchange) borrow() *refused {
 	}
 	x.budget = &way.group.Budget
 	var err error
-	x.loan, err = way.group.Borrow(x.d.dialContext(), s.Timeouts.Connect, c.l.socket.Addr(), keyOf(key), &x.tried)
+	x.loan, err = way.group.Borrow(x.d.dialContext(), upstream.Wish{Timeout: s.Timeouts.Connect, Own: c.l.socket.Addr(), Key: keyOf(key)}, &x.tried)
 	if err != nil {
 		return x.cannotBorrow(err)
 	}

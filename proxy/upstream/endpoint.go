@@ -16,9 +16,9 @@ type endpoint struct {
 	place  place
 	name   string // of place, for people
 
-	most   int64         // loans it may have at a time; 0: any number
-	shelf  shelf         // its idle connections
+	shelf  shelf         // its idle connections, and those that are shared
 	active atomic.Int64  // connections and loans from here, those being made too
+	conns  atomic.Int64  // the connections of these: one that is shared counts once
 	failed atomic.Uint64 // connections that failed, in all
 	fails  atomic.Int32  // of those, the last ones in a row
 	until  atomic.Int64  // by Set.clock, when it may be tried again; 0: it is not ejected
@@ -35,7 +35,7 @@ type endpoint struct {
 }
 
 func newEndpoint(t *target, p place) *endpoint {
-	return &endpoint{target: t, place: p, name: p.String(), most: t.key.limits.loans()}
+	return &endpoint{target: t, place: p, name: p.String()}
 }
 
 // maxGrowth bounds the time of an ejection, in times of the first.
@@ -58,32 +58,32 @@ func (e *endpoint) eligible() (ok, trial bool) {
 	return trial, trial
 }
 
-// enter counts one more connection, or reports that there is no room for it
-// where loans are bounded.
-func (e *endpoint) enter(bounded bool) bool {
-	if !bounded || e.most == 0 {
-		e.active.Add(1)
-		return true
-	}
-	for {
-		n := e.active.Load()
-		if n >= e.most {
-			return false
-		}
-		if e.active.CompareAndSwap(n, n+1) {
-			return true
-		}
-	}
-}
-
-// leave ends what enter began, and tells those who wait for room.
+// leave counts one active less, and tells those who wait for room. What it was
+// with is counted before.
 func (e *endpoint) leave() {
 	e.active.Add(-1)
 	e.target.wake()
 }
 
-// full reports whether it has as many loans as it may.
-func (e *endpoint) full() bool { return e.most > 0 && e.active.Load() >= e.most }
+// full reports whether there is no room for a loan. Of one that shares this says
+// nothing of connections: shared ones are asked when the endpoint is chosen.
+func (e *endpoint) full(shares bool) bool {
+	l := &e.target.key.limits
+	return l.requests > 0 && e.active.Load() >= int64(l.requests) || !shares && !e.roomy()
+}
+
+// roomy reports whether one more connection may be in use: idle ones make way
+// for it.
+func (e *endpoint) roomy() bool {
+	most := e.target.key.limits.connections
+	return most == 0 || e.conns.Load() < int64(most)
+}
+
+// open reports whether what was made for a group under a key may be lent from
+// now on.
+func (e *endpoint) open(g *Group, key any) bool {
+	return e.healthy() && !e.gone.Load() && !g.released.Load() && !g.outdated(key) && !e.target.set.over.Load()
+}
 
 // succeeded notes that a connection was good.
 func (e *endpoint) succeeded() {

@@ -94,17 +94,19 @@ func (c *Chosen) Close() {
 		return
 	}
 	c.tried()
+	c.endpoint.conns.Add(-1)
 	c.endpoint.leave()
 	c.endpoint = nil
 }
 
 // Release gives the group back. Connections that were made stay, and one that
 // is being made is made with the addresses there are. Idle ones are closed,
-// and so are those that are returned from now on.
+// those that are returned from now on are too, and shared ones end with their
+// last loan.
 func (g *Group) Release() {
 	g.done.Do(func() {
 		g.released.Store(true)
-		g.clear(func(*parked) bool { return true })
+		g.clear(func(any) bool { return true })
 		g.set.release(g.owner, g.targets)
 	})
 }

@@ -10,62 +10,57 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
-// shelf is an endpoint's idle connections. The last that was returned is the
-// first to be lent, so that those which are not needed grow old and go.
+// shelf is an endpoint's connections that can be lent: idle ones, and shared ones
+// whether they are idle or not. The last that was returned is the first to be
+// lent, so that those which are not needed grow old and go.
 type shelf struct {
-	size atomic.Int32 // len(idle), for those who only look
+	size atomic.Int32 // of those that nobody has, for those who only look
 
-	mu   sync.Mutex // guards the following
-	idle []parked   // in the order in which they came
+	mu     sync.Mutex // guards the following
+	idle   []parked   // in the order in which they came
+	shared []*parked  // those too
+	lying  int        // of these, how many have no loan
+	making []*making  // connections that may come to be shared
+	marks  []mark     // where they did not
 }
 
-// parked is an idle connection.
+// parked is a connection on the shelf, or one that was.
 type parked struct {
 	keeper Keeper
 	conn   net.Conn // under it
 	key    any
 	group  *Group
-	since  int64 // Set.tick
+	shares bool  // who made it would have shared it; who borrows it would, too
+	since  int64 // Set.tick, from when nobody has it
+
+	shared Shared // keeper, or nil: it has one loan at a time
+	loans  int    // of a shared one
+	off    bool   // it is shared no longer
 }
 
-// take returns the last connection that the group returned under the key and
-// that still lives.
-func (e *endpoint) take(g *Group, key any) (parked, bool) {
-	if g.outdated(key) {
-		return parked{}, false
-	}
-	for e.shelf.size.Load() > 0 {
-		p, ok, others := e.shelf.pop(g, key)
-		closeAll(others)
-		if !ok {
-			break
-		}
-		if p.keeper.Alive() {
-			return p, true
-		}
-		_ = p.keeper.Close()
-	}
-	return parked{}, false
-}
+// busy reports whether a connection on the shelf is in use.
+func (p *parked) busy() bool { return p.shared != nil && (p.loans > 0 || !p.shared.Idle()) }
 
-// pop removes the last connection of that group and key, and with it those
-// above it of that group that have another key.
-func (s *shelf) pop(g *Group, key any) (p parked, ok bool, others []parked) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := len(s.idle) - 1; i >= 0 && !ok; i-- {
-		if s.idle[i].group != g {
+// countLocked tells those who only look.
+func (h *shelf) countLocked() { h.size.Store(int32(len(h.idle) + h.lying)) }
+
+// popLocked removes the last connection that the group returned under the key,
+// and with it those above it of that group that have another key.
+func (h *shelf) popLocked(s *search) (p parked, others []Keeper) {
+	for i := len(h.idle) - 1; i >= 0 && p.keeper == nil; i-- {
+		at := &h.idle[i]
+		switch {
+		case at.group != s.group || at.key == s.key && at.shares != s.shares:
 			continue
+		case at.key == s.key:
+			p = *at
+		default:
+			others = append(others, at.keeper)
 		}
-		if s.idle[i].key == key {
-			p, ok = s.idle[i], true
-		} else {
-			others = append(others, s.idle[i])
-		}
-		s.idle = slices.Delete(s.idle, i, i+1)
+		h.idle = slices.Delete(h.idle, i, i+1)
 	}
-	s.size.Store(int32(len(s.idle)))
-	return p, ok, others
+	h.countLocked()
+	return p, others
 }
 
 // keep puts a connection on the shelf, or closes it.
@@ -73,9 +68,7 @@ func (e *endpoint) keep(p parked) {
 	set := e.target.set
 	p.since = set.tick.Load()
 	out, kept := e.put(p)
-	if out.keeper != nil {
-		_ = out.keeper.Close()
-	}
+	closeAll(out)
 	if kept && !set.sweeping.Load() {
 		set.sweep()
 	}
@@ -84,64 +77,88 @@ func (e *endpoint) keep(p parked) {
 // put puts a connection on the shelf, and returns one that has to go for it, if
 // any: itself, where it cannot be kept. What makes it so is set before the
 // shelf is emptied, so that nothing comes upon it afterwards.
-func (e *endpoint) put(p parked) (out parked, kept bool) {
-	s := &e.shelf
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (e *endpoint) put(p parked) (out []Keeper, kept bool) {
+	h := &e.shelf
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e.conns.Add(-1)
 	most := e.target.key.limits.idle
-	if most <= 0 || !e.healthy() || e.gone.Load() || p.group.released.Load() || p.group.outdated(p.key) || e.target.set.over.Load() {
-		return p, false
+	if most <= 0 || !e.open(p.group, p.key) {
+		return []Keeper{p.keeper}, false
 	}
-	if len(s.idle) >= most {
-		out = s.idle[0]
-		s.idle = slices.Delete(s.idle, 0, 1)
+	if len(h.idle)+h.lying >= most {
+		out = h.oldestLocked(nil)
 	}
-	s.idle = append(s.idle, p)
-	s.size.Store(int32(len(s.idle)))
+	h.idle = append(h.idle, p)
+	h.countLocked()
 	return out, true
 }
 
-// makeWay closes the oldest idle connections where, with one that is counted
-// as active and about to be dialled, there would be more than there may be.
-func (e *endpoint) makeWay() {
-	most := e.target.key.limits.connections
-	if most == 0 {
-		return
+// oldestLocked takes the connection from the shelf that nobody has for the
+// longest time, and appends it to out.
+func (h *shelf) oldestLocked(out []Keeper) []Keeper {
+	oldest := -1
+	for i, p := range h.shared {
+		if !p.busy() && (oldest < 0 || p.since < h.shared[oldest].since) {
+			oldest = i
+		}
 	}
-	s := &e.shelf
-	s.mu.Lock()
-	n := min(max(len(s.idle)+int(e.active.Load())-most, 0), len(s.idle))
-	out := slices.Clone(s.idle[:n])
-	s.idle = slices.Delete(s.idle, 0, n)
-	s.size.Store(int32(len(s.idle)))
-	s.mu.Unlock()
-	closeAll(out)
+	if len(h.idle) > 0 && (oldest < 0 || h.idle[0].since <= h.shared[oldest].since) {
+		out = append(out, h.idle[0].keeper)
+		h.idle = slices.Delete(h.idle, 0, 1)
+		h.countLocked()
+		return out
+	}
+	if oldest >= 0 {
+		return h.removeLocked(oldest, out)
+	}
+	return out
 }
 
-// empty closes all idle connections.
+// makeWayLocked takes the oldest idle connections from the shelf where, with
+// those in use, there are more than there may be.
+func (e *endpoint) makeWayLocked(out []Keeper) []Keeper {
+	most := e.target.key.limits.connections
+	if most == 0 {
+		return out
+	}
+	for range int(e.conns.Load()) + len(e.shelf.idle) + e.shelf.lying - most {
+		out = e.shelf.oldestLocked(out)
+	}
+	return out
+}
+
+// empty closes all idle connections, and has nobody join the shared ones.
 func (e *endpoint) empty() { e.clear(func(*parked) bool { return true }) }
 
-// clear closes the idle connections of which unwanted is true. It is asked from
-// the oldest on.
+// clear takes the connections from the shelf of which unwanted is true, and
+// closes those that nobody has. It is asked from the oldest on.
 func (e *endpoint) clear(unwanted func(*parked) bool) {
-	s := &e.shelf
-	var out []parked
-	s.mu.Lock() // even where size is 0: a put may be about to change that
-	s.idle = slices.DeleteFunc(s.idle, func(p parked) bool {
+	h := &e.shelf
+	var out []Keeper
+	h.mu.Lock() // even where size is 0: a put may be about to change that
+	h.idle = slices.DeleteFunc(h.idle, func(p parked) bool {
 		if !unwanted(&p) {
 			return false
 		}
-		out = append(out, p)
+		out = append(out, p.keeper)
 		return true
 	})
-	s.size.Store(int32(len(s.idle)))
-	s.mu.Unlock()
+	for i := 0; i < len(h.shared); {
+		if unwanted(h.shared[i]) {
+			out = h.removeLocked(i, out)
+		} else {
+			i++
+		}
+	}
+	h.countLocked()
+	h.mu.Unlock()
 	closeAll(out)
 }
 
-func closeAll(list []parked) {
-	for i := range list {
-		_ = list[i].keeper.Close()
+func closeAll(list []Keeper) {
+	for _, k := range list {
+		_ = k.Close()
 	}
 }
 
@@ -194,6 +211,10 @@ func (s *Set) sweepOnce() bool {
 	for _, e := range s.endpoints() {
 		oldest := max(1, int64(e.target.key.limits.idleTimeout/sweepEvery))
 		e.clear(func(p *parked) bool {
+			if p.busy() {
+				p.since = now
+				return !p.keeper.Alive()
+			}
 			age := now - p.since
 			return age >= oldest || age > 0 && age%askEvery == 0 && !p.keeper.Alive()
 		})

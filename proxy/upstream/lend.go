@@ -26,59 +26,154 @@ type Keeper interface {
 // the first counts.
 type Loan struct {
 	Chosen
-	Kept Keeper // what was returned before; nil: Conn is fresh
+	Kept Keeper // what was returned or shared before; nil: Conn is fresh
 
-	group *Group
-	key   any
+	group  *Group
+	key    any
+	shares bool
+	shared *parked // what the loan is with, where it is shared
+	makes  *making // what others wait for
+}
+
+// Wish says what is to be borrowed.
+type Wish struct {
+	Timeout time.Duration // that Borrow may take
+	Own     net.Addr      // as that of DialFrom
+	Key     any           // what a connection was made for: identity, expected peer, trust
+
+	// Shares says that the borrower will speak a protocol with many requests on
+	// one connection, if the far end does. What was made for such borrowers and
+	// what was made for others are not lent to each other.
+	Shares bool
 }
 
 // Borrow lends a connection to an endpoint that the balance chooses among the
 // healthy ones: an idle one that was returned under the same key, or else a
 // fresh one, which is dialled as Dial does. Where every healthy endpoint has as
 // many loans as it may, it waits its turn, behind those who came before. It
-// takes no longer than timeout, and ends at once when ctx is cancelled.
+// takes no longer than the timeout, and ends at once when ctx is cancelled.
 //
-// The key says what a connection was made for: identity, expected peer, trust.
-// It can be compared, and is a pointer or nil, or it costs an allocation. A
-// connection is never lent under another key than that which it was returned
+// The key can be compared, and is a pointer or nil, or it costs an allocation.
+// A connection is never lent under another key than that which it was returned
 // under; idle ones of this group under another one are closed when they are
 // seen.
 //
-// Own is as that of DialFrom, and tried, which may be nil, remembers what was
-// lent for the request: a retry goes to another endpoint while a healthy one is
-// there, and does without idle connections where it is not.
+// With Wish.Shares it lends a place on a connection that another borrower has
+// shared. Where that is still being made it waits for it, and what is told of
+// it by Failed is an error of those who wait, too. When all are full one more
+// is made, by one borrower at a time.
+//
+// Tried, which may be nil, remembers what was lent for the request: a retry goes
+// to another endpoint while a healthy one is there, and does without idle
+// connections where it is not. Shared ones are known to live.
 //
 // Other than by ctx, an error is ErrFull, ErrDown or ErrTimeout.
-func (g *Group) Borrow(ctx context.Context, timeout time.Duration, own net.Addr, key any, tried *Tried) (Loan, error) {
+func (g *Group) Borrow(ctx context.Context, w Wish, tried *Tried) (Loan, error) {
 	s := search{
-		group: g, ctx: ctx, timeout: timeout, own: own, turn: g.turn.Add(1) - 1,
-		lends: true, key: key,
+		group: g, ctx: ctx, timeout: w.Timeout, own: w.Own, turn: g.turn.Add(1) - 1,
+		lends: true, key: w.Key, shares: w.Shares,
 	}
 	return s.run(tried)
 }
 
-// lend returns an idle connection of the endpoint, if it lends at all. Else it
-// makes room for one that is dialled.
-func (s *search) lend(c choice, past *Tried) (Loan, bool) {
+// obtain returns a connection to the endpoint that was chosen. It returns
+// neither that nor an error where the endpoint is to be chosen anew.
+func (s *search) obtain(c *choice) (Loan, error) {
+	if s.lends {
+		if ok, err := s.settle(c); !ok {
+			c.quit()
+			return Loan{}, err
+		}
+	}
+	loan := Loan{group: s.group, key: s.key, shares: s.shares, shared: c.with, makes: c.makes}
+	from := c.with
+	if c.idle.keeper != nil {
+		from = &c.idle
+	}
+	if from == nil {
+		var err error
+		loan.Chosen, err = s.connect(c)
+		return loan, err
+	}
+	e := c.endpoint
+	loan.Chosen = Chosen{Conn: from.conn, Target: e.target.key.address, Address: e.name, endpoint: e, trial: c.trial}
+	loan.Kept = from.keeper
+	return loan, nil
+}
+
+// enter counts one more at the endpoint, or reports that there is no room for
+// it where it borrows. What it is with is found in the same look: nobody sees a
+// count that is taken back.
+func (s *search) enter(c *choice) bool {
+	e := c.endpoint
 	if !s.lends {
-		return Loan{}, false
+		e.active.Add(1)
+		e.conns.Add(1)
+		return true
 	}
-	e, again := c.endpoint, false
-	if past != nil {
-		if again = past.has(e); !again {
-			past.add(e)
+	e.shelf.mu.Lock()
+	if e.full(s.shares) {
+		e.shelf.mu.Unlock()
+		return false
+	}
+	out, ok := s.findLocked(c)
+	if ok {
+		e.active.Add(1)
+	}
+	e.shelf.mu.Unlock()
+	closeAll(out)
+	return ok
+}
+
+// again is enter for one that is counted already, and found something that is
+// of no use.
+func (s *search) again(c *choice) bool {
+	e := c.endpoint
+	e.shelf.mu.Lock()
+	if c.idle.keeper != nil {
+		e.conns.Add(-1)
+	}
+	out, ok := s.findLocked(c)
+	e.shelf.mu.Unlock()
+	closeAll(out)
+	return ok
+}
+
+// findLocked finds a connection for a loan: a shared one, an idle one, one that
+// is being made, or room for one that is to be dialled. It reports whether
+// there is any of these, and returns what is to be closed.
+func (s *search) findLocked(c *choice) (out []Keeper, ok bool) {
+	e, h := c.endpoint, &c.endpoint.shelf
+	c.idle, c.with, c.awaits, c.makes = parked{}, nil, nil, nil
+	kept := !s.group.outdated(s.key)
+	if kept && s.shares {
+		if c.with, out = e.joinLocked(s); c.with != nil {
+			return out, true
 		}
 	}
-	if !again { // else what lies there may be as dead as what it was lent before
-		if p, ok := e.take(s.group, s.key); ok {
-			return Loan{
-				Chosen: Chosen{Conn: p.conn, Target: e.target.key.address, Address: e.name, endpoint: e, trial: c.trial},
-				Kept:   p.keeper, group: s.group, key: s.key,
-			}, true
+	room := e.roomy()
+	if room && kept && !c.again { // else what lies there may be as dead as what it was lent before
+		var others []Keeper
+		c.idle, others = h.popLocked(s)
+		out = append(out, others...)
+		if c.idle.keeper != nil {
+			e.conns.Add(1)
+			return out, true
 		}
 	}
-	e.makeWay()
-	return Loan{}, false
+	if kept && s.shares && !s.solo && !h.markedLocked(s.group, s.key, e.target.set) {
+		if c.awaits = h.madeLocked(s.group, s.key); c.awaits != nil {
+			return out, true
+		}
+		if room {
+			c.makes = h.beginLocked(s.group, s.key)
+		}
+	}
+	if !room {
+		return out, false
+	}
+	e.conns.Add(1)
+	return e.makeWayLocked(out), true
 }
 
 // statusError is an answer that says that the service is not there.
@@ -98,26 +193,62 @@ func (l *Loan) Status(code int) {
 	l.Succeeded()
 }
 
+// Failed notes that the far end is no good, as that of Chosen. Who waits for this
+// connection waits no longer.
+func (l *Loan) Failed(err error) {
+	if e := l.endpoint; e != nil {
+		l.Chosen.Failed(err)
+		e.shelf.end(l.makes, fmt.Errorf("%s: %w", e.name, err), false)
+		l.makes = nil
+	}
+}
+
 // Return ends the loan, and keeps the connection for another one under the same
 // key. It is closed where it cannot be kept: the endpoint is not healthy or no
 // longer an address of its target, too many are idle, or the group was released.
+// Of a shared connection it ends the loan alone.
 func (l *Loan) Return(k Keeper) {
+	e := l.endpoint
+	switch {
+	case e == nil:
+		return
+	case l.shared != nil:
+		l.Close()
+	default:
+		l.tried()
+		e.keep(parked{keeper: k, conn: l.Conn, key: l.key, group: l.group, shares: l.shares})
+		if l.makes != nil {
+			l.Alone()
+		}
+		e.leave()
+	}
+	*l = Loan{}
+}
+
+// Close ends the loan. It leaves the connection to the borrower unless it is
+// shared, and does nothing the second time.
+func (l *Loan) Close() {
 	e := l.endpoint
 	if e == nil {
 		return
 	}
 	l.tried()
-	e.keep(parked{keeper: k, conn: l.Conn, key: l.key, group: l.group})
+	if l.shared != nil {
+		e.part(l.shared)
+	} else {
+		e.conns.Add(-1)
+	}
+	e.shelf.end(l.makes, nil, false)
 	e.leave()
-	*l = Loan{}
+	l.endpoint, l.shared, l.makes = nil, nil, nil
 }
 
-// Forget closes the idle connections under other keys than the one that stays.
-// From now on none is kept under another one, and who still borrows under one
-// is given a fresh connection.
+// Forget closes the idle connections under other keys than the one that stays;
+// shared ones end with their last loan. From now on none is kept under another
+// one, and who still borrows under one is given a fresh connection.
 func (g *Group) Forget(stays any) {
 	g.stays.Store(&stays)
-	g.clear(func(p *parked) bool { return p.key != stays })
+	g.clear(func(key any) bool { return key != stays })
 }
 
 // outdated reports whether nothing is kept under the key any more.
@@ -126,11 +257,14 @@ func (g *Group) outdated(key any) bool {
 	return stays != nil && *stays != key
 }
 
-// clear closes the group's idle connections of which unwanted is true.
-func (g *Group) clear(unwanted func(*parked) bool) {
+// clear drops what is kept for the group under keys of which unwanted is true.
+func (g *Group) clear(unwanted func(key any) bool) {
 	for _, t := range g.targets {
 		for _, e := range t.addresses() {
-			e.clear(func(p *parked) bool { return p.group == g && unwanted(p) })
+			e.clear(func(p *parked) bool { return p.group == g && unwanted(p.key) })
+			e.shelf.mu.Lock()
+			e.shelf.unmarkLocked(g, unwanted)
+			e.shelf.mu.Unlock()
 		}
 	}
 }

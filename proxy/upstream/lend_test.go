@@ -27,7 +27,7 @@ type moment struct{ _ int }
 // borrow borrows once, and returns what the loan is with.
 func borrow(t *testing.T, g *Group, key any, tried *Tried) (*Loan, *keeper) {
 	t.Helper()
-	l, err := g.Borrow(t.Context(), 5*time.Second, nil, key, tried)
+	l, err := g.Borrow(t.Context(), Wish{Timeout: 5 * time.Second, Key: key}, tried)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestIdleEnds(t *testing.T) {
 			time.Sleep(7 * time.Second)
 		}, 2},
 		{"ejected", settings, func(n *network, _ *Set, g *Group, _ []*keeper) {
-			l, _ := g.Borrow(context.Background(), time.Second, nil, nil, nil) // takes one away
+			l, _ := g.Borrow(context.Background(), Wish{Timeout: time.Second}, nil) // takes one away
 			l.Failed(errRefused)
 			l.Return(l.Kept)
 		}, 0},
@@ -176,7 +176,7 @@ func TestIdleEnds(t *testing.T) {
 		{"group is released", settings, func(_ *network, _ *Set, g *Group, _ []*keeper) { g.Release() }, 0},
 		{"set is closed", settings, func(_ *network, s *Set, _ *Group, _ []*keeper) { s.Close() }, 0},
 		{"another key", settings, func(_ *network, _ *Set, g *Group, _ []*keeper) {
-			l, _ := g.Borrow(context.Background(), time.Second, nil, new(moment), nil)
+			l, _ := g.Borrow(context.Background(), Wish{Timeout: time.Second, Key: new(moment)}, nil)
 			l.Close()
 		}, 0},
 		{"none kept", Settings{MaxIdle: -1}, func(*network, *Set, *Group, []*keeper) {}, 0},
@@ -253,19 +253,19 @@ func TestBorrowErrors(t *testing.T) {
 		g, gone := take(t, s, Settings{}, a, b), take(t, s, Settings{}, "nowhere:80")
 		n.is(a, errRefused)
 		n.is(b, errSilent)
-		if _, err := g.Borrow(t.Context(), time.Second, nil, nil, nil); !errors.Is(err, ErrDown) {
+		if _, err := g.Borrow(t.Context(), Wish{Timeout: time.Second}, nil); !errors.Is(err, ErrDown) {
 			t.Errorf("refused and silent: %v", err)
 		}
 		n.is(a, errSilent)
-		if _, err := g.Borrow(t.Context(), time.Second, nil, nil, nil); !errors.Is(err, ErrTimeout) || errors.Is(err, ErrDown) {
+		if _, err := g.Borrow(t.Context(), Wish{Timeout: time.Second}, nil); !errors.Is(err, ErrTimeout) || errors.Is(err, ErrDown) {
 			t.Errorf("silent: %v", err)
 		}
-		if _, err := gone.Borrow(t.Context(), time.Second, nil, nil, nil); !errors.Is(err, ErrDown) {
+		if _, err := gone.Borrow(t.Context(), Wish{Timeout: time.Second}, nil); !errors.Is(err, ErrDown) {
 			t.Errorf("no such name: %v", err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := g.Borrow(ctx, time.Second, nil, nil, nil); !errors.Is(err, context.Canceled) || errors.Is(err, ErrDown) {
+		if _, err := g.Borrow(ctx, Wish{Timeout: time.Second}, nil); !errors.Is(err, context.Canceled) || errors.Is(err, ErrDown) {
 			t.Errorf("cancelled: %v", err)
 		}
 	})
@@ -284,7 +284,7 @@ func TestLendTogether(t *testing.T) {
 		all.Go(func() {
 			for j := range 200 {
 				key := keys[j/10%2]
-				l, err := g.Borrow(t.Context(), 10*time.Second, nil, key, nil)
+				l, err := g.Borrow(t.Context(), Wish{Timeout: 10 * time.Second, Key: key}, nil)
 				if err != nil {
 					t.Error(err)
 					return
@@ -393,7 +393,7 @@ func benchmarkGroup(t testing.TB, settings Settings, targets int) (*Group, *mome
 
 func lendOnce(t testing.TB, g *Group, key *moment) {
 	var tried Tried
-	l, err := g.Borrow(context.Background(), time.Second, nil, key, &tried)
+	l, err := g.Borrow(context.Background(), Wish{Timeout: time.Second, Key: key}, &tried)
 	if err != nil {
 		t.Fatal(err)
 	}

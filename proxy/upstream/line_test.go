@@ -26,7 +26,7 @@ func queue(t *testing.T, g *Group, key any, n int, timeout time.Duration) []chan
 		all[i] = make(chan waiter, 1)
 		go func() {
 			begin := time.Now()
-			l, err := g.Borrow(t.Context(), timeout, nil, key, nil)
+			l, err := g.Borrow(t.Context(), Wish{Timeout: timeout, Key: key}, nil)
 			all[i] <- waiter{l, err, time.Since(begin)}
 		}()
 		synctest.Wait()
@@ -62,7 +62,7 @@ func TestWaitForRoom(t *testing.T) {
 				second, _ := borrow(t, g, nil, nil)
 				waiting := queue(t, g, nil, 5, time.Minute)
 				begin := time.Now()
-				if _, err := g.Borrow(t.Context(), time.Minute, nil, nil, nil); !errors.Is(err, ErrFull) || time.Since(begin) != 0 {
+				if _, err := g.Borrow(t.Context(), Wish{Timeout: time.Minute}, nil); !errors.Is(err, ErrFull) || time.Since(begin) != 0 {
 					t.Errorf("one too many: %v after %s", err, time.Since(begin))
 				}
 				if who, _ := served(t, waiting); who != nil {
@@ -101,7 +101,7 @@ func TestWaitEnds(t *testing.T) {
 		short, long := queue(t, g, nil, 1, time.Second), queue(t, g, nil, 1, time.Minute)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := g.Borrow(ctx, time.Minute, nil, nil, nil); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrFull) {
+		if _, err := g.Borrow(ctx, Wish{Timeout: time.Minute}, nil); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrFull) {
 			t.Errorf("cancelled: %v", err)
 		}
 		if _, w := served(t, short); w == nil || !errors.Is(w.err, ErrFull) || w.took != time.Second {
@@ -187,7 +187,7 @@ func TestLineTogether(t *testing.T) {
 				if j%7 == 0 {
 					cancel()
 				}
-				l, err := group.Borrow(ctx, time.Minute, nil, nil, nil)
+				l, err := group.Borrow(ctx, Wish{Timeout: time.Minute}, nil)
 				cancel()
 				if j%7 == 0 && errors.Is(err, context.Canceled) {
 					continue
@@ -276,7 +276,7 @@ func ExampleGroup_Borrow() {
 	for range 2 {
 		group.Budget.Request()
 		var tried Tried
-		loan, err := group.Borrow(context.Background(), time.Second, nil, nil, &tried)
+		loan, err := group.Borrow(context.Background(), Wish{Timeout: time.Second}, &tried)
 		if err != nil {
 			fmt.Println(err)
 			return

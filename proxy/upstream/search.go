@@ -61,8 +61,10 @@ type search struct {
 	own     net.Addr
 	turn    uint64
 
-	lends bool // it borrows: limits apply, and idle connections will do
-	key   any  // of those
+	lends  bool // it borrows: limits apply, and idle connections will do
+	key    any  // of those
+	shares bool // as Wish.Shares
+	solo   bool // it waits for no other borrower's connection any more
 
 	until    time.Time // when timeout is over; zero while nothing took time
 	failed   Tried     // by this call
@@ -74,6 +76,21 @@ type choice struct {
 	endpoint *endpoint // nil: all there are failed
 	trial    bool
 	left     int // how many there were to choose from
+
+	// Of a loan, what was found for it; nothing: it is to be dialled.
+	again  bool    // the request was lent a connection there before
+	idle   parked  // taken from the shelf; no keeper: none
+	with   *parked // a shared one, on which it has a place
+	awaits *making // another borrower's, to wait for
+	makes  *making // its own, which others wait for
+}
+
+// quit gives an endpoint up to which there is no connection.
+func (c *choice) quit() {
+	if c.trial {
+		c.endpoint.trying.Store(false)
+	}
+	c.endpoint.leave()
 }
 
 // run goes from endpoint to endpoint until one has a connection. Past is what
@@ -88,12 +105,12 @@ func (s *search) run(past *Tried) (Loan, error) {
 		if c.endpoint == nil {
 			break
 		}
-		if loan, ok := s.lend(c, past); ok {
-			return loan, nil
-		}
-		chosen, err := s.connect(c)
+		loan, err := s.obtain(&c)
 		if err == nil {
-			return Loan{Chosen: chosen, group: s.group, key: s.key}, nil
+			if loan.endpoint == nil {
+				continue // while we waited for it, it became one to choose anew
+			}
+			return loan, nil
 		}
 		if s.ctx.Err() != nil {
 			return Loan{}, err
@@ -147,8 +164,9 @@ const (
 // because those that would be chosen have no room.
 func (s *search) choose(past *Tried) (c choice, full bool) {
 	var array [64]*endpoint // no allocation for most
+	var noRoom Tried
 	for {
-		among, rank, left, full := s.best(array[:0], past)
+		among, rank, left, full := s.best(array[:0], past, &noRoom)
 		if full || len(among) == 0 {
 			return choice{}, full
 		}
@@ -157,18 +175,23 @@ func (s *search) choose(past *Tried) (c choice, full bool) {
 		if trial && !e.trying.CompareAndSwap(false, true) {
 			continue // another connection tries it
 		}
-		if e.enter(s.lends) {
-			return choice{e, trial, left}, false
+		c = choice{endpoint: e, trial: trial, left: left, again: past != nil && past.has(e)}
+		if s.enter(&c) {
+			if s.lends && past != nil && !c.again {
+				past.add(e)
+			}
+			return c, false
 		}
 		if trial {
 			e.trying.Store(false)
 		}
+		noRoom.add(e)
 	}
 }
 
 // best appends the endpoints of the best rank to among, and counts all that
-// could be tried.
-func (s *search) best(among []*endpoint, past *Tried) (of []*endpoint, rank, left int, full bool) {
+// could be tried. NoRoom are those that turned out to be full.
+func (s *search) best(among []*endpoint, past, noRoom *Tried) (of []*endpoint, rank, left int, full bool) {
 	rank = noRank
 	fullRank := noRank
 	for _, t := range s.group.targets {
@@ -180,7 +203,7 @@ func (s *search) best(among []*endpoint, past *Tried) (of []*endpoint, rank, lef
 			if ok, _ := e.eligible(); ok {
 				r = healthy
 			}
-			if s.lends && e.full() {
+			if s.lends && (e.full(s.shares) || noRoom.has(e)) {
 				fullRank = min(fullRank, r)
 				continue
 			}
@@ -222,20 +245,27 @@ func (g *Group) load(e *endpoint) int64 {
 	if g.balance == LeastRequests {
 		return e.active.Load()
 	}
-	return e.active.Load() + int64(e.shelf.size.Load())
+	return e.conns.Load() + int64(e.shelf.size.Load())
+}
+
+// share is the time that an endpoint gets of what is left, where that many are
+// left to try, and when it is over.
+func (s *search) share(left int) (limit time.Duration, until time.Time) {
+	until = s.deadline()
+	n := min(left, shares)
+	if limit = time.Until(until) / time.Duration(n); n > 1 {
+		until = time.Now().Add(limit)
+	}
+	return limit, until
 }
 
 // connect dials the endpoint in its share of the time that is left. That it did
 // not answer counts as a failure where the share was fair: those of before may
 // have left it next to nothing.
-func (s *search) connect(to choice) (Chosen, error) {
-	e, deadline := to.endpoint, s.deadline()
+func (s *search) connect(to *choice) (Chosen, error) {
+	e := to.endpoint
+	limit, deadline := s.share(to.left)
 	c := Chosen{Target: e.target.key.address, endpoint: e, trial: to.trial}
-	share := min(to.left, shares)
-	limit := time.Until(deadline) / time.Duration(share)
-	if share > 1 {
-		deadline = time.Now().Add(limit)
-	}
 	var raw net.Conn
 	var err error
 	if e.place.leadsTo(s.own) {
@@ -254,10 +284,16 @@ func (s *search) connect(to choice) (Chosen, error) {
 	if e.target.host != "" {
 		err = fmt.Errorf("%s: %w", e.target.host, err)
 	}
-	if s.ctx.Err() == nil && !ours(err) && !hurried {
+	fair := s.ctx.Err() == nil && !hurried
+	if fair && !ours(err) {
 		c.Failed(err)
 	}
 	c.Close()
+	if fair {
+		e.shelf.end(to.makes, err, false)
+	} else { // others may have more time
+		e.shelf.end(to.makes, nil, false)
+	}
 	return Chosen{}, err
 }
 

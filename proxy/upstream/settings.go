@@ -17,7 +17,7 @@ type Settings struct {
 	MaxIdle        int           // idle connections of an endpoint that are kept: 256; negative: none
 	IdleTimeout    time.Duration // how long at most, to the second: 60s
 	MaxRequests    int           // loans of an endpoint at a time: any number
-	MaxConnections int           // connections of an endpoint at a time, idle ones included: any number
+	MaxConnections int           // connections of an endpoint at a time, idle ones included, a shared one once: any number
 	MaxPending     int           // borrowers that wait for room at a time: 1024; negative: none
 	RetryPercent   int           // retries for a hundred requests, at most 100 (see Budget): 20; negative: none
 }
@@ -26,15 +26,6 @@ type Settings struct {
 type limits struct {
 	idle, requests, connections int
 	idleTimeout                 time.Duration
-}
-
-// loans is how many there may be at a time, or 0 for any number: each has a
-// connection, and idle ones make way for them.
-func (l limits) loans() int64 {
-	if l.requests == 0 || l.connections == 0 {
-		return int64(l.requests + l.connections)
-	}
-	return int64(min(l.requests, l.connections))
 }
 
 // Balance is how a healthy endpoint is chosen.

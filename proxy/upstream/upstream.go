@@ -21,14 +21,25 @@
 //
 // Where a connection serves many requests it is lent for each of them:
 //
-//	loan, err := group.Borrow(ctx, 5*time.Second, own, key, &tried)
+//	loan, err := group.Borrow(ctx, upstream.Wish{Timeout: 5 * time.Second, Key: key}, &tried)
 //	…
 //	if loan.Kept == nil { … } // loan.Conn is fresh: TLS, if any, is the borrower's
 //	…
 //	loan.Return(keeper) // or Close, when the connection is not to be used again
 //
-// Read lend.go for that, idle.go for what lies between two loans and line.go
-// for borrowers that wait; budget.go bounds their retries.
+// Where the far end takes many requests at a time on one connection, the borrower
+// that made it shares it, and its loan goes on beside those of others:
+//
+//	loan, err := group.Borrow(ctx, upstream.Wish{Timeout: 5 * time.Second, Key: key, Shares: true}, &tried)
+//	…
+//	if loan.Kept == nil { … loan.Share(connection) } // or Alone, where it does not
+//	…
+//	loan.Close() // of the loan alone
+//
+// Read lend.go for that, shared.go for connections that are shared, making.go
+// for those that wait until there is one, idle.go for what lies between two
+// loans and line.go for borrowers that wait for room; budget.go bounds their
+// retries.
 //
 // What is sent over a connection, and whether the far end is whom it should
 // be, is left to others.
