@@ -16,6 +16,7 @@ type endpoint struct {
 	place  place
 	name   string // of place, for people
 
+	limits limits        // of target.key: read for each choice
 	shelf  shelf         // its idle connections, and those that are shared
 	active atomic.Int64  // connections and loans from here, those being made too
 	conns  atomic.Int64  // the connections of these: one that is shared counts once
@@ -35,7 +36,7 @@ type endpoint struct {
 }
 
 func newEndpoint(t *target, p place) *endpoint {
-	return &endpoint{target: t, place: p, name: p.String()}
+	return &endpoint{target: t, place: p, name: p.String(), limits: t.key.limits}
 }
 
 // maxGrowth bounds the time of an ejection, in times of the first.
@@ -58,24 +59,31 @@ func (e *endpoint) eligible() (ok, trial bool) {
 	return trial, trial
 }
 
-// leave counts one active less, and tells those who wait for room. What it was
-// with is counted before.
-func (e *endpoint) leave() {
+// leave counts one active less and the connection it had for itself, or else
+// the shared one, and tells those who wait for room. The connection is counted last, so
+// that there are never more active ones that have one for themselves than
+// connections.
+func (e *endpoint) leave(shared *parked) {
 	e.active.Add(-1)
+	if shared != nil {
+		e.part(shared)
+	} else {
+		e.conns.Add(-1)
+	}
 	e.target.wake()
 }
 
 // full reports whether there is no room for a loan. Of one that shares this says
 // nothing of connections: shared ones are asked when the endpoint is chosen.
 func (e *endpoint) full(shares bool) bool {
-	l := &e.target.key.limits
-	return l.requests > 0 && e.active.Load() >= int64(l.requests) || !shares && !e.roomy()
+	most := e.limits.requests
+	return most > 0 && e.active.Load() >= int64(most) || !shares && !e.roomy()
 }
 
 // roomy reports whether one more connection may be in use: idle ones make way
 // for it.
 func (e *endpoint) roomy() bool {
-	most := e.target.key.limits.connections
+	most := e.limits.connections
 	return most == 0 || e.conns.Load() < int64(most)
 }
 

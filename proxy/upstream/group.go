@@ -94,8 +94,7 @@ func (c *Chosen) Close() {
 		return
 	}
 	c.tried()
-	c.endpoint.conns.Add(-1)
-	c.endpoint.leave()
+	c.endpoint.leave(nil)
 	c.endpoint = nil
 }
 

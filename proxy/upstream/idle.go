@@ -44,23 +44,24 @@ func (p *parked) busy() bool { return p.shared != nil && (p.loans > 0 || !p.shar
 // countLocked tells those who only look.
 func (h *shelf) countLocked() { h.size.Store(int32(len(h.idle) + h.lying)) }
 
-// popLocked removes the last connection that the group returned under the key,
-// and with it those above it of that group that have another key.
-func (h *shelf) popLocked(s *search) (p parked, others []Keeper) {
-	for i := len(h.idle) - 1; i >= 0 && p.keeper == nil; i-- {
+// popLocked moves the last connection that the group returned under the key to
+// the choice, and removes with it those above it of that group that have another
+// key.
+func (h *shelf) popLocked(s *search, c *choice) (others []Keeper) {
+	for i := len(h.idle) - 1; i >= 0 && c.idle == nil; i-- {
 		at := &h.idle[i]
 		switch {
 		case at.group != s.group || at.key == s.key && at.shares != s.shares:
 			continue
 		case at.key == s.key:
-			p = *at
+			c.idle, c.conn = at.keeper, at.conn
 		default:
 			others = append(others, at.keeper)
 		}
 		h.idle = slices.Delete(h.idle, i, i+1)
 	}
 	h.countLocked()
-	return p, others
+	return others
 }
 
 // keep puts a connection on the shelf, or closes it.
@@ -82,7 +83,7 @@ func (e *endpoint) put(p parked) (out []Keeper, kept bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	e.conns.Add(-1)
-	most := e.target.key.limits.idle
+	most := e.limits.idle
 	if most <= 0 || !e.open(p.group, p.key) {
 		return []Keeper{p.keeper}, false
 	}
@@ -118,7 +119,7 @@ func (h *shelf) oldestLocked(out []Keeper) []Keeper {
 // makeWayLocked takes the oldest idle connections from the shelf where, with
 // those in use, there are more than there may be.
 func (e *endpoint) makeWayLocked(out []Keeper) []Keeper {
-	most := e.target.key.limits.connections
+	most := e.limits.connections
 	if most == 0 {
 		return out
 	}
@@ -209,7 +210,7 @@ func (s *Set) sweepOnce() bool {
 	idle := map[*telemetry.Gauge]int32{}
 	var left int32
 	for _, e := range s.endpoints() {
-		oldest := max(1, int64(e.target.key.limits.idleTimeout/sweepEvery))
+		oldest := max(1, int64(e.limits.idleTimeout/sweepEvery))
 		e.clear(func(p *parked) bool {
 			if p.busy() {
 				p.since = now

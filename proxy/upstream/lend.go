@@ -15,7 +15,7 @@ type Keeper interface {
 	// Alive reports whether the far end has neither closed the connection nor
 	// sent anything that was not asked for. It looks and does not wait: it may
 	// be called in the way of other borrowers. No other method is called
-	// meanwhile.
+	// meanwhile, unless the connection is Shared.
 	Alive() bool
 	// Close closes the connection, and does not wait for the far end.
 	Close() error
@@ -86,18 +86,18 @@ func (s *search) obtain(c *choice) (Loan, error) {
 		}
 	}
 	loan := Loan{group: s.group, key: s.key, shares: s.shares, shared: c.with, makes: c.makes}
-	from := c.with
-	if c.idle.keeper != nil {
-		from = &c.idle
-	}
-	if from == nil {
+	switch {
+	case c.with != nil:
+		loan.Kept, c.conn = c.with.keeper, c.with.conn
+	case c.idle != nil:
+		loan.Kept = c.idle
+	default:
 		var err error
 		loan.Chosen, err = s.connect(c)
 		return loan, err
 	}
 	e := c.endpoint
-	loan.Chosen = Chosen{Conn: from.conn, Target: e.target.key.address, Address: e.name, endpoint: e, trial: c.trial}
-	loan.Kept = from.keeper
+	loan.Chosen = Chosen{Conn: c.conn, Target: e.target.key.address, Address: e.name, endpoint: e, trial: c.trial}
 	return loan, nil
 }
 
@@ -125,14 +125,15 @@ func (s *search) enter(c *choice) bool {
 	return ok
 }
 
-// again is enter for one that is counted already, and found something that is
+// lookAgain is enter for one that is counted already, and found something that is
 // of no use.
-func (s *search) again(c *choice) bool {
+func (s *search) lookAgain(c *choice) bool {
 	e := c.endpoint
 	e.shelf.mu.Lock()
-	if c.idle.keeper != nil {
+	if c.idle != nil {
 		e.conns.Add(-1)
 	}
+	c.idle, c.conn, c.awaits = nil, nil, nil
 	out, ok := s.findLocked(c)
 	e.shelf.mu.Unlock()
 	closeAll(out)
@@ -144,7 +145,6 @@ func (s *search) again(c *choice) bool {
 // there is any of these, and returns what is to be closed.
 func (s *search) findLocked(c *choice) (out []Keeper, ok bool) {
 	e, h := c.endpoint, &c.endpoint.shelf
-	c.idle, c.with, c.awaits, c.makes = parked{}, nil, nil, nil
 	kept := !s.group.outdated(s.key)
 	if kept && s.shares {
 		if c.with, out = e.joinLocked(s); c.with != nil {
@@ -153,10 +153,8 @@ func (s *search) findLocked(c *choice) (out []Keeper, ok bool) {
 	}
 	room := e.roomy()
 	if room && kept && !c.again { // else what lies there may be as dead as what it was lent before
-		var others []Keeper
-		c.idle, others = h.popLocked(s)
-		out = append(out, others...)
-		if c.idle.keeper != nil {
+		out = append(out, h.popLocked(s, c)...)
+		if c.idle != nil {
 			e.conns.Add(1)
 			return out, true
 		}
@@ -198,7 +196,7 @@ func (l *Loan) Status(code int) {
 func (l *Loan) Failed(err error) {
 	if e := l.endpoint; e != nil {
 		l.Chosen.Failed(err)
-		e.shelf.end(l.makes, fmt.Errorf("%s: %w", e.name, err), false)
+		e.shelf.end(l.makes, fmt.Errorf("%s: %w", e.name, err))
 		l.makes = nil
 	}
 }
@@ -216,11 +214,12 @@ func (l *Loan) Return(k Keeper) {
 		l.Close()
 	default:
 		l.tried()
+		e.active.Add(-1)
 		e.keep(parked{keeper: k, conn: l.Conn, key: l.key, group: l.group, shares: l.shares})
 		if l.makes != nil {
 			l.Alone()
 		}
-		e.leave()
+		e.target.wake()
 	}
 	*l = Loan{}
 }
@@ -233,13 +232,8 @@ func (l *Loan) Close() {
 		return
 	}
 	l.tried()
-	if l.shared != nil {
-		e.part(l.shared)
-	} else {
-		e.conns.Add(-1)
-	}
-	e.shelf.end(l.makes, nil, false)
-	e.leave()
+	e.leave(l.shared)
+	e.shelf.end(l.makes, nil)
 	l.endpoint, l.shared, l.makes = nil, nil, nil
 }
 

@@ -51,14 +51,14 @@ func (h *shelf) beginLocked(g *Group, key any) *making {
 }
 
 // end has nobody wait for m any more, which may be nil. An error is that of all
-// who do.
-func (h *shelf) end(m *making, err error, alone bool) {
+// who do; without one they look again, and one of them makes the next.
+func (h *shelf) end(m *making, err error) {
 	if m == nil {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.endLocked(m, err, alone)
+	h.endLocked(m, err, false)
 }
 
 func (h *shelf) endLocked(m *making, err error, alone bool) {
@@ -129,11 +129,11 @@ func (s *search) settle(c *choice) (bool, error) {
 	for {
 		awaited := c.awaits
 		switch {
-		case c.idle.keeper != nil:
-			if c.idle.keeper.Alive() {
+		case c.idle != nil:
+			if c.idle.Alive() {
 				return true, nil
 			}
-			_ = c.idle.keeper.Close()
+			_ = c.idle.Close()
 		case awaited != nil:
 			if err := s.await(awaited, c); err != nil {
 				return false, err
@@ -144,7 +144,7 @@ func (s *search) settle(c *choice) (bool, error) {
 		default:
 			return true, nil
 		}
-		if !s.again(c) {
+		if !s.lookAgain(c) {
 			return false, nil
 		}
 		if awaited != nil && c.with != nil {
@@ -157,7 +157,7 @@ func (s *search) settle(c *choice) (bool, error) {
 // might take. That it is not ready in time is no failure of the endpoint: who
 // makes it knows.
 func (s *search) await(m *making, c *choice) error {
-	limit, until := s.share(c.left)
+	limit, until := s.portion(c.left)
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
 	select {

@@ -78,11 +78,12 @@ type choice struct {
 	left     int // how many there were to choose from
 
 	// Of a loan, what was found for it; nothing: it is to be dialled.
-	again  bool    // the request was lent a connection there before
-	idle   parked  // taken from the shelf; no keeper: none
-	with   *parked // a shared one, on which it has a place
-	awaits *making // another borrower's, to wait for
-	makes  *making // its own, which others wait for
+	again  bool     // the request was lent a connection there before
+	idle   Keeper   // taken from the shelf, or nil
+	conn   net.Conn // under it
+	with   *parked  // a shared one, on which it has a place
+	awaits *making  // another borrower's, to wait for
+	makes  *making  // its own, which others wait for
 }
 
 // quit gives an endpoint up to which there is no connection.
@@ -90,7 +91,8 @@ func (c *choice) quit() {
 	if c.trial {
 		c.endpoint.trying.Store(false)
 	}
-	c.endpoint.leave()
+	c.endpoint.active.Add(-1)
+	c.endpoint.target.wake()
 }
 
 // run goes from endpoint to endpoint until one has a connection. Past is what
@@ -106,10 +108,13 @@ func (s *search) run(past *Tried) (Loan, error) {
 			break
 		}
 		loan, err := s.obtain(&c)
+		if err == nil && loan.endpoint == nil {
+			continue // while we waited for it, it became one to choose anew
+		}
+		if past != nil && !c.again {
+			past.add(c.endpoint)
+		}
 		if err == nil {
-			if loan.endpoint == nil {
-				continue // while we waited for it, it became one to choose anew
-			}
 			return loan, nil
 		}
 		if s.ctx.Err() != nil {
@@ -177,9 +182,6 @@ func (s *search) choose(past *Tried) (c choice, full bool) {
 		}
 		c = choice{endpoint: e, trial: trial, left: left, again: past != nil && past.has(e)}
 		if s.enter(&c) {
-			if s.lends && past != nil && !c.again {
-				past.add(e)
-			}
 			return c, false
 		}
 		if trial {
@@ -203,7 +205,7 @@ func (s *search) best(among []*endpoint, past, noRoom *Tried) (of []*endpoint, r
 			if ok, _ := e.eligible(); ok {
 				r = healthy
 			}
-			if s.lends && (e.full(s.shares) || noRoom.has(e)) {
+			if s.lends && (e.full(s.shares) || noRoom.count > 0 && noRoom.has(e)) {
 				fullRank = min(fullRank, r)
 				continue
 			}
@@ -248,9 +250,9 @@ func (g *Group) load(e *endpoint) int64 {
 	return e.conns.Load() + int64(e.shelf.size.Load())
 }
 
-// share is the time that an endpoint gets of what is left, where that many are
+// portion is the time that an endpoint gets of what is left, where that many are
 // left to try, and when it is over.
-func (s *search) share(left int) (limit time.Duration, until time.Time) {
+func (s *search) portion(left int) (limit time.Duration, until time.Time) {
 	until = s.deadline()
 	n := min(left, shares)
 	if limit = time.Until(until) / time.Duration(n); n > 1 {
@@ -264,7 +266,7 @@ func (s *search) share(left int) (limit time.Duration, until time.Time) {
 // have left it next to nothing.
 func (s *search) connect(to *choice) (Chosen, error) {
 	e := to.endpoint
-	limit, deadline := s.share(to.left)
+	limit, deadline := s.portion(to.left)
 	c := Chosen{Target: e.target.key.address, endpoint: e, trial: to.trial}
 	var raw net.Conn
 	var err error
@@ -290,9 +292,9 @@ func (s *search) connect(to *choice) (Chosen, error) {
 	}
 	c.Close()
 	if fair {
-		e.shelf.end(to.makes, err, false)
+		e.shelf.end(to.makes, err)
 	} else { // others may have more time
-		e.shelf.end(to.makes, nil, false)
+		e.shelf.end(to.makes, nil)
 	}
 	return Chosen{}, err
 }

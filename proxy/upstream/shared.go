@@ -105,7 +105,7 @@ func (e *endpoint) part(p *parked) {
 	default:
 		p.since = set.tick.Load()
 		h.lying++
-		out = h.tidyLocked(p, e.target.key.limits.idle)
+		out = h.tidyLocked(p, e.limits.idle)
 	}
 	if idle {
 		e.conns.Add(-1)

@@ -494,7 +494,7 @@ func TestSharedLimits(t *testing.T) {
 		}
 		m.places = 9
 		finish(second, m) // and again
-		if who, w = served(t, waiting); !slices.Equal(who, []int{1}) {
+		if who, _ = served(t, waiting); !slices.Equal(who, []int{1}) {
 			t.Fatalf("%v are served, want the second", who)
 		}
 		_, _ = lendShared(t, g, nil)
@@ -502,7 +502,7 @@ func TestSharedLimits(t *testing.T) {
 			t.Fatal("a fifth of four requests")
 		}
 		finish(third, m)
-		if who, w = served(t, waiting); len(who) != 1 || len(n.dialled()) != 1 {
+		if who, _ = served(t, waiting); len(who) != 1 || len(n.dialled()) != 1 {
 			t.Error("the fifth is not served after one ended")
 		}
 	})
@@ -570,6 +570,31 @@ func TestRetryJoins(t *testing.T) {
 	})
 }
 
+// TestWaitingIsNotTrying: an endpoint whose connection was waited for, and that
+// was then given up, was not lent to the request.
+func TestWaitingIsNotTrying(t *testing.T) {
+	bubble(t, func(t *testing.T, n *network, s *Set) {
+		g := take(t, s, Settings{Balance: LeastRequests, Ejection: Ejection{After: 1, For: time.Hour}}, a, b)
+		n.is(b, errRefused)
+		l, _ := lendShared(t, g, nil) // of a; b is ejected on the way, or later
+		var tried Tried
+		got := make(chan waiter, 1)
+		g.targets[1].addresses()[0].failure(errRefused)
+		go func() {
+			l, err := g.Borrow(t.Context(), sharing(nil), &tried)
+			got <- waiter{loan: l, err: err}
+		}()
+		synctest.Wait()
+		n.is(b, nil)
+		g.targets[1].addresses()[0].succeeded()
+		l.endpoint.failure(errRefused)
+		l.Close()
+		if w := <-got; w.err != nil || w.loan.Address != b || tried.count != 1 || !tried.has(w.loan.endpoint) {
+			t.Errorf("%+v, with %d tried", w, tried.count)
+		}
+	})
+}
+
 // TestShareTogether: many borrow, share, fail, forget and end at once.
 func TestShareTogether(t *testing.T) {
 	for _, settings := range []Settings{
@@ -621,7 +646,7 @@ func useOnce(t *testing.T, g *Group, key *moment, n int, made *sync.Map) {
 		}
 		return
 	}
-	if most := l.endpoint.target.key.limits.connections; most > 0 && l.endpoint.conns.Load() > int64(most) {
+	if most := l.endpoint.limits.connections; most > 0 && l.endpoint.conns.Load() > int64(most) {
 		t.Errorf("%d connections to %s", l.endpoint.conns.Load(), l.Address)
 	}
 	m, _ := l.Kept.(*multi)

@@ -201,6 +201,7 @@ func (s *Set) Start() {
 }
 
 // Close ends lookups and checks, waits for them and closes idle connections.
+// Shared ones end with their last loan.
 func (s *Set) Close() {
 	s.mu.Lock()
 	s.closed = true
