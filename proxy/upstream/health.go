@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// A check is a connection that is closed as soon as it stands, unless a path is
-// to be asked for. It is no TLS handshake, to peers that speak mTLS neither:
+// A check is a connection that is closed as soon as it stands, unless a path or
+// a gRPC service is to be asked for. It is no TLS handshake, to peers that speak mTLS neither:
 // that would show our identity to whoever answers every few seconds, fill the
 // peer's access log and cost it a signature each time. Peers that take
 // connections and fail at the handshake are found by the connections that fail
@@ -36,14 +36,14 @@ func (t *target) check(ctx context.Context) {
 	}
 }
 
-// check connects once, asks for the path if there is one, and notes the outcome.
+// check connects once, asks what is to be asked, and notes the outcome.
 func (e *endpoint) check(ctx context.Context) {
 	limit := e.target.key.health.Timeout
 	attempt, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	c, err := e.dial(attempt, time.Now().Add(limit))
 	if err == nil {
-		if e.target.key.health.Path != "" {
+		if h := &e.target.key.health; h.Path != "" || h.GRPC {
 			err = e.probe(attempt, c)
 		}
 		_ = c.Close()

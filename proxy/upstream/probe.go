@@ -25,11 +25,11 @@ func (h *Health) checkPath() error {
 	switch {
 	case h.Path == "" && h.Host == "":
 		return nil
-	case h.Path == "":
-		return errors.New("health: a host without a path")
-	case h.Interval == 0:
+	case h.Path == "" && !h.GRPC:
+		return errors.New("health: a host without a path or grpc")
+	case h.Path != "" && h.Interval == 0:
 		return errors.New("health: a path without an interval")
-	case h.Path[0] != '/' || len(h.Path) > maxPath || !visible(h.Path) || strings.Contains(h.Path, "#"):
+	case h.Path != "" && (h.Path[0] != '/' || len(h.Path) > maxPath || !visible(h.Path) || strings.Contains(h.Path, "#")):
 		return fmt.Errorf("health: path %q: want at most %d visible ASCII characters from / on, without #", h.Path, maxPath)
 	case len(h.Host) > maxHost || !visible(h.Host):
 		return fmt.Errorf("health: host %q: want at most %d visible ASCII characters", h.Host, maxHost)
@@ -43,9 +43,12 @@ func visible(s string) bool {
 	return strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
 
-// probe asks for the health path over a connection that stands. It ends with
+// probe asks for the health path, or by gRPC, over a connection that stands. It ends with
 // ctx, and leaves c to the caller.
 func (e *endpoint) probe(ctx context.Context, c net.Conn) error {
+	if e.target.key.health.GRPC {
+		return e.target.askGRPC(ctx, c)
+	}
 	deadline, _ := ctx.Deadline()
 	if err := c.SetDeadline(deadline); err != nil {
 		return err

@@ -55,7 +55,7 @@ func (b *Balance) UnmarshalText(text []byte) error {
 }
 
 // Health is active: every endpoint is connected to now and then, and asked for
-// Path where there is one. It is off while Interval is zero; zeros of the
+// Path, or by GRPC, where that is wanted. It is off while Interval is zero; zeros of the
 // others are the defaults beside them.
 type Health struct {
 	Interval       time.Duration // between two checks of an endpoint, give or take a tenth
@@ -64,6 +64,8 @@ type Health struct {
 	HealthyAfter   int           // good checks in a row: 2
 	Path           string        // a GET of it answers with 2xx or 3xx, over HTTP/1.1: nothing is asked
 	Host           string        // that it is sent with: the target's address, localhost for a Unix socket
+	GRPC           bool          // grpc.health.v1.Health/Check in plaintext answers SERVING; not with a Path
+	Service        string        // that it is asked about: the server as a whole
 }
 
 // Ejection is passive health: an endpoint that failed After connections in a
@@ -113,5 +115,8 @@ func (s Settings) Check() error {
 	case s.RetryPercent > 100:
 		return fmt.Errorf("%d%% retries: want at most 100%%", s.RetryPercent)
 	}
-	return s.Health.checkPath()
+	if err := s.Health.checkPath(); err != nil {
+		return err
+	}
+	return s.Health.checkGRPC()
 }
