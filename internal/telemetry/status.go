@@ -59,6 +59,7 @@ type ProxyStatus struct {
 	Identities []Identity       `json:"identities,omitempty"`
 	CRLs       []CRL            `json:"crls,omitempty"`
 	Listeners  []ListenerStatus `json:"listeners"`
+	ExtAuthz   []ExtAuthzStatus `json:"ext_authz,omitempty"`
 
 	MaxConnections int `json:"max_connections,omitempty"` // of all listeners together; 0: no limit
 }
@@ -149,6 +150,20 @@ type ListenerStatus struct {
 	// The addresses of its targets, the first 100, and whether there are more.
 	Endpoints     []EndpointStatus `json:"endpoints,omitempty"`
 	EndpointsMore bool             `json:"endpoints_more,omitempty"`
+}
+
+// ExtAuthzStatus is one place at which Envoy asks about requests.
+type ExtAuthzStatus struct {
+	Name        string    `json:"name"`
+	Bind        string    `json:"bind"`
+	Clients     []string  `json:"clients,omitempty"`        // who may ask over mTLS
+	SPIFFEID    string    `json:"spiffe_id,omitempty"`      // the identity presented over mTLS
+	ExpiresAt   time.Time `json:"svid_expires_at,omitzero"` // of the SVID presented
+	Active      int       `json:"connections_active"`
+	Checks      uint64    `json:"checks"` // questions answered, since start
+	Denied      uint64    `json:"denied"` // of Checks
+	Enforcement string    `json:"enforcement"`
+	Problem     string    `json:"problem,omitempty"` // why it cannot serve; empty when it can
 }
 
 // RouteStatus is where connections are led, by what the client asks for.
