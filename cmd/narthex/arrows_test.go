@@ -37,6 +37,7 @@ var rooms = []struct {
 	{"proxy/proxyproto", "", "bytes to addresses and back: parses what comes before any proof of who sends it"},
 	{"proxy/upstream", "internal/telemetry", "chooses and dials addresses: it knows nothing of what goes over them, so that every kind of listener can stand on it"},
 	{"proxy/identity", "internal/telemetry internal/watch", "whom to believe is decided by bundles and CRLs alone: it knows nothing of connections and rules"},
+	{"proxy/extauthz", "proxy/canonical proxy/identity proxy/policy internal/socket internal/telemetry", "reads what Envoy says of strangers' requests: what is decided it asks of whoever made it, so that there is one answer and no way around it"},
 	{"proxy", "proxy/canonical proxy/forwarded proxy/http1 proxy/identity proxy/policy proxy/proxyproto proxy/upstream internal/telemetry", "parses what strangers send: it never shares a process with the agent, which holds every workload's key"},
 	{"internal/csi", "internal/socket internal/watch", "mounts the Workload API's directory into pods; knows nothing of identities"},
 	{"internal/config", "proxy/canonical proxy/policy", "the file and its types, where hosts and paths are words of the rules; what they mean to a half is wired in cmd/narthex"},

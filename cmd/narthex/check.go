@@ -104,6 +104,9 @@ func checkRuleFiles(found *report.Findings, path string, c *config.Config) {
 		found.List = append(found.List, list...)
 	}
 	found.Summary = fmt.Sprintf("%s, %s in %s", count(len(c.Proxy.Listeners), "listener"), count(rules.Rules(), "rule"), count(len(files), "file"))
+	if n := len(c.Proxy.ExtAuthz); n > 0 {
+		found.Summary = fmt.Sprintf("%d ext_authz, %s", n, found.Summary)
+	}
 	if c.HasAgent() {
 		found.Summary = "agent, " + found.Summary
 	}
@@ -112,7 +115,7 @@ func checkRuleFiles(found *report.Findings, path string, c *config.Config) {
 // checkLoaded finds what of rules that load was hardly meant for these
 // listeners.
 func checkLoaded(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
-	if rules.Allowing() == 0 && len(c.Proxy.Listeners) > 0 {
+	if rules.Allowing() == 0 && c.Proxy.Decides() {
 		what := "every connection will be refused"
 		if slices.ContainsFunc(c.Proxy.Listeners, func(l config.Listener) bool { return l.Enforcement == "audit" }) {
 			what += ", but on listeners that only audit"
@@ -167,16 +170,28 @@ func checkVisible(c *config.Config, rules *policy.Policy) (findings []report.Fin
 			}
 			blind, kind, asks = rules.BlindToSubjects, ruleSubjectInvisible, "whom a request speaks for, and listener %q takes no JWT-SVIDs"
 		}
-		for _, r := range blind(l.Name, d, ownIdentity(l)) {
-			what := "matches whatever is asked"
-			if r.Allow {
-				what = "never matches"
-			}
-			findings = append(findings, report.Finding{
-				Level: report.Warning, Rule: kind, File: r.File, Line: r.Line, Column: r.Column,
-				Text: fmt.Sprintf("rule %s: asks "+asks+": there it %s", r.ID, l.Name, what),
-			})
+		findings = append(findings, blindTo(blind(l.Name, d, ownIdentity(l)), kind, fmt.Sprintf(asks, l.Name))...)
+	}
+	for i := range c.Proxy.ExtAuthz {
+		name := c.Proxy.ExtAuthz[i].Name
+		asks := fmt.Sprintf("whom a request speaks for, and ext_authz %q looks for no JWT-SVIDs", name)
+		findings = append(findings, blindTo(rules.BlindToSubjects(name, policy.Inbound, spiffeid.ID{}), ruleSubjectInvisible, asks)...)
+	}
+	return findings
+}
+
+// blindTo says of rules what becomes of them where what they ask for is not
+// seen.
+func blindTo(rules []policy.RuleNote, kind, asks string) (findings []report.Finding) {
+	for _, r := range rules {
+		what := "matches whatever is asked"
+		if r.Allow {
+			what = "never matches"
 		}
+		findings = append(findings, report.Finding{
+			Level: report.Warning, Rule: kind, File: r.File, Line: r.Line, Column: r.Column,
+			Text: fmt.Sprintf("rule %s: asks %s: there it %s", r.ID, asks, what),
+		})
 	}
 	return findings
 }
@@ -225,6 +240,8 @@ func checkPlaintext(c *config.Config, rules *policy.Policy) (findings []report.F
 	for _, m := range rules.Unauthenticated() {
 		what := ""
 		switch l := listeners[m.Listener]; {
+		case l == nil && extAuthzNamed(c, m.Listener) != nil:
+			what = "answers for peers that Envoy has authenticated"
 		case l == nil: // another node's
 		case l.Direction == "outbound":
 			what = "is outbound and comes from our own SVID"
@@ -352,19 +369,28 @@ func (h *hostCheck) identity(f *config.Files) {
 		h.findings = append(h.findings, fromConfig(report.Warning, ruleHostKeyMode, &at))
 	}
 	for i := range h.config.Proxy.Listeners {
-		if want := h.config.Proxy.Listeners[i].Identity; want != nil && !want.SPIFFEID.IsZero() && want.SPIFFEID != id {
-			h.report(ruleHostIdentity, fmt.Sprintf("proxy.listeners[%d].identity.spiffe_id", i), fmt.Errorf("%s is not whom the certificate is of, %s (%s): the listener would wait for ever", want.SPIFFEID, id, f.Cert))
-		}
+		h.present(fmt.Sprintf("proxy.listeners[%d]", i), h.config.Proxy.Listeners[i].Identity, id)
+	}
+	for i := range h.config.Proxy.ExtAuthz {
+		h.present(fmt.Sprintf("proxy.ext_authz[%d]", i), h.config.Proxy.ExtAuthz[i].Identity, id)
 	}
 }
 
+// present finds an identity that is asked for and is not the one there is.
+func (h *hostCheck) present(key string, want *config.ListenerIdentity, have spiffeid.ID) {
+	if want != nil && !want.SPIFFEID.IsZero() && want.SPIFFEID != have {
+		h.report(ruleHostIdentity, key+".identity.spiffe_id", fmt.Errorf("%s is not whom the certificate is of, %s (%s): the listener would wait for ever", want.SPIFFEID, have, h.config.Proxy.Files.Cert))
+	}
+}
+
+// hasListener reports whether rules can be asked at something of that name.
 func hasListener(c *config.Config, name string) bool {
 	for i := range c.Proxy.Listeners {
 		if c.Proxy.Listeners[i].Name == name {
 			return true
 		}
 	}
-	return false
+	return extAuthzNamed(c, name) != nil
 }
 
 func fromConfig(level report.Level, rule string, f *config.Finding) report.Finding {

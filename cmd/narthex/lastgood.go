@@ -154,6 +154,10 @@ func purpose(c *config.Config, path string) manifest {
 			fmt.Fprintf(h, "expect %q\n", id.String())
 		}
 	}
+	for i := range c.Proxy.ExtAuthz {
+		e := &c.Proxy.ExtAuthz[i]
+		fmt.Fprintf(h, "ext_authz %q %q %q\n", e.Name, e.Bind, e.Clients)
+	}
 	return manifest{Version: manifestVersion, Config: path, Listeners: hex.EncodeToString(h.Sum(nil))}
 }
 

@@ -77,6 +77,12 @@ func (f *policyFiles) fill(q *policy.Question) error {
 		}
 		return nil
 	}
+	if extAuthzNamed(c, q.On) != nil {
+		return nil // where Envoy listens, and as whom, is Envoy's
+	}
+	for i := range c.Proxy.ExtAuthz {
+		names = append(names, c.Proxy.ExtAuthz[i].Name)
+	}
 	return usageError{fmt.Errorf("--on %q: %s has no such listener; it has %s", q.On, f.config, strings.Join(names, ", "))}
 }
 

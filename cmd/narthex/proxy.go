@@ -28,6 +28,7 @@ import (
 	"github.com/narthex-id/narthex/internal/watch"
 	"github.com/narthex-id/narthex/proxy"
 	"github.com/narthex-id/narthex/proxy/canonical"
+	"github.com/narthex-id/narthex/proxy/extauthz"
 	"github.com/narthex-id/narthex/proxy/forwarded"
 	"github.com/narthex-id/narthex/proxy/identity"
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -177,6 +178,7 @@ type proxyRunner struct {
 
 	mu      sync.Mutex // guards the following
 	proxy   *proxy.Proxy
+	authz   *extauthz.Set
 	config  *config.Config
 	policy  *policy.Policy
 	read    []ruleFile // what policy was read from; nil where that is not known
@@ -234,9 +236,10 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 	}
 	if err == nil {
 		r.enterSandbox() // before there is no way back
-		err = r.place.takeOver(ctx, r.proxy)
+		err = r.place.takeOver(ctx, r.proxy, r.ownPaths)
 	}
 	if err != nil {
+		r.authz.Close()
 		r.proxy.Close()
 		if figures != nil {
 			_ = figures.Close()
@@ -284,6 +287,7 @@ func (r *proxyRunner) serve(ctx context.Context, figures *expose.Server, hangups
 		defer served()
 		return r.proxy.Run(ctx)
 	})
+	g.Go(func() error { return r.authz.Run(ctx) })
 	g.Go(func() error { return figures.Serve(showing) })
 	g.Go(func() error { r.reloadWhenChanged(serving, hangups); return nil }) // rules hold for who drains, too
 	g.Go(func() error { r.place.countLive(signalled, r.proxy); return nil })
@@ -373,6 +377,7 @@ func (r *proxyRunner) endNow() {
 	if r.proxy == nil {
 		os.Exit(exitFailure)
 	}
+	r.authz.EndNow()
 	r.proxy.EndNow()
 }
 
@@ -442,9 +447,14 @@ func (r *proxyRunner) open(files inherited) error {
 	if err != nil {
 		return errors.Join(err, r.closeSources())
 	}
+	set, err := r.openExtAuthz(p)
+	if err != nil {
+		p.Close()
+		return errors.Join(err, r.closeSources())
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.proxy = p
+	r.proxy, r.authz = p, set
 	return nil
 }
 
@@ -807,7 +817,7 @@ func (r *proxyRunner) reload(asked bool) {
 	}
 	var applied proxy.Applied
 	if err == nil {
-		applied, err = r.proxy.Apply(r.proxyConfig(c, rules))
+		applied, err = r.apply(c, rules)
 	}
 	r.last = reloadStatus(&applied, err)
 	if err != nil {
@@ -905,6 +915,7 @@ func needsRestart(was, is *config.Config) []string {
 
 func (r *proxyRunner) status() telemetry.Status {
 	p := r.proxy.Status()
+	p.ExtAuthz = r.authz.Status()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p.Policy.Problem, p.Policy.Reload, p.Policy.LastGood = r.problem, r.last, r.copied
@@ -918,7 +929,7 @@ func (r *proxyRunner) status() telemetry.Status {
 	return telemetry.Status{Version: version, FIPS: fipsModule(), Started: r.started, TrustDomain: domain.Name(), Proxy: p}
 }
 
-// ready is nil when every listener can serve.
+// ready is nil when every listener can serve, and Envoy can ask.
 func (r *proxyRunner) ready() error {
 	var problems []error
 	for _, l := range r.proxy.Status().Listeners {
@@ -926,7 +937,7 @@ func (r *proxyRunner) ready() error {
 			problems = append(problems, fmt.Errorf("listener %s: %s", l.Name, l.Problem))
 		}
 	}
-	return errors.Join(problems...)
+	return errors.Join(append(problems, r.extAuthzProblems())...)
 }
 
 // accessFile is where access records go: a file, which logrotate may move, or

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -149,12 +150,9 @@ func privateSocket(network string, u *account) (listen, peer *os.File, err error
 	return listen, peer, nil
 }
 
-// needsLowPort reports whether a listener binds a port below 1024.
+// needsLowPort reports whether the proxy binds a port below 1024.
 func needsLowPort(c *config.Config) bool {
-	for i := range c.Proxy.Listeners {
-		if port := c.Proxy.Listeners[i].Bind.Port(); port > 0 && port < 1024 {
-			return true
-		}
-	}
-	return false
+	low := func(bind config.Address) bool { return bind.Port() > 0 && bind.Port() < 1024 }
+	return slices.ContainsFunc(c.Proxy.Listeners, func(l config.Listener) bool { return low(l.Bind) }) ||
+		slices.ContainsFunc(c.Proxy.ExtAuthz, func(e config.ExtAuthz) bool { return low(e.Bind) })
 }

@@ -70,6 +70,9 @@ func sandboxConfig(c *config.Config, path string) sandbox.Config {
 			}
 		}
 	}
+	for i := range c.Proxy.ExtAuthz {
+		binds = append(binds, c.Proxy.ExtAuthz[i].Bind)
+	}
 	for _, bind := range binds {
 		if bind.Network() == "unix" {
 			out.Sockets = append(out.Sockets, bind.Addr())

@@ -228,6 +228,9 @@ func printStatus(w io.Writer, data []byte, format string) error {
 		for i := range p.Listeners {
 			printListener(t, &p.Listeners[i])
 		}
+		for i := range p.ExtAuthz {
+			printExtAuthz(t, &p.ExtAuthz[i])
+		}
 		if len(p.Policy.Decisions) > 0 {
 			fmt.Fprintln(t)
 		}
@@ -264,6 +267,23 @@ func printListener(w io.Writer, l *telemetry.ListenerStatus) {
 			fmt.Fprintf(w, "\totherwise by rules in shadow: %s", strings.Join(c.Shadow, ", "))
 		}
 		fmt.Fprintln(w)
+	}
+}
+
+func printExtAuthz(w io.Writer, e *telemetry.ExtAuthzStatus) {
+	who := "to whoever may connect"
+	if len(e.Clients) > 0 {
+		who = "to " + strings.Join(e.Clients, ", ")
+	}
+	fmt.Fprintf(w, "\n%s  ext_authz %s  %s  %d live, %d asked, %d denied\n", e.Name, e.Bind, who, e.Active, e.Checks, e.Denied)
+	switch {
+	case e.Problem != "":
+		fmt.Fprintf(w, "  problem\t%s\n", e.Problem)
+	case e.SPIFFEID != "":
+		fmt.Fprintf(w, "  presents\t%s (expires in %s)\n", e.SPIFFEID, until(e.ExpiresAt))
+	}
+	if e.Enforcement == "audit" {
+		fmt.Fprintf(w, "  audit\trefuses nothing by rules\n")
 	}
 }
 

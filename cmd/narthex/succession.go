@@ -177,7 +177,7 @@ func (s *succession) listen() (err error) {
 // takeOver waits until every listener that the process before us could serve
 // can be served by us too, and has it let go. Only after that is anything
 // accepted here.
-func (s *succession) takeOver(ctx context.Context, p *proxy.Proxy) error {
+func (s *succession) takeOver(ctx context.Context, p *proxy.Proxy, own func(names []string)) error {
 	if s.from == nil {
 		return nil
 	}
@@ -206,7 +206,7 @@ func (s *succession) takeOver(ctx context.Context, p *proxy.Proxy) error {
 			u.SetUnlinkOnClose(true)
 		}
 	}
-	p.OwnPaths(names)
+	own(names)
 	s.from.CloseUnused()
 	s.log.Info("took over", "version", s.from.Version, "sockets", len(s.from.Taken()), "of_another_network", strings.Join(s.from.Elsewhere(), " "))
 	return s.first(false)
@@ -279,11 +279,7 @@ func (g *giver) Offer() ([]handover.Socket, error) {
 		return nil, errors.New("it is shutting down")
 	}
 	g.reloading.Lock()
-	var out []handover.Socket
-	for _, s := range g.proxy.Sockets() {
-		out = append(out, handover.Socket{Kind: handover.Listener, Name: s.Name, Bind: s.Bind, Owned: s.Owned, Serving: s.Serving, Listener: s.Listener})
-	}
-	return append(out, figuresSockets(g.figures, g.config.Telemetry)...), nil
+	return append(g.offered(), figuresSockets(g.figures, g.config.Telemetry)...), nil
 }
 
 // figuresSockets are the sockets that show a half's figures, where it has them.
@@ -348,7 +344,7 @@ func (g *giver) Give(taken []handover.Socket) {
 			u.SetUnlinkOnClose(false)
 		}
 	}
-	g.proxy.LeavePaths(names)
+	g.leavePaths(names)
 	g.leave(errTakenOver)
 	g.hide()
 	g.stint.taken(figuresLeft(g.inForce().Telemetry, taken))

@@ -59,6 +59,9 @@ proxy:
       expect: [spiffe://example.org/a, "spiffe://partner.example/b"]
       server_name: Inventory.example.org
       proxy_protocol: {send: v2, accept_from: [10.0.0.0/8, 192.0.2.7, "2001:DB8::/32"]}
+  ext_authz:
+    - {name: envoy, bind: "unix:/run/n/authz.sock", mode: "0600", enforcement: audit}
+    - {name: gateway, bind: ":9191", clients: ["spiffe://example.org/ns/*/sa/gateway"], identity: {hint: internal}}
 telemetry: {listen: localhost:9901, health: ":9902"}
 access_log: {path: /var/log/access.log, format: text}
 log: {level: debug, format: json}
@@ -115,6 +118,10 @@ func TestParseReadsEveryKey(t *testing.T) {
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second), Duration(10 * time.Second), Duration(time.Minute), Duration(30 * time.Second)},
 				OnPolicyChange: "close", MaxConnections: 10_000, Mode: "strict", Enforcement: "enforce",
 			}},
+			ExtAuthz: []ExtAuthz{
+				{Name: "envoy", Bind: "unix:/run/n/authz.sock", Mode: "0600", Enforcement: "audit"},
+				{Name: "gateway", Bind: ":9191", Clients: []IDPattern{"spiffe://example.org/ns/*/sa/gateway"}, Identity: &ListenerIdentity{Hint: "internal"}, Enforcement: "enforce"},
+			},
 		},
 		Telemetry: Telemetry{Listen: "localhost:9901", Health: ":9902"},
 		AccessLog: AccessLog{Path: "/var/log/access.log", Format: "text"},

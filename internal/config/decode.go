@@ -214,6 +214,10 @@ func wanted(v reflect.Value) string {
 		return "a server name such as db.example.org"
 	case Network:
 		return "a network such as 10.0.0.0/8"
+	case IDPattern:
+		return "a SPIFFE ID or a pattern such as spiffe://example.org/ns/*/sa/web"
+	case SocketMode:
+		return "a mode in quotes, such as \"0660\""
 	case Socket:
 		return "the absolute path of a socket"
 	case spiffeid.TrustDomain:

@@ -3,12 +3,15 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 // maxSocketPath is what fits in sockaddr_un beside the final NUL (unix(7)).
@@ -181,6 +184,41 @@ func (n *Network) UnmarshalText(text []byte) error {
 		return fmt.Errorf("%q names a host within its network; write %s, or the address alone", s, p.Masked())
 	}
 	*n = Network(p.String())
+	return nil
+}
+
+// IDPattern is a SPIFFE ID, or a pattern of them as rules have it.
+type IDPattern string
+
+// UnmarshalText reads and checks a pattern.
+func (p *IDPattern) UnmarshalText(text []byte) error {
+	if _, err := policy.ParsePattern(string(text)); err != nil {
+		return fmt.Errorf("%q: %w", clip(string(text)), err)
+	}
+	*p = IDPattern(text)
+	return nil
+}
+
+// SocketMode is the permissions of a Unix socket in octal, such as 0660.
+type SocketMode string
+
+// FileMode returns the permissions; 0 where none are said.
+func (m SocketMode) FileMode() fs.FileMode {
+	n, err := strconv.ParseUint(string(m), 8, 9)
+	if err != nil {
+		return 0
+	}
+	return fs.FileMode(n)
+}
+
+// UnmarshalText reads and checks the permissions. Without any for its owner
+// nobody could connect.
+func (m *SocketMode) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 8, 9)
+	if err != nil || len(text) < 3 || n&0o600 != 0o600 {
+		return fmt.Errorf("%q is no mode of a socket; write for example \"0600\", \"0660\" or \"0666\"", clip(string(text)))
+	}
+	*m = SocketMode(text)
 	return nil
 }
 

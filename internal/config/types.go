@@ -268,6 +268,25 @@ type Proxy struct {
 	MaxConnections int `yaml:"max_connections" default:"0" min:"0" max:"10000000"`
 	// What the proxy listens on. [] is a proxy that waits for its first listener, which a reload can bring: for nodes whose listeners come and go. Until then it is ready without an identity, and rule files need not be there.
 	Listeners []Listener `yaml:"listeners" required:"true" empty:"true"`
+	// Where Envoy asks whether a request may go on (envoy.service.auth.v3.Authorization over gRPC), decided by the same rules.
+	ExtAuthz []ExtAuthz `yaml:"ext_authz"`
+}
+
+// ExtAuthz is one place at which Envoy asks. What it says of a request is
+// believed, so that nobody else may.
+type ExtAuthz struct {
+	// Its name in rules (`on`), logs and metrics, as that of a listener, and unique among those too.
+	Name string `yaml:"name" required:"true" example:"envoy-orders"`
+	// Where it listens: unix:/path, or host:port, where mTLS is spoken.
+	Bind Address `yaml:"bind" required:"true" example:"unix:/run/narthex/authz.sock"`
+	// Who may ask over mTLS: SPIFFE IDs, or patterns of them as in rules. Required with host:port; on a Unix socket mode says who may.
+	Clients []IDPattern `yaml:"clients" example:"[\"spiffe://example.org/ns/istio/sa/gateway\"]"`
+	// The permissions of the Unix socket, in octal: who may connect may ask. Left out: 0660.
+	Mode SocketMode `yaml:"mode" example:"\"0660\""`
+	// Which of our SVIDs is presented over mTLS. Left out: the first (the default identity).
+	Identity *ListenerIdentity `yaml:"identity" oneof:"true"`
+	// enforce: what the rules refuse is refused. audit: it passes, and is logged and counted as would_deny; limits and `revoked` are enforced all the same.
+	Enforcement string `yaml:"enforcement" default:"enforce" enum:"enforce|audit"`
 }
 
 // Files are PEM files that other tools write: cert-manager, spiffe-helper,

@@ -36,6 +36,9 @@ func (c *Config) ForProxy() error {
 	return f.err()
 }
 
+// Decides reports whether anything asks the rules: a listener, or Envoy.
+func (p *Proxy) Decides() bool { return len(p.Listeners)+len(p.ExtAuthz) > 0 }
+
 // HasDataDir reports whether the file says where data_dir is.
 func (c *Config) HasDataDir() bool {
 	_, said := c.pos["data_dir"]
@@ -170,16 +173,57 @@ func (p *Proxy) validate(f *findings) {
 		}
 	}
 	p.validateCRLs(f)
-	names := map[string]int{}
+	names := map[string]string{}
+	name := func(key, name string) {
+		if first, ok := names[name]; ok && name != "" {
+			f.addf(key+".name", "%q is the name of %s already", name, first)
+			return
+		}
+		names[name] = key
+	}
 	for i := range p.Listeners {
 		key := fmt.Sprintf("proxy.listeners[%d]", i)
-		l := &p.Listeners[i]
-		l.validate(f, key, p.Source)
-		if first, ok := names[l.Name]; ok && l.Name != "" {
-			f.addf(key+".name", "%q is the name of proxy.listeners[%d] already", l.Name, first)
-		} else {
-			names[l.Name] = i
+		p.Listeners[i].validate(f, key, p.Source)
+		name(key, p.Listeners[i].Name)
+	}
+	for i := range p.ExtAuthz {
+		key := fmt.Sprintf("proxy.ext_authz[%d]", i)
+		p.ExtAuthz[i].validate(f, key, p.Source)
+		name(key, p.ExtAuthz[i].Name)
+	}
+}
+
+func (e *ExtAuthz) validate(f *findings, key, source string) {
+	validateName(f, key, e.Name)
+	switch {
+	case e.Bind == "": // said already
+	case e.Bind.Network() == "unix":
+		for _, only := range []struct {
+			key   string
+			given bool
+		}{{"clients", len(e.Clients) > 0}, {"identity", e.Identity != nil}} {
+			if only.given {
+				f.addf(key+"."+only.key, "is for mTLS; on a Unix socket mode says who may ask")
+			}
 		}
+	case len(e.Clients) == 0 && !f.isBad(key+".clients"):
+		f.addf(key+".clients", "is required with host:port: the SPIFFE IDs of the Envoys that may ask, since they are believed in whom a request comes from")
+	case e.Mode != "":
+		f.addf(key+".mode", "is for a Unix socket; over mTLS clients says who may ask")
+	}
+	for i, c := range e.Clients {
+		if c != "" && slices.Contains(e.Clients[:i], c) {
+			f.addf(fmt.Sprintf("%s.clients[%d]", key, i), "%s is in the list already", c)
+		}
+	}
+	if e.Identity != nil && e.Identity.Hint != "" && source == "files" {
+		f.addf(key+".identity.hint", "has no use with proxy.source: files, where SVIDs have no hints; use spiffe_id or leave it out")
+	}
+}
+
+func validateName(f *findings, key, name string) {
+	if name != "" && !listenerName.MatchString(name) {
+		f.addf(key+".name", "%q is no listener name; use letters, digits, dot, dash and underscore, at most 63, a letter or digit first", clip(name))
 	}
 }
 
@@ -199,9 +243,7 @@ func (p *Proxy) validateCRLs(f *findings) {
 var listenerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 func (l *Listener) validate(f *findings, key, source string) {
-	if l.Name != "" && !listenerName.MatchString(l.Name) {
-		f.addf(key+".name", "%q is no listener name; use letters, digits, dot, dash and underscore, at most 63, a letter or digit first", clip(l.Name))
-	}
+	validateName(f, key, l.Name)
 	l.Target.validate(f, key+".target", l.Bind)
 	l.validateRoutes(f, key)
 	l.validateHTTP(f, key)
@@ -292,6 +334,9 @@ func (c *Config) checkPlaces(f *findings) {
 		for i, l := range c.Proxy.Listeners {
 			places = append(places, place{fmt.Sprintf("proxy.listeners[%d].bind", i), l.Bind})
 		}
+		for i := range c.Proxy.ExtAuthz {
+			places = append(places, place{fmt.Sprintf("proxy.ext_authz[%d].bind", i), c.Proxy.ExtAuthz[i].Bind})
+		}
 	}
 	places = append(places, place{"telemetry.listen", c.Telemetry.Listen}, place{"telemetry.health", c.Telemetry.Health})
 	taken := map[uint16][]place{} // by port, sockets under 0: only these can collide
@@ -346,7 +391,7 @@ func (c *Config) PolicyFiles() ([]string, error) {
 		switch {
 		case err != nil:
 			f.addf(key, "%q: %v", pattern, err)
-		case len(found) == 0 && len(c.Proxy.Listeners) > 0:
+		case len(found) == 0 && c.Proxy.Decides():
 			f.addf(key, "no file matches %s", pattern)
 		}
 		for _, name := range found {

@@ -138,7 +138,9 @@ func (*mutual) ClientHandshake(context.Context, string, net.Conn) (net.Conn, cre
 }
 
 // Info implements credentials.TransportCredentials.
-func (*mutual) Info() credentials.ProtocolInfo { return credentials.ProtocolInfo{SecurityProtocol: "tls"} }
+func (*mutual) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+}
 
 // Clone implements credentials.TransportCredentials.
 func (m *mutual) Clone() credentials.TransportCredentials { return m }

@@ -125,7 +125,7 @@ func New(c Config) *Set {
 type Change struct {
 	set   *Set
 	next  map[string]*service
-	made  []*service            // not there before
+	made  []*service             // not there before
 	given map[*service]*settings // of all
 }
 

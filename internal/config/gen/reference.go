@@ -170,6 +170,8 @@ var names = map[reflect.Type]string{
 	reflect.TypeFor[spiffeid.ID]():                          "SPIFFE ID",
 	reflect.TypeFor[config.Duration]():                      "duration",
 	reflect.TypeFor[config.Address]():                       "address",
+	reflect.TypeFor[config.IDPattern]():                     "SPIFFE ID pattern",
+	reflect.TypeFor[config.SocketMode]():                    "mode in octal",
 	reflect.TypeFor[config.Network]():                       "network",
 	reflect.TypeFor[config.ServerName]():                    "server name",
 	reflect.TypeFor[config.Socket]():                        "path of a socket",

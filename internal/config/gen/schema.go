@@ -22,6 +22,8 @@ const (
 	durationPattern    = `^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)$`
 	addressPattern     = `^(unix:/.*[^/]|.*:[0-9]{1,5})$`
 	serverNamePattern  = `^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$`
+	patternPattern     = `^spiffe://[a-z0-9._-]+(/([A-Za-z0-9._-]+|\*))*(/\*\*)?$`
+	modePattern        = `^0*[67][0-7]{2}$`
 	networkPattern     = `^(unix|[0-9a-fA-F.:]+(/[0-9]{1,3})?)$`
 	socketPattern      = `^/.*[^/]$`
 	namePattern        = `^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`
@@ -34,6 +36,8 @@ var scalars = map[reflect.Type]jsonschema.Schema{
 	reflect.TypeFor[config.Duration]():      {Type: "string", Pattern: durationPattern},
 	reflect.TypeFor[config.Address]():       {Type: "string", Pattern: addressPattern},
 	reflect.TypeFor[config.ServerName]():    {Type: "string", Pattern: serverNamePattern},
+	reflect.TypeFor[config.IDPattern]():     {Type: "string", Pattern: patternPattern},
+	reflect.TypeFor[config.SocketMode]():    {Type: "string", Pattern: modePattern},
 	reflect.TypeFor[config.Network]():       {Type: "string", Pattern: networkPattern},
 	reflect.TypeFor[config.Socket]():        {Type: "string", Pattern: socketPattern},
 	reflect.TypeFor[config.File]():          {Type: "string"},
@@ -100,7 +104,7 @@ func annotate(s *jsonschema.Schema, block *key) error {
 		if sub.Type == "integer" {
 			sub.Minimum, sub.Maximum = json.Number(k.tag.Get("min")), json.Number(k.tag.Get("max"))
 		}
-		if k.path == "proxy.listeners[].name" {
+		if k.path == "proxy.listeners[].name" || k.path == "proxy.ext_authz[].name" {
 			sub.Pattern = namePattern
 		}
 		if text := k.tag.Get("default"); text != "" {

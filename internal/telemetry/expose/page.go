@@ -104,6 +104,9 @@ func newView(st telemetry.Status, now time.Time) *view {
 				}
 			}
 		}
+		for _, e := range p.ExtAuthz {
+			note("ext_authz "+e.Name, e.Problem)
+		}
 		v.hold("proxy", p.Identities)
 	}
 	for _, id := range v.Identities {
