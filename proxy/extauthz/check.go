@@ -20,6 +20,9 @@ import (
 // have changed.
 func (v *service) admit(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	s := v.settings.Load()
+	if v.removed.Load() {
+		return nil, status.Error(codes.Unavailable, "nobody is answered here any more")
+	}
 	if s.onUnix() {
 		return handle(ctx, req) // the socket's mode has said who may
 	}

@@ -208,6 +208,7 @@ func (c *Change) Commit() {
 			continue
 		}
 		s.config.Log.Info("ext_authz removed", "listener", v.settings.Load().Name, "bind", v.settings.Load().Bind)
+		v.removed.Store(true)
 		if s.running {
 			s.retired.Go(v.retire)
 		} else {

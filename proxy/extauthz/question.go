@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -46,7 +47,7 @@ type question struct {
 	sender string // as Envoy has it: an address, or unix:/path
 }
 
-// read reads what Envoy sent. What it found up to a misfit stands in q.
+// read reads what Envoy sent. What could be read of a misfit stands in q.
 func (q *question) read(c *auth.CheckRequest) *misfit {
 	a := c.GetAttributes()
 	sent := a.GetRequest().GetHttp()
@@ -55,19 +56,20 @@ func (q *question) read(c *auth.CheckRequest) *misfit {
 	}
 	q.HTTP = &q.http
 	q.http.NoProof = true
-	if wrong := q.readRequest(sent); wrong != nil {
-		return wrong
+	// All of them are read, whatever is wrong, for the record.
+	return cmp.Or(q.readEnds(a), q.readAddresses(a), q.readSNI(a), q.readRequest(sent))
+}
+
+func (q *question) readSNI(a *auth.AttributeContext) *misfit {
+	sni := a.GetTlsSession().GetSni()
+	if sni == "" {
+		return nil
 	}
-	if err := q.readAddresses(a); err != nil {
-		return &misfit{http.StatusForbidden, err}
+	var err error
+	if q.SNI, err = canonical.Host(sni); err != nil {
+		return misfitf(http.StatusBadRequest, "tls_session.sni: %w", err)
 	}
-	if sni := a.GetTlsSession().GetSni(); sni != "" {
-		var err error
-		if q.SNI, err = canonical.Host(sni); err != nil {
-			return misfitf(http.StatusBadRequest, "tls_session.sni: %w", err)
-		}
-	}
-	return q.readEnds(a)
+	return nil
 }
 
 // readRequest reads what is asked for.
@@ -174,10 +176,10 @@ func eachJoined(fields map[string]string, add func(name, value string) error) er
 }
 
 // readAddresses reads where the request comes from and where it came to.
-func (q *question) readAddresses(a *auth.AttributeContext) error {
+func (q *question) readAddresses(a *auth.AttributeContext) *misfit {
 	source, err := addressOf(a.GetSource().GetAddress())
 	if err != nil {
-		return fmt.Errorf("source.address: %w", err)
+		return misfitf(http.StatusForbidden, "source.address %w", err)
 	}
 	q.Source = source
 	if source.IsValid() {
@@ -187,7 +189,7 @@ func (q *question) readAddresses(a *auth.AttributeContext) error {
 	}
 	destination, err := addressOf(a.GetDestination().GetAddress())
 	if err != nil {
-		return fmt.Errorf("destination.address: %w", err)
+		return misfitf(http.StatusForbidden, "destination.address %w", err)
 	}
 	q.Port = destination.Port()
 	return nil
@@ -213,16 +215,15 @@ func addressOf(a *core.Address) (netip.AddrPort, error) {
 // readEnds reads who the two ends are: the URI SANs of the TLS connection that
 // the request came over.
 func (q *question) readEnds(a *auth.AttributeContext) *misfit {
-	to, err := idOf(a.GetDestination().GetPrincipal())
-	if err != nil {
-		return misfitf(http.StatusForbidden, "destination.principal %w: Envoy has to present an SVID where requests come in", err)
+	from, fromErr := idOf(a.GetSource().GetPrincipal())
+	to, toErr := idOf(a.GetDestination().GetPrincipal())
+	q.From, q.To = policy.Peer{ID: from}, policy.Peer{ID: to}
+	switch {
+	case fromErr != nil:
+		return misfitf(http.StatusForbidden, "source.principal %w: Envoy has to require a client certificate, and to verify it", fromErr)
+	case toErr != nil:
+		return misfitf(http.StatusForbidden, "destination.principal %w: Envoy has to present an SVID where requests come in", toErr)
 	}
-	q.To = policy.Peer{ID: to}
-	from, err := idOf(a.GetSource().GetPrincipal())
-	if err != nil {
-		return misfitf(http.StatusForbidden, "source.principal %w: Envoy has to require a client certificate, and to verify it", err)
-	}
-	q.From = policy.Peer{ID: from}
 	return nil
 }
 

@@ -82,6 +82,7 @@ type service struct {
 	places   *places
 	server   *grpc.Server
 	serving  sync.WaitGroup
+	removed  atomic.Bool // no rules are written for it any more: it answers nobody
 	left     atomic.Bool // the socket's path is another process's
 	refusals logLimit
 
@@ -194,7 +195,7 @@ func (v *service) status(stopped bool) telemetry.ExtAuthzStatus {
 	s := v.settings.Load()
 	out := telemetry.ExtAuthzStatus{
 		Name: s.Name, Bind: s.Bind, Enforcement: "enforce",
-		Active: len(v.places.free), Checks: v.checks.Load(), Denied: v.denied.Load(),
+		Active: int(v.places.live.Load()), Checks: v.checks.Load(), Denied: v.denied.Load(),
 	}
 	if s.Audit {
 		out.Enforcement = "audit"
@@ -218,7 +219,8 @@ func (v *service) status(stopped bool) telemetry.ExtAuthzStatus {
 // places is a listener that has a bounded number of connections at once.
 type places struct {
 	net.Listener
-	free      chan struct{} // holds one for each connection
+	free      chan struct{} // holds one for each connection, and for the one that is awaited
+	live      atomic.Int64
 	closed    chan struct{}
 	closeOnce sync.Once
 }
@@ -236,7 +238,11 @@ func (p *places) Accept() (net.Conn, error) {
 		<-p.free
 		return nil, err
 	}
-	return &placed{Conn: raw, give: sync.OnceFunc(func() { <-p.free })}, nil
+	p.live.Add(1)
+	return &placed{Conn: raw, give: sync.OnceFunc(func() {
+		p.live.Add(-1)
+		<-p.free
+	})}, nil
 }
 
 // Close ends the wait for a place too.
