@@ -90,6 +90,7 @@ func (v *service) account(ctx context.Context, q *question, r *telemetry.Access,
 	r.Time = time.Now()
 	r.Duration = r.Time.Sub(began)
 	r.Source, r.Port, r.ServerName = q.sender, q.Port, q.SNI
+	r.Serial = q.From.Serial
 	if !q.From.ID.IsZero() {
 		r.From = q.From.ID.String()
 	}

@@ -309,6 +309,30 @@ func (s *Set) Status() []telemetry.ExtAuthzStatus {
 	return out
 }
 
+// WaitReady waits until every service that speaks mTLS has an identity to
+// present, or ctx ends; then the error names one that has none.
+func (s *Set) WaitReady(ctx context.Context) error {
+	s.mu.Lock()
+	services := s.sorted()
+	s.mu.Unlock()
+	for _, v := range services {
+		set := v.settings.Load()
+		for set.lease != nil {
+			changed := set.lease.Changed() // before Current, or a change between the two would be missed
+			_, err := set.lease.Current()
+			if err == nil {
+				break
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return fmt.Errorf("ext_authz %s: %w", set.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
 // Addr returns the address that a service is bound to, or nil.
 func (s *Set) Addr(name string) net.Addr {
 	s.mu.Lock()

@@ -2,10 +2,13 @@ package extauthz
 
 import (
 	"cmp"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -213,7 +216,8 @@ func addressOf(a *core.Address) (netip.AddrPort, error) {
 }
 
 // readEnds reads who the two ends are: the URI SANs of the TLS connection that
-// the request came over.
+// the request came over. Where Envoy sends the client's certificate, rules know
+// its serial and issuer too, by which it may be revoked.
 func (q *question) readEnds(a *auth.AttributeContext) *misfit {
 	from, fromErr := idOf(a.GetSource().GetPrincipal())
 	to, toErr := idOf(a.GetDestination().GetPrincipal())
@@ -224,7 +228,37 @@ func (q *question) readEnds(a *auth.AttributeContext) *misfit {
 	case toErr != nil:
 		return misfitf(http.StatusForbidden, "destination.principal %w: Envoy has to present an SVID where requests come in", toErr)
 	}
+	sent := a.GetSource().GetCertificate()
+	if sent == "" {
+		return nil
+	}
+	leaf, err := certificateOf(sent)
+	if err == nil && (len(leaf.URIs) != 1 || leaf.URIs[0].String() != from.String()) {
+		err = errors.New("is not that of source.principal")
+	}
+	if err != nil {
+		return misfitf(http.StatusForbidden, "source.certificate %w", err)
+	}
+	q.From = policy.PeerOf(from, leaf)
 	return nil
+}
+
+// certificateOf reads a certificate as Envoy sends it with
+// include_peer_certificate: PEM in the encoding of URLs. Envoy has verified it.
+func certificateOf(sent string) (*x509.Certificate, error) {
+	text, err := url.PathUnescape(sent)
+	if err != nil {
+		return nil, errors.New("is not encoded as in URLs")
+	}
+	block, _ := pem.Decode([]byte(text))
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("is no PEM certificate")
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be read: %s", clip(err.Error()))
+	}
+	return leaf, nil
 }
 
 func idOf(principal string) (spiffeid.ID, error) {

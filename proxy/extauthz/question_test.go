@@ -3,6 +3,7 @@ package extauthz
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/narthex-id/narthex/internal/testca"
 	"github.com/narthex-id/narthex/proxy/canonical"
 	"github.com/narthex-id/narthex/proxy/policy"
 )
@@ -182,6 +184,34 @@ func TestReadRefuses(t *testing.T) {
 				t.Errorf("the error has %d bytes", len(wrong.err.Error()))
 			}
 		})
+	}
+}
+
+func TestReadCertificate(t *testing.T) {
+	t.Parallel()
+	ca := testca.New(t, "example.org")
+	svid := ca.SVID(strings.TrimPrefix(web, "spiffe://example.org"))
+	encoded := func(text []byte) func(*auth.AttributeContext) {
+		return func(a *auth.AttributeContext) { a.Source.Certificate = url.PathEscape(string(text)) }
+	}
+	q := &question{}
+	if wrong := q.read(envoys(encoded(testca.CertPEM(svid.Leaf.Raw)))); wrong != nil {
+		t.Fatal(wrong.err)
+	}
+	if q.From != policy.PeerOf(q.From.ID, svid.Leaf) || q.From.ID.String() != web {
+		t.Errorf("it is from %+v", q.From)
+	}
+	for name, edit := range map[string]func(*auth.AttributeContext){
+		"of another":       encoded(testca.CertPEM(ca.SVID("/other").Leaf.Raw)),
+		"of an authority":  encoded(testca.CertPEM(ca.Cert.Raw)),
+		"a key":            encoded(testca.KeyPEM(t, svid)),
+		"no DER":           encoded(testca.CertPEM([]byte("x"))),
+		"no PEM":           encoded([]byte("x")),
+		"not encoded well": func(a *auth.AttributeContext) { a.Source.Certificate = "%zz" },
+	} {
+		if wrong := new(question).read(envoys(edit)); wrong == nil || wrong.status != http.StatusForbidden || !strings.Contains(wrong.err.Error(), "source.certificate") {
+			t.Errorf("%s: %+v", name, wrong)
+		}
 	}
 }
 
