@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -58,6 +59,12 @@ func (r *proxyRunner) apply(c *config.Config, rules *policy.Policy) (proxy.Appli
 	}
 	change.Commit()
 	return applied, nil
+}
+
+// waitReady waits until every listener and every place where Envoy asks can
+// serve.
+func (r *proxyRunner) waitReady(ctx context.Context) error {
+	return errors.Join(r.proxy.WaitReady(ctx), r.authz.WaitReady(ctx))
 }
 
 // offered are the sockets that a process is given which takes our place.

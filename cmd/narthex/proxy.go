@@ -236,7 +236,7 @@ func (r *proxyRunner) begin(ctx context.Context, files inherited) (figures *expo
 	}
 	if err == nil {
 		r.enterSandbox() // before there is no way back
-		err = r.place.takeOver(ctx, r.proxy, r.ownPaths)
+		err = r.place.takeOver(ctx, r)
 	}
 	if err != nil {
 		r.authz.Close()
@@ -314,7 +314,7 @@ func (r *proxyRunner) serve(ctx context.Context, figures *expose.Server, hangups
 func (r *proxyRunner) sayReady(ctx context.Context) {
 	within, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	if err := r.proxy.WaitReady(within); err != nil && ctx.Err() == nil {
+	if err := r.waitReady(within); err != nil && ctx.Err() == nil {
 		r.log.Warn("not every listener can serve yet", "error", err)
 	}
 	if ctx.Err() == nil {

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"

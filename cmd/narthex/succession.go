@@ -177,17 +177,17 @@ func (s *succession) listen() (err error) {
 // takeOver waits until every listener that the process before us could serve
 // can be served by us too, and has it let go. Only after that is anything
 // accepted here.
-func (s *succession) takeOver(ctx context.Context, p *proxy.Proxy, own func(names []string)) error {
+func (s *succession) takeOver(ctx context.Context, r *proxyRunner) error {
 	if s.from == nil {
 		return nil
 	}
 	within, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	if err := p.WaitReady(within); err != nil {
+	if err := r.waitReady(within); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := s.worse(p); err != nil {
+		if err := s.worse(r.proxy); err != nil {
 			return fmt.Errorf("not ready within %s, so the process that runs goes on: %w", readyWithin, err)
 		}
 		s.log.Warn("taking over though some listeners cannot serve: they could not before either", "error", err)
@@ -201,12 +201,12 @@ func (s *succession) takeOver(ctx context.Context, p *proxy.Proxy, own func(name
 		switch {
 		case !t.Owned:
 		case t.Kind == handover.Listener:
-			names = append(names, s.nameOf(p, t))
+			names = append(names, s.nameOf(r.proxy, t))
 		case isUnix && t.Kind != handover.Control:
 			u.SetUnlinkOnClose(true)
 		}
 	}
-	own(names)
+	r.ownPaths(names)
 	s.from.CloseUnused()
 	s.log.Info("took over", "version", s.from.Version, "sockets", len(s.from.Taken()), "of_another_network", strings.Join(s.from.Elsewhere(), " "))
 	return s.first(false)

@@ -31,11 +31,12 @@ func (c *Config) warn() {
 	if c.Proxy == nil {
 		return
 	}
+	for i := range c.Proxy.ExtAuthz {
+		c.warnIdentity(c.Proxy.ExtAuthz[i].Identity, fmt.Sprintf("proxy.ext_authz[%d]", i))
+	}
 	for i, l := range c.Proxy.Listeners {
 		key := fmt.Sprintf("proxy.listeners[%d]", i)
-		if id := l.Identity; id != nil && !id.SPIFFEID.IsZero() && !c.TrustDomain.IsZero() && !id.SPIFFEID.MemberOf(c.TrustDomain) {
-			c.warnf(key+".identity.spiffe_id", "%s is not of trust_domain %s: no agent of that domain can give it to this proxy, so the listener would wait for ever", id.SPIFFEID, c.TrustDomain)
-		}
+		c.warnIdentity(l.Identity, key)
 		if l.Direction == "outbound" && !l.Bind.Local() {
 			c.warnf(key+".bind", "%s is open to the network: whoever reaches it speaks as this listener's identity; use a loopback address or a Unix socket", l.Bind)
 		}
@@ -51,6 +52,13 @@ func (c *Config) warn() {
 				c.warnRemote(r.Target, fmt.Sprintf("%s.routes[%d].target", key, n))
 			}
 		}
+	}
+}
+
+// warnIdentity finds an identity that nobody can give to this proxy.
+func (c *Config) warnIdentity(id *ListenerIdentity, key string) {
+	if id != nil && !id.SPIFFEID.IsZero() && !c.TrustDomain.IsZero() && !id.SPIFFEID.MemberOf(c.TrustDomain) {
+		c.warnf(key+".identity.spiffe_id", "%s is not of trust_domain %s: no agent of that domain can give it to this proxy, so the listener would wait for ever", id.SPIFFEID, c.TrustDomain)
 	}
 }
 
