@@ -71,7 +71,7 @@ func TestOnSocket(t *testing.T) {
 		t.Errorf("status says\n%s", out)
 	}
 	n.Signal(syscall.SIGTERM)
-	<-n.Process.Done
+	<-n.Done
 	if _, err := os.Stat(n.file("authz.sock")); !os.IsNotExist(err) {
 		t.Errorf("the socket is left: %v", err)
 	}
@@ -100,7 +100,6 @@ func TestOverTLS(t *testing.T) {
 	gateway.wants(q, 0, codes.Unauthenticated) // on the connection that it has
 	n.places = place("spiffe://example.org/ns/istio/sa/gateway")
 	n.configure()
-	n.rules(someRules + "  - \"spiffe://example.org/ns/istio/sa/none\"\n")
 	n.rules(strings.Replace(someRules, "sa/old\"]", "sa/old\", \"spiffe://example.org/ns/istio/sa/gateway\"]", 1))
 	n.reload()
 	gateway.wants(q, 0, codes.Unauthenticated) // revoked by the rules

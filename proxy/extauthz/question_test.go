@@ -104,8 +104,10 @@ func TestRead(t *testing.T) {
 		"joined lines":      {header("x-env", "prod, test"), "GET orders.shop:8443/v1/orders" + ends + "[x-env=prod x-env=prod, test x-env=test x-request-id=2f6d]"},
 		"raw lines":         {raw(":path=/x", "x-env=prod", "x-env=a,b", "X-Big=1", "host=other"), "GET orders.shop:8443/v1/orders" + ends + "[x-big=1 x-env=a,b x-env=prod]"},
 		"bytes above ASCII": {raw("x-name=caf\xe9"), "GET orders.shop:8443/v1/orders" + ends + "[x-name=caf\xe9]"},
-		"a mapped address": {func(a *auth.AttributeContext) { a.Source.Address = at("::ffff:10.1.2.3", 40000) },
-			"GET orders.shop:8443/v1/orders" + ends + "[x-env=prod x-request-id=2f6d]"},
+		"a mapped address": {
+			func(a *auth.AttributeContext) { a.Source.Address = at("::ffff:10.1.2.3", 40000) },
+			"GET orders.shop:8443/v1/orders" + ends + "[x-env=prod x-request-id=2f6d]",
+		},
 		"a Unix socket": {func(a *auth.AttributeContext) {
 			a.Source.Address = &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: "/run/x.sock"}}}
 			a.TlsSession = nil
@@ -254,6 +256,9 @@ func FuzzRead(f *testing.F) {
 	for _, edit := range []func(*auth.AttributeContext){
 		func(*auth.AttributeContext) {}, raw("x-env=prod", "x-env=test"), path("/v1/../x"), header("x-a", "1,2"),
 		func(a *auth.AttributeContext) { a.Source.Principal = "" },
+		func(a *auth.AttributeContext) {
+			a.Source.Certificate = "-----BEGIN%20CERTIFICATE-----%0AMAA%3D%0A-----END%20CERTIFICATE-----%0A"
+		},
 	} {
 		b, err := proto.Marshal(envoys(edit))
 		if err != nil {

@@ -117,7 +117,6 @@ func (v *service) newServer(onUnix bool) *grpc.Server {
 		grpc.MaxHeaderListSize(maxCallHeaders),
 		grpc.StaticConnWindowSize(window),
 		grpc.StaticStreamWindowSize(window),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout, Time: pingAfter, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsApart, PermitWithoutStream: true}),
 	)
