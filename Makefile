@@ -38,7 +38,7 @@ test: check-test ## Run everything: lint, unit tests with the race detector, rea
 
 .PHONY: test-unit
 test-unit: check-go ## Unit tests and command-line scripts, with the race detector
-	$(GO) test -race -timeout 15m ./...
+	$(GO) test -race -timeout 40m ./...
 	$(GO) test -run TestDecideAgreesWithTheSlowEvaluator ./proxy/policy # a million pairs, which the race detector would take minutes for
 
 .PHONY: test-integration
@@ -46,7 +46,7 @@ test-integration: check-test ## The product against real components (SPIRE Serve
 	integration/tools/install.sh apt test
 	NARTHEX_TOOLS=$$(integration/tools/install.sh spire) NARTHEX_GHOSTUNNEL=$$(integration/tools/install.sh ghostunnel) \
 	NARTHEX_HELM=$$(integration/tools/install.sh helm) NARTHEX_KUSTOMIZE=$$(integration/tools/install.sh kustomize) NARTHEX_MANIFESTS=$$(integration/tools/install.sh manifests) \
-	  $(GO) test -tags integration -timeout 30m -count=1 -v $$($(GO) list -tags integration ./integration/... | grep -v /integration/kubernetes) 2>&1 | integration/quiet.sh
+	  $(GO) test -tags integration -timeout 60m -count=1 -v $$($(GO) list -tags integration ./integration/... | grep -v /integration/kubernetes) 2>&1 | integration/quiet.sh
 
 # On a cluster of yours, with images of yours: integration/kubernetes/README.md.
 .PHONY: test-k8s
