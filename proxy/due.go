@@ -240,11 +240,7 @@ func (c *conn) nextDue() time.Time {
 // soonerHTTP tells of what an HTTP client's connection is due for, with c.mu
 // held.
 func (c *conn) soonerHTTP(s *settings, sooner func(time.Time)) {
-	for w := range c.http.patience {
-		if until := c.http.patience[w].Load(); until != 0 && !c.http.late[w].Load() {
-			sooner(time.Unix(0, until))
-		}
-	}
+	c.http.sooner(sooner)
 	if !c.drainedAt.IsZero() && c.http.state.Load() != busy && !c.http.leaving.Load() {
 		sooner(c.drainedAt.Add(lameDuck(s)))
 	}

@@ -237,18 +237,6 @@ func (x *exchange) send() *refused {
 	return nil
 }
 
-// expectOf bounds a wait by a time from now on.
-func (d *downstream) expectOf(w wait, most time.Duration) { d.expect(w, time.Now().Add(most)) }
-
-// slowestTaken is the slowest that a client may take what it is sent, in bytes a
-// second.
-const slowestTaken = 2 << 10
-
-// expectTaken bounds how long the client may take for n bytes.
-func (d *downstream) expectTaken(s *settings, n int) {
-	d.expectOf(clientTakes, s.Timeouts.Stall+time.Duration(n)*time.Second/slowestTaken)
-}
-
 // readResponse reads the head of the final response, and passes on those that
 // come before it.
 func (x *exchange) readResponse() error {

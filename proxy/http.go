@@ -65,11 +65,9 @@ type downstream struct {
 	maker *forwarded.Maker // of what services are told of the client
 	told  *forwarded.Rules // by which maker was made
 
-	patience [waits]atomic.Int64 // when each wait ends, in ns since the epoch; 0: nobody waits
-	late     [waits]atomic.Bool  // it has ended
-	leaving  atomic.Bool         // no further request is read
-	draining atomic.Bool         // as leaving, after the one that is served now
-	gone     atomic.Bool         // the client left while it was served
+	waits                // of the request that is served, and for the next one
+	leaving  atomic.Bool // no further request is read
+	draining atomic.Bool // as leaving, after the one that is served now
 
 	ctx    context.Context // ends with the connection; nil while nothing was dialled
 	served int             // requests that came to an answer
@@ -81,32 +79,6 @@ type downstream struct {
 func (d *downstream) follow(s *settings) {
 	if d.told != s.told {
 		d.maker, d.told = d.c.makerOf(d.out.dst, s), s.told
-	}
-}
-
-// wait is what a connection can be held up by.
-type wait int
-
-const (
-	clientSends wait = iota
-	clientTakes
-	serviceSends
-	serviceTakes
-	waits
-)
-
-// expect bounds a wait from now on; forget ends it.
-func (d *downstream) expect(w wait, until time.Time) {
-	d.late[w].Store(false)
-	d.patience[w].Store(until.UnixNano())
-}
-
-func (d *downstream) forget(w wait) { d.patience[w].Store(0) }
-
-// stretch gives a wait more time, if there is one.
-func (d *downstream) stretch(w wait, until time.Time) {
-	if was := d.patience[w].Load(); was != 0 {
-		d.patience[w].CompareAndSwap(was, until.UnixNano())
 	}
 }
 
@@ -277,14 +249,10 @@ func (d *downstream) leave(why closing) {
 func (d *downstream) hurry(now time.Time) {
 	if d.state.Load() == busy && d.patience[serviceSends].Load() != 0 && d.c.up != nil && hasGone(d.c.down) {
 		d.gone.Store(true)
-		_ = d.c.up.SetDeadline(past) // fails on a closed socket, which its reader finds out
+		d.c.interruptTarget()
 	}
-	for w := range d.patience {
-		until := d.patience[w].Load()
-		if until == 0 || now.UnixNano() < until || d.late[w].Swap(true) {
-			continue
-		}
-		switch wait(w) {
+	for w := range d.overdue(now) {
+		switch w {
 		case clientSends:
 			d.state.CompareAndSwap(moving, kicked)
 			d.src.interrupt()
@@ -292,10 +260,15 @@ func (d *downstream) hurry(now time.Time) {
 		case clientTakes:
 			d.c.kill(closing{"peer", "the client takes nothing of what it asked for"})
 		case serviceSends, serviceTakes:
-			if up := d.c.up; up != nil {
-				_ = up.SetDeadline(past) // fails on a closed socket, which its reader finds out
-			}
+			d.c.interruptTarget()
 		}
+	}
+}
+
+// interruptTarget has nobody wait for the target any more, with c.mu held.
+func (c *conn) interruptTarget() {
+	if c.up != nil {
+		_ = c.up.SetDeadline(past) // fails on a closed socket, which its reader finds out
 	}
 }
 

@@ -205,7 +205,7 @@ func (x *exchange) dropBackend() {
 func (x *exchange) returnBackend() {
 	x.detach()
 	d, b := x.d, x.b
-	if d.gone.Load() || d.late[serviceSends].Load() || d.late[serviceTakes].Load() { // its deadline is over, though all was well by then
+	if d.cut() {
 		x.dropBackend()
 		return
 	}
