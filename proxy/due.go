@@ -100,8 +100,10 @@ func (c *conn) check(now time.Time) {
 	if c.own != nil && !now.Before(c.own.NotAfter()) {
 		if v := c.reverify(s.lease, now); !v.ok {
 			c.violate(v, now, s)
-			return
 		}
+	}
+	if c.closing != nil {
+		return
 	}
 	if c.http != nil {
 		c.checkHTTP(now, s)

@@ -3,6 +3,7 @@ package proxy
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -308,6 +309,27 @@ func TestOwnIdentityLost(t *testing.T) {
 		t.Error("closed before our SVID expired")
 	}
 	if a := p.next(); a.Closed != "expiry" || !strings.Contains(a.Reason, "our own SVID spiffe://example.org/orders expired") {
+		t.Errorf("access record %+v", a)
+	}
+}
+
+// TestOwnIdentityLostAndKept: a connection that on_policy_change keeps beyond
+// the end of our own SVID is looked after like any other.
+func TestOwnIdentityLostAndKept(t *testing.T) {
+	t.Parallel()
+	ca := testca.New(t, "example.org")
+	end := time.Now().Add(time.Second).Truncate(time.Second).Add(time.Second)
+	ids := source(t, ca.SVID("/orders", func(c *x509.Certificate) { c.NotAfter = end }), ca)
+	in := inbound("orders", serve(t, echo))
+	in.OnPolicyChange, in.Timeouts.Idle = ActionKeep, 3*time.Second
+	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: ids})
+	c := dialTLS(t, p.addr("orders"), clientConfig(ca.SVID("/web")))
+	say(t, c, "hello")
+	ids.Withdraw(errors.New("the entry was deleted"))
+	<-time.After(time.Until(end.Add(10 * time.Millisecond)))
+	say(t, c, "kept")
+	gone(t, c)
+	if a := p.next(); a.Reason != "idle for 3s" {
 		t.Errorf("access record %+v", a)
 	}
 }
