@@ -86,7 +86,7 @@ func (r *Request) read(buf []byte) error {
 		return err
 	}
 	if method == http.MethodConnect {
-		return refuse(http.StatusNotImplemented, "connect", "CONNECT is not served: there is no path to decide on")
+		return errConnect
 	}
 	h.minor = minor
 	r.Method, r.Minor = method, int(minor)

@@ -135,18 +135,12 @@ type Answer struct {
 
 // AppendAnswer appends a to dst.
 func AppendAnswer(dst []byte, a *Answer) []byte {
-	phrase, id := http.StatusText(a.Status), a.ID
-	if !isRequestID(id) {
-		id = ""
-	}
-	size := len("000 ") + len(phrase) + len("\n")
-	if id != "" {
-		size += len("request ") + len(id) + len("\n")
-	}
+	phrase := http.StatusText(a.Status)
 	dst = appendStatus(append(dst, "HTTP/1.1 "...), a.Status, phrase)
-	dst = append(dst, "\r\ncontent-type: text/plain; charset=utf-8\r\n"...)
-	dst = appendLength(dst, int64(size))
-	if id != "" {
+	dst = append(dst, "\r\ncontent-type: "...)
+	dst = append(append(dst, answerType...), "\r\n"...)
+	dst = appendLength(dst, int64(a.size()))
+	if id := a.id(); id != "" {
 		dst = appendField(dst, &Field{Name: "x-request-id", Value: id})
 	}
 	for i := range a.Fields {
@@ -159,8 +153,38 @@ func AppendAnswer(dst []byte, a *Answer) []byte {
 	if a.Head {
 		return dst
 	}
-	dst = append(appendStatus(dst, a.Status, phrase), '\n')
-	if id != "" {
+	return a.appendBody(dst)
+}
+
+// AnswerParts returns the same for HTTP/2: its fields, and its content.
+func AnswerParts(a *Answer) ([]Field, []byte) {
+	fields := append(make([]Field, 0, len(a.Fields)+3), Field{Name: "content-type", Value: answerType}, Field{Name: "content-length", Value: strconv.Itoa(a.size())})
+	if id := a.id(); id != "" {
+		fields = append(fields, Field{Name: "x-request-id", Value: id})
+	}
+	return append(fields, a.Fields...), a.appendBody(nil)
+}
+
+const answerType = "text/plain; charset=utf-8"
+
+func (a *Answer) id() string {
+	if !isRequestID(a.ID) {
+		return ""
+	}
+	return a.ID
+}
+
+func (a *Answer) size() int {
+	size := len("000 ") + len(http.StatusText(a.Status)) + len("\n")
+	if id := a.id(); id != "" {
+		size += len("request ") + len(id) + len("\n")
+	}
+	return size
+}
+
+func (a *Answer) appendBody(dst []byte) []byte {
+	dst = append(appendStatus(dst, a.Status, http.StatusText(a.Status)), '\n')
+	if id := a.id(); id != "" {
 		dst = append(append(append(dst, "request "...), id...), '\n')
 	}
 	return dst
