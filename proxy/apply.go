@@ -398,6 +398,9 @@ func checkListener(l Listener) error {
 			return errors.New("proxy_protocol: no header can be sent with HTTP, where requests of several clients share a connection")
 		}
 	}
+	if err := checkRequests(l); err != nil {
+		return err
+	}
 	if l.Socket == nil {
 		if err := checkAddress(l.Bind); err != nil {
 			return fmt.Errorf("bind: %w", err)

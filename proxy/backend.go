@@ -16,16 +16,9 @@ import (
 // backend is a connection to an endpoint of a listener's target. It is lent for
 // one request at a time and lies idle between them.
 type backend struct {
-	raw net.Conn // as dialled
-	end          // raw, or mTLS on it
+	backed
+	end // raw, or mTLS on it
 	in  intake
-
-	// Outbound, whom it was made to and as whom.
-	own        *identity.Identity
-	peer       policy.Peer
-	standing   *identity.Standing
-	serverName string
-	proved     telemetry.Access // what its handshake came to: TLS and server name alone
 
 	socket syscall.RawConn
 	peek   func(fd uintptr) // looks whether it is quiet, made once
@@ -33,8 +26,19 @@ type backend struct {
 	one    [1]byte
 }
 
-func newBackend(raw net.Conn, e end) *backend {
-	b := &backend{raw: raw, end: e, socket: rawOf(raw)}
+// backed is what is known of a connection to a service: outbound, whom it was
+// made to and as whom.
+type backed struct {
+	raw        net.Conn // as dialled
+	own        *identity.Identity
+	peer       policy.Peer
+	standing   *identity.Standing
+	serverName string
+	proved     telemetry.Access // what its handshake came to: TLS and server name alone
+}
+
+func newBackend(known backed, e end) *backend {
+	b := &backend{backed: known, end: e, socket: rawOf(known.raw)}
 	b.in.src = inletOf(e)
 	b.peek = b.look
 	return b

@@ -17,8 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/narthex-id/narthex/proxy/identity"
-
 	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/proxyproto"
@@ -33,7 +31,6 @@ type conn struct {
 	down   end // as accepted, without TLS
 	source string
 	start  time.Time
-	began  *settings // in force when the handshake began: the handshake's and the dial's
 
 	header *proxyproto.Header // what a proxy before us said; nil where none had to
 	via    string             // that proxy's own address
@@ -54,31 +51,19 @@ type conn struct {
 
 	mu      sync.Mutex // guards the following
 	phase   phase
-	latest  *settings          // the last in force that it knew of
-	up      net.Conn           // as dialled, without TLS
-	target  string             // of began.Targets, the one it came to; empty before that
-	cancel  context.CancelFunc // ends the dial in progress
-	closing *closing           // why it was ended by us or broke off; set once
-	orderly bool               // it was not broken off: who ends it closes both ends
-	http    *downstream        // its requests; nil where it has none, or no more
+	latest  *settings // the last in force that it knew of
+	closing *closing  // why it was ended by us or broke off; set once
+	orderly bool      // it was not broken off: who ends it closes both ends
+	http    requests  // it carries; nil where it has none, or no more
 
-	request  policy.Request
-	proof    identity.JWT // that came with request.HTTP
-	protocol string       // the ALPN protocol that was negotiated
-	decision policy.Decision
-	outcome  outcome            // of the decision, as it was counted
-	counter  decisionCounter    // of the decision
-	would    string             // why it would be refused, if its listener did more than audit
-	against  string             // why the rules refuse it, though it is kept or drains
-	shadow   shadow             // of the decision, as it was counted
-	own      *identity.Identity // what we present on it
-	standing *identity.Standing // the peer's; nil in plaintext
-	metered  bool               // it passed its limits
-	stakes   []stake            // in those of them that count live connections
+	question                 // what the policy is asked about it, and about its request
+	protocol string          // the ALPN protocol that was negotiated
+	counter  decisionCounter // of the last decision
+	metered  bool            // it passed its limits
+	stakes   []stake         // in those of them that count live connections
 
-	deadlines [causes]deadline // when it is ended at the latest
-	drainedAt time.Time        // when it was told to end with the next answer; of HTTP
-	moved     time.Time        // when bytes were last seen to have moved
+	drainedAt time.Time // when it was told to end with the next answer; of HTTP
+	moved     time.Time // when bytes were last seen to have moved
 	movedSum  uint64
 	firstDone side // the one that was the first to be done
 	unread    bool // the target took no more of what the client sends
@@ -93,6 +78,13 @@ const (
 	copying
 	finished // nobody asks it any more
 )
+
+// newConn returns a connection that was accepted under s.
+func newConn(l *listener, down end, s *settings) *conn {
+	c := &conn{l: l, down: down, start: time.Now(), latest: s}
+	c.c, c.began = c, s
+	return c
+}
 
 // closing is why a connection ended: one of telemetry.CloseReasons, and the
 // same for a person.
@@ -150,7 +142,7 @@ func (c *conn) serveInbound(record *telemetry.Access) error {
 		c.identifyPlaintext(session)
 	} else {
 		t := secure(c.down, tls.Server, session.config)
-		if err := c.handshake(t, s, record); err != nil {
+		if err := c.handshake(t, s, record, nil); err != nil {
 			c.notePeer(session, err)
 			return err
 		}
@@ -205,7 +197,7 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 	}
 	config := session.toward(c.target)
 	up := secure(raw, tls.Client, config)
-	if err := c.handshake(up, s, record); err != nil {
+	if err := c.handshake(up, s, record, nil); err != nil {
 		c.blame(err)
 		c.notePeer(session, err)
 		return err
@@ -222,13 +214,16 @@ func (c *conn) serveOutbound(record *telemetry.Access) error {
 }
 
 // handshake runs the TLS handshake. The table ends it when it takes too
-// long; how many compute at once is bounded for each listener.
-func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) error {
-	if c.http == nil {
+// long; how many compute at once is bounded for each listener. A handshake with
+// a service, for a request, is one of its waits, and the client's connection
+// goes on.
+func (q *question) handshake(t *secured, s *settings, record *telemetry.Access, waits *waits) error {
+	c := q.c
+	if waits == nil {
 		c.endBy(endHandshake, time.Now().Add(s.Timeouts.Handshake), closing{"error", fmt.Sprintf("the handshake took longer than %s", s.Timeouts.Handshake)})
-	} else { // with a service: the client's connection goes on
-		c.http.expectOf(serviceSends, s.Timeouts.Handshake)
-		defer c.http.forget(serviceSends)
+	} else {
+		waits.expectOf(serviceSends, s.Timeouts.Handshake)
+		defer waits.forget(serviceSends)
 	}
 	begin := time.Now()
 	late, err := c.inTurn(t, s.Timeouts.Handshake)
@@ -240,7 +235,7 @@ func (c *conn) handshake(t *secured, s *settings, record *telemetry.Access) erro
 			c.l.handshaked("timeout")
 			return refuse("refused", "%s: no turn within %s, with %d that compute at a time", errNoTurn, s.Timeouts.Handshake, s.MaxHandshakes)
 		}
-		if ended := c.ended(); ended != nil {
+		if ended := q.ended(); ended != nil {
 			c.l.handshaked("timeout")
 			if ended.reason == "error" { // it was slow
 				return &handshakeError{refusal: refusal{"refused", ended.why}, err: err, late: late}
@@ -427,7 +422,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	c.giveLimits()
 	c.fill(record)
 	c.phase = finished
-	quiet := c.http != nil && c.http.served > 0
+	quiet := c.http != nil && c.http.answered() > 0
 	target := cmp.Or(c.target, strings.Join(c.began.targetsFor(c.bound()), ", "))
 	ended := closing{reason: "peer"}
 	if c.closing != nil {
@@ -485,7 +480,7 @@ func (c *conn) closeEnds(err error) {
 	c.mu.Lock()
 	up, killed, unread := c.up, c.closing != nil && !c.orderly, c.unread
 	if c.http != nil && !killed && !unread {
-		_ = c.http.out.dst.CloseWrite() // fails where the client is gone
+		_ = c.http.says().CloseWrite() // fails where the client is gone
 	}
 	alerted := c.request.Direction == policy.Inbound && !c.inPlaintext()
 	c.mu.Unlock()
@@ -493,7 +488,7 @@ func (c *conn) closeEnds(err error) {
 	case killed:
 		return
 	case unread && c.http != nil:
-		lingerClose(c.http.out.dst, c.down, lingerHTTP)
+		lingerClose(c.http.says(), c.down, lingerHTTP)
 	case unread || (err != nil && alerted):
 		lingerClose(c.down, c.down, linger)
 	case err != nil:

@@ -65,11 +65,11 @@ func (c *conn) awake() {
 	}
 }
 
-// check ends the connection if one of its times has come, with c.mu held.
+// check ends the connection, or what is decided on it, if one of its times has
+// come, with c.mu held.
 func (c *conn) check(now time.Time) {
-	for _, end := range c.deadlines {
-		if !end.at.IsZero() && !now.Before(end.at) {
-			c.kill(end.why)
+	for q := range c.questions {
+		if q.checkDeadlines(now); c.closing != nil {
 			return
 		}
 	}
@@ -85,50 +85,47 @@ func (c *conn) check(now time.Time) {
 		}
 		c.endLocked(endAge, c.start.Add(s.MaxAge+s.Timeouts.Drain), why)
 	}
-	if end, ok := c.peerEnd(); ok && now.After(end) && s.OnPeerExpiry != ActionKeep {
-		why := closing{"expiry", fmt.Sprintf("the peer's SVID expired at %s", end.UTC().Format(time.RFC3339))}
-		if s.OnPeerExpiry == ActionClose {
-			c.kill(why)
+	for q := range c.questions {
+		if q.checkExpiry(now, s); c.closing != nil {
 			return
 		}
-		c.endLocked(endExpiry, end.Add(s.Timeouts.Drain), why)
-	}
-	if v := c.recheckExpiry(now); !v.ok {
-		c.violate(v, now, s)
-		return
-	}
-	if c.own != nil && !now.Before(c.own.NotAfter()) {
-		if v := c.reverify(s.lease, now); !v.ok {
-			c.violate(v, now, s)
-		}
-	}
-	if c.closing != nil {
-		return
 	}
 	if c.http != nil {
-		c.checkHTTP(now, s)
+		c.http.check(now, s)
 		return
 	}
 	c.checkIdle(now, s)
 }
 
-// checkHTTP ends waits that are over, and a client's connection that has asked
-// for nothing for long or is to end, with c.mu held.
-func (c *conn) checkHTTP(now time.Time, s *settings) {
-	d := c.http
-	d.hurry(now)
-	if c.closing != nil || d.state.Load() == busy {
-		c.moved = now
+// checkDeadlines ends what is past one of its deadlines, with c.mu held.
+func (q *question) checkDeadlines(now time.Time) {
+	for i := range q.deadlines {
+		if end := &q.deadlines[i]; !end.at.IsZero() && !now.Before(end.at) {
+			q.end(end.why)
+			return
+		}
+	}
+}
+
+// checkExpiry ends, as far as the settings have it, what depends on an SVID or
+// token whose time is over, with c.mu held.
+func (q *question) checkExpiry(now time.Time, s *settings) {
+	if end, ok := q.peerEnd(); ok && now.After(end) && s.OnPeerExpiry != ActionKeep {
+		why := closing{"expiry", fmt.Sprintf("the peer's SVID expired at %s", end.UTC().Format(time.RFC3339))}
+		if s.OnPeerExpiry == ActionClose {
+			q.end(why)
+			return
+		}
+		q.endLocked(endExpiry, end.Add(s.Timeouts.Drain), why)
+	}
+	if v := q.recheckExpiry(now); !v.ok {
+		q.violate(v, now, s)
 		return
 	}
-	if sum := c.in.Load(); sum != c.movedSum {
-		c.movedSum, c.moved = sum, now
-	}
-	quiet := now.Sub(c.moved)
-	if why, ok := c.drains(); ok && now.Sub(c.drainedAt) >= lameDuck(s) {
-		d.leave(why)
-	} else if s.Timeouts.Idle > 0 && quiet >= s.Timeouts.Idle {
-		d.leave(closing{"peer", fmt.Sprintf("idle for %s", s.Timeouts.Idle)})
+	if q.own != nil && !now.Before(q.own.NotAfter()) {
+		if v := q.reverify(s.lease, now); !v.ok {
+			q.violate(v, now, s)
+		}
 	}
 }
 
@@ -140,11 +137,11 @@ const longestDuck = 2 * time.Second
 // while a close could cross a request on its way.
 func lameDuck(s *settings) time.Duration { return min(s.Timeouts.Drain/2, longestDuck) }
 
-// drains reports why the connection is to end, if it is, with c.mu held.
-func (c *conn) drains() (closing, bool) {
+// drains reports why it is to end, if it is, with c.mu held.
+func (q *question) drains() (closing, bool) {
 	for n := endPolicy; n < causes; n++ {
-		if !c.deadlines[n].at.IsZero() {
-			return c.deadlines[n].why, true
+		if !q.deadlines[n].at.IsZero() {
+			return q.deadlines[n].why, true
 		}
 	}
 	return closing{}, false
@@ -162,26 +159,26 @@ func (c *conn) noteDrain() {
 	} else if c.drainedAt.IsZero() {
 		c.drainedAt = time.Now()
 	}
-	c.http.draining.Store(drains)
+	c.http.drain(drains)
 }
 
 // peerEnd returns when the peer's SVID ends, if it is there and showed one, with
 // c.mu held.
-func (c *conn) peerEnd() (time.Time, bool) {
-	if c.standing == nil {
+func (q *question) peerEnd() (time.Time, bool) {
+	if q.standing == nil {
 		return time.Time{}, false
 	}
-	return c.standing.NotAfter(), true
+	return q.standing.NotAfter(), true
 }
 
 // violate applies on_policy_change to a verdict, with c.mu held. What is not
 // copying yet is not there to be kept: it is refused.
-func (c *conn) violate(v verdict, now time.Time, s *settings) {
+func (q *question) violate(v verdict, now time.Time, s *settings) {
 	switch {
-	case v.always || c.phase != copying || s.OnPolicyChange == ActionClose:
-		c.kill(v.closing)
+	case v.always || q.c.phase != copying || s.OnPolicyChange == ActionClose:
+		q.end(v.closing)
 	case s.OnPolicyChange == ActionDrain:
-		c.endLocked(endPolicy, now.Add(s.Timeouts.Drain), v.closing)
+		q.endLocked(endPolicy, now.Add(s.Timeouts.Drain), v.closing)
 	}
 }
 
@@ -205,33 +202,25 @@ func (c *conn) nextDue() time.Time {
 			next = t
 		}
 	}
-	for _, end := range c.deadlines {
-		if !end.at.IsZero() {
-			sooner(end.at)
-		}
+	for q := range c.questions {
+		q.soonerDeadline(sooner)
 	}
 	if c.phase == opening {
 		return next
 	}
 	now := time.Now()
 	s := c.under(c.l.proxy.world.Load())
+	for q := range c.questions {
+		q.soonerExpiry(now, s, sooner)
+	}
 	if c.lively() {
 		sooner(now.Add(parkAfter))
 	}
 	if s.MaxAge > 0 {
 		sooner(c.start.Add(s.MaxAge))
 	}
-	if end, ok := c.peerEnd(); ok && s.OnPeerExpiry != ActionKeep && !now.After(end) {
-		sooner(end.Add(time.Millisecond))
-	}
-	if c.own != nil && now.Before(c.own.NotAfter()) {
-		sooner(c.own.NotAfter())
-	}
-	if c.proof != (identity.JWT{}) {
-		sooner(c.proof.NotAfter)
-	}
 	if c.http != nil {
-		c.soonerHTTP(s, sooner)
+		c.http.sooner(s, sooner)
 	}
 	if c.phase == copying && s.Timeouts.Idle > 0 {
 		sooner(now.Add(s.Timeouts.Idle / idleChecks))
@@ -239,33 +228,74 @@ func (c *conn) nextDue() time.Time {
 	return next
 }
 
-// soonerHTTP tells of what an HTTP client's connection is due for, with c.mu
+// soonerDeadline tells of when it is to end, with c.mu held.
+func (q *question) soonerDeadline(sooner func(time.Time)) {
+	for i := range q.deadlines {
+		if at := q.deadlines[i].at; !at.IsZero() {
+			sooner(at)
+		}
+	}
+}
+
+// soonerExpiry tells of when an SVID or token ends that it depends on, with c.mu
 // held.
-func (c *conn) soonerHTTP(s *settings, sooner func(time.Time)) {
-	c.http.sooner(sooner)
-	if !c.drainedAt.IsZero() && c.http.state.Load() != busy && !c.http.leaving.Load() {
-		sooner(c.drainedAt.Add(lameDuck(s)))
+func (q *question) soonerExpiry(now time.Time, s *settings, sooner func(time.Time)) {
+	if end, ok := q.peerEnd(); ok && s.OnPeerExpiry != ActionKeep && !now.After(end) {
+		sooner(end.Add(time.Millisecond))
+	}
+	if q.own != nil && now.Before(q.own.NotAfter()) {
+		sooner(q.own.NotAfter())
+	}
+	if q.proof != (identity.JWT{}) {
+		sooner(q.proof.NotAfter)
 	}
 }
 
-// endBy ends the connection at the given time unless it has ended before. Of
-// two ends for the same cause the earlier one counts.
-func (c *conn) endBy(cause cause, at time.Time, why closing) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.endLocked(cause, at, why)
+// endBy ends it at the given time unless it has ended before. Of two ends for
+// the same cause the earlier one counts.
+func (q *question) endBy(cause cause, at time.Time, why closing) {
+	q.c.mu.Lock()
+	defer q.c.mu.Unlock()
+	q.endLocked(cause, at, why)
 }
 
-func (c *conn) endLocked(cause cause, at time.Time, why closing) {
-	if c.closing != nil || c.phase == finished { // one that was refused may have ended unidentified
+func (q *question) endLocked(cause cause, at time.Time, why closing) {
+	c := q.c
+	if q.closed() != nil || c.phase == finished { // one that was refused may have ended unidentified
 		return
 	}
-	if set := c.deadlines[cause].at; !set.IsZero() && !at.Before(set) {
+	if set := q.deadlines[cause].at; !set.IsZero() && !at.Before(set) {
 		return
 	}
-	c.deadlines[cause] = deadline{at, why}
+	q.deadlines[cause] = deadline{at, why}
 	c.noteDrain()
 	c.l.proxy.table.schedule(c, c.nextDue())
+}
+
+// end ends what is asked about now, with c.mu held: the connection, or itself
+// alone.
+func (q *question) end(why closing) {
+	switch {
+	case q.alone == nil:
+		q.c.kill(why)
+	case q.closed() == nil:
+		q.reset = &why
+		q.letGo()
+		q.alone(why)
+	}
+}
+
+// letGo breaks off what it has of a target, with c.mu held.
+func (q *question) letGo() {
+	if q.cancel != nil {
+		q.cancel()
+	}
+	if q.up != nil {
+		abort(q.up)
+	}
+	if q.rouse != nil {
+		q.rouse()
+	}
 }
 
 // kill ends the connection now, with c.mu held. Both ends are broken off, so
@@ -275,11 +305,8 @@ func (c *conn) kill(why closing) {
 		return
 	}
 	c.closing = &why
-	if c.cancel != nil {
-		c.cancel()
-	}
-	if c.up != nil {
-		abort(c.up)
+	for q := range c.questions {
+		q.letGo()
 	}
 	abort(c.down)
 	c.wakeStreams()
@@ -311,13 +338,6 @@ func (c *conn) breakOff(from side, why closing) {
 		_ = c.up.Close()
 	}
 	c.wakeStreams()
-}
-
-// ended returns why the connection was ended, or nil while it was not.
-func (c *conn) ended() *closing {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closing
 }
 
 // deadline is when and why a connection will be ended. A zero at is never.

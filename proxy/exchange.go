@@ -8,56 +8,30 @@ import (
 	"sync"
 	"time"
 
-	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/forwarded"
 	"github.com/narthex-id/narthex/proxy/http1"
-	"github.com/narthex-id/narthex/proxy/identity"
-	"github.com/narthex-id/narthex/proxy/policy"
-	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 // exchange is one request of a client and its response: read, decided, sent on
 // to an endpoint of the target, answered, recorded. It is used again for the
 // next request, of any connection, so that one that is idle holds none of it.
 type exchange struct {
-	d     *downstream
-	s     *settings // in force when it was decided
-	began time.Time
-
-	req    http1.Request
-	asked  policy.HTTP // what rules see of it
-	told   http1.Edit  // what its service is told
-	id     string      // of the request, for log and service
-	notes  []byte      // memory of told and id
+	call
+	d      *downstream
 	body   http1.Body
 	whole  bool  // all of its body is there, so that it can be sent again
 	held   int   // bytes of a whole body, which stay in the intake until the request is done with
 	taken  int64 // of its body, in bytes; the upload's while that runs
 	upload upload
 
-	loan upstream.Loan
-	b    *backend
-	used bool // b was sent something
-
-	budget *upstream.Budget // of retries
-	proof  identity.JWT     // the client's second one; the zero JWT where it has none
-	tried  upstream.Tried
-	tries  int
-
-	resp    http1.Response
 	answer  http1.Edit
-	back    http1.Body
-	sent    bool   // the client got something of a response
-	in, out uint64 // of the connection, before it
-
-	record telemetry.Access
-	http   telemetry.AccessHTTP
-	came   outcome
+	content http1.Body // of the response
+	sent    bool       // the client got something of a response
+	in, out uint64     // of the connection, before it
 }
 
 var exchanges = sync.Pool{New: func() any {
 	x := &exchange{}
-	x.record.HTTP = &x.http
 	x.upload.done = make(chan struct{}, 1)
 	return x
 }}
@@ -67,6 +41,7 @@ var exchanges = sync.Pool{New: func() any {
 func (d *downstream) exchange() (next bool) {
 	x := exchanges.Get().(*exchange)
 	x.d = d
+	x.of(&d.c.question, &d.waits, d)
 	x.in, x.out = d.read(), d.c.out.Load()
 	next = x.serve() && !d.leaving.Load()
 	x.finish()
@@ -91,7 +66,8 @@ func (x *exchange) serve() bool {
 func (x *exchange) finish() {
 	d := x.d
 	d.endRequest(x)
-	x.account()
+	d.served++
+	x.account(d.read()-x.in, d.c.out.Load()-x.out)
 	d.in.unpin()
 	x.reset()
 	exchanges.Put(x)
@@ -99,24 +75,9 @@ func (x *exchange) finish() {
 
 // reset forgets the request but not the memory it was held in.
 func (x *exchange) reset() {
-	headers, notes, set, more := x.asked.Headers, x.notes, x.told.Set, x.told.Append
-	clear(headers)
-	x.req.Forget()
-	x.resp.Forget()
-	clear(set)
-	clear(more)
-	*x = exchange{
-		req: x.req, resp: x.resp, record: telemetry.Access{HTTP: &x.http}, upload: upload{done: x.upload.done},
-		notes: notes[:0], asked: policy.HTTP{Headers: headers[:0]}, told: http1.Edit{Set: set[:0], Append: more[:0]},
-	}
-	if cap(notes) > maxNotes {
-		x.notes = nil
-	}
+	x.call.reset()
+	*x = exchange{call: x.call, upload: upload{done: x.upload.done}}
 }
-
-// maxNotes is how much memory for fields of our own an exchange keeps, in
-// bytes.
-const maxNotes = 4 << 10
 
 // readHead reads the head of the request.
 func (x *exchange) readHead() error {
@@ -176,7 +137,11 @@ func (x *exchange) forward() bool {
 		if refused := x.borrow(); refused != nil {
 			return x.reply(refused)
 		}
-		again, next := x.attempt()
+		attempt := x.attempt
+		if x.far != nil {
+			attempt = x.lift
+		}
+		again, next := attempt()
 		if !again {
 			return next
 		}
@@ -300,7 +265,7 @@ func (x *exchange) writeHead(e *http1.Edit, body []byte) error {
 func (x *exchange) respond() (next bool) {
 	d, in := x.d, &x.b.in
 	x.http.Status = x.resp.Status
-	x.back.Start(x.resp.Body, x.resp.Length, nil)
+	x.content.Start(x.resp.Body, x.resp.Length, nil)
 	unread := x.req.Continue && !x.whole && !x.upload.begun.Load() // it was told not to send its body, or not told to
 	closes := !x.req.KeepAlive || unread || d.draining.Load()
 	x.answer = http1.Edit{Close: closes, Persist: !closes && x.req.Minor == 0, Unchunked: x.req.Minor == 0}
@@ -363,9 +328,9 @@ func (x *exchange) passBody(in *intake, unchunked bool) error {
 		var done bool
 		var err error
 		if unchunked {
-			span, n, done, err = x.back.NextData(in.b)
+			span, n, done, err = x.content.NextData(in.b)
 		} else {
-			n, done, err = x.back.Next(in.b)
+			n, done, err = x.content.Next(in.b)
 			span = in.b[:n]
 		}
 		if err != nil {
@@ -395,7 +360,7 @@ func (x *exchange) passBody(in *intake, unchunked bool) error {
 			continue // there may be more in what is there
 		}
 		if err := x.await(in); err != nil {
-			if err == io.EOF && x.back.Close() == nil { //nolint:errorlint // in TLS no other end is one in good order
+			if err == io.EOF && x.content.Close() == nil { //nolint:errorlint // in TLS no other end is one in good order
 				return nil
 			}
 			return err
@@ -422,18 +387,6 @@ func (x *exchange) breakOff(err error) {
 	defer c.mu.Unlock()
 	x.record.Reason = tidy(why)
 	c.kill(closing{"error", why})
-}
-
-// explain says what an error of the service is.
-func (x *exchange) explain(err error) string {
-	var bad *http1.Error
-	switch {
-	case errors.As(err, &bad):
-		return bad.Error()
-	case isInterrupt(err):
-		return "it sent nothing for too long"
-	}
-	return explainBroken(err)
 }
 
 // failed is for a request that got no response. It reports whether it is to be
@@ -483,26 +436,20 @@ func (x *exchange) failed(err error) (again, next bool) {
 
 // mayRetry reports whether the request can be sent again: the client cannot
 // tell by what comes of it, and all of it is there.
-func (x *exchange) mayRetry(fresh bool) bool {
-	if !x.whole || !idempotent(x.req.Method) || x.req.Upgrade != "" {
-		return false
+func (x *exchange) mayRetry(fresh bool) bool { return x.whole && x.call.mayRetry(fresh) }
+
+// dropBackend ends the connection to the service.
+func (x *exchange) dropBackend() {
+	if x.b != nil {
+		x.stopUpload()
 	}
-	if !fresh { // it was closed while it lay idle: that says nothing of the service
-		return x.tries <= maxStale
-	}
-	return x.tries <= x.s.HTTP.Retries && x.budget.TakeRetry()
+	x.call.dropBackend()
 }
 
-// maxStale bounds how many idle connections that turn out to be closed a
-// request is sent on.
-const maxStale = 3
-
-// idempotent reports whether it makes no difference how often a request is
-// carried out (RFC 9110, section 9.2.2).
-func idempotent(method string) bool {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
-		return true
+// release gives back what was lent.
+func (x *exchange) release() {
+	if x.b != nil && x.used {
+		x.stopUpload()
 	}
-	return false
+	x.call.release()
 }

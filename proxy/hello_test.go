@@ -187,13 +187,14 @@ func TestNextSilentMakesRoom(t *testing.T) {
 	ca := testca.New(t, "example.org")
 	in := inbound("orders", serve(t, echo))
 	p := run(t, Config{Listeners: []Listener{in}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
-	l, c := p.world.Load().named("orders"), &conn{}
-	c.l, c.down, c.request.Direction = l, &net.TCPConn{}, policy.Inbound // one that is closed already
+	l := p.world.Load().named("orders")
+	c := newConn(l, &net.TCPConn{}, l.settings()) // one that is closed already
+	c.request.Direction = policy.Inbound
 	l.makeRoom()
 	if l.waits(c, false); c.ended() == nil {
 		t.Error("it keeps its place")
 	}
-	other := &conn{l: l, down: c.down}
+	other := newConn(l, c.down, l.settings())
 	other.request.Direction = policy.Inbound
 	if l.waits(other, false); other.ended() != nil {
 		t.Error("one place was wanted, and two were given up")
@@ -214,7 +215,7 @@ func TestSilentWhileRoomIsMade(t *testing.T) {
 	p := run(t, c)
 	l := p.world.Load().named("orders")
 	for round := range 5000 {
-		c := &conn{l: l, down: &net.TCPConn{}} // one that is closed already
+		c := newConn(l, &net.TCPConn{}, l.settings()) // one that is closed already
 		c.request.Direction = policy.Inbound
 		var g sync.WaitGroup
 		var begun atomic.Bool

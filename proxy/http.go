@@ -2,17 +2,18 @@ package proxy
 
 import (
 	"cmp"
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/canonical"
 	"github.com/narthex-id/narthex/proxy/forwarded"
+	"github.com/narthex-id/narthex/proxy/http2"
 )
 
 // HTTP is what an HTTP listener does with requests. Zero values mean what
@@ -23,12 +24,26 @@ type HTTP struct {
 	MaxBody   int64              // of a request, in bytes, its chunks included; 0: unbounded
 	JWT       *JWT               // none
 	Retries   int                // further endpoints that a request is sent to which none has answered: 2; negative: none
+
+	// Versions are those that clients may speak, by their ALPN protocols (RFC
+	// 7301 §6), the preferred first: h2 and http/1.1, with which goes 1.0.
+	// Empty: the latter alone.
+	Versions   []string
+	MaxStreams int // requests of one connection of HTTP/2 at a time (RFC 9113 §5.1.2), at most 1,000: 250
 }
 
 const defaultRetries = 2
 
-// The ALPN protocols of HTTP/1.1 and 1.0 (RFC 7301, section 6).
+// Of HTTP.MaxStreams. Each is served like a connection, and all of them take one
+// place of MaxConnections.
 const (
+	defaultMaxStreams = 250
+	maxStreams        = 1000
+)
+
+// The ALPN protocols of HTTP/2, 1.1 and 1.0 (RFC 7301, section 6).
+const (
+	protocolH2     = "h2"
 	protocolHTTP   = "http/1.1"
 	protocolHTTP10 = "http/1.0"
 )
@@ -36,6 +51,10 @@ const (
 func (h *HTTP) withDefaults() *HTTP {
 	out := *h
 	out.Retries = max(0, cmp.Or(h.Retries, defaultRetries))
+	out.MaxStreams = cmp.Or(h.MaxStreams, defaultMaxStreams)
+	if out.Versions = slices.Clone(h.Versions); len(out.Versions) == 0 {
+		out.Versions = []string{protocolHTTP}
+	}
 	return &out
 }
 
@@ -43,6 +62,12 @@ func (h *HTTP) withDefaults() *HTTP {
 func (h *HTTP) check(inbound bool) error {
 	if h.MaxBody < 0 {
 		return errors.New("max_body cannot be negative")
+	}
+	if h.MaxStreams < 0 || h.MaxStreams > maxStreams {
+		return fmt.Errorf("max_streams: %d is out of bounds: want 1 to %d, or 0 for %d", h.MaxStreams, maxStreams, defaultMaxStreams)
+	}
+	if err := checkVersions(h.Versions); err != nil {
+		return fmt.Errorf("versions: %w", err)
 	}
 	if h.JWT != nil {
 		if err := h.JWT.check(inbound); err != nil {
@@ -53,9 +78,32 @@ func (h *HTTP) check(inbound bool) error {
 	return err
 }
 
+func checkVersions(versions []string) error {
+	for i, v := range versions {
+		if v != protocolH2 && v != protocolHTTP {
+			return fmt.Errorf("%q is none that is served: want %s or %s", v, protocolH2, protocolHTTP)
+		}
+		if slices.Contains(versions[:i], v) {
+			return fmt.Errorf("%s is in the list twice", v)
+		}
+	}
+	return nil
+}
+
 // This file is the client's side of an HTTP/1.1 connection: its requests, one
 // after another. Each is an exchange (exchange.go), decided by itself
 // (ruling.go). Between two of them the connection is parked like any other.
+
+// requests are what a connection carries, as far as what they come over makes a
+// difference. The methods are called with conn.mu held.
+type requests interface {
+	questions(yield func(*question) bool)       // that are asked, other than the connection's own
+	check(now time.Time, s *settings)           // what is due
+	sooner(s *settings, tell func(t time.Time)) // of when something is
+	drain(drains bool)                          // the connection is to end, or is not any more
+	answered() int                              // how many there were
+	says() end                                  // the client's end, as it is spoken to
+}
 
 // downstream is a client's connection as a sequence of requests.
 type downstream struct {
@@ -69,27 +117,33 @@ type downstream struct {
 	leaving  atomic.Bool // no further request is read
 	draining atomic.Bool // as leaving, after the one that is served now
 
-	ctx    context.Context // ends with the connection; nil while nothing was dialled
-	served int             // requests that came to an answer
+	served int  // requests that came to an answer
+	mayTry bool // it may turn out to be one of HTTP/2, by how it begins
 
 	forth, back *stream // which carry it since it changed its protocol
 }
 
-// follow has services told of the client as s says from now on.
-func (d *downstream) follow(s *settings) {
+func (d *downstream) makerFor(s *settings) *forwarded.Maker {
 	if d.told != s.told {
 		d.maker, d.told = d.c.makerOf(d.out.dst, s), s.told
 	}
+	return d.maker
 }
+
+func (d *downstream) version() int { return 1 }
 
 // serveHTTP serves the requests of a connection whose ends are known, until
 // there is nothing to do for this goroutine.
 func (c *conn) serveHTTP(down end) error {
-	d := &downstream{}
+	_, overTLS := down.(*secured)
+	if overTLS && c.protocol == protocolH2 {
+		return c.serveHTTP2(down)
+	}
+	d := &downstream{mayTry: !overTLS && slices.Contains(c.began.HTTP.Versions, protocolH2)}
 	d.sleeper = sleeper{c: c, src: inletOf(down), work: d, bytes: &c.in}
 	d.in = intake{src: d.src, flow: flow{&c.in, c.l.meters.bytesIn}}
 	d.out = outlet{down, flow{&c.out, c.l.meters.bytesOut}}
-	if !c.startRequests(d) {
+	if !c.startRequests(d, &d.sleeper, &d.waits) {
 		return c.killedBefore()
 	}
 	d.run()
@@ -109,18 +163,18 @@ func (c *conn) makerOf(down end, s *settings) *forwarded.Maker {
 
 // startRequests notes that the connection takes requests, unless it was ended
 // before.
-func (c *conn) startRequests(d *downstream) bool {
+func (c *conn) startRequests(r requests, reader *sleeper, w *waits) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closing != nil {
 		return false
 	}
-	c.http = d
-	c.streams[0] = &d.sleeper
+	c.http = r
+	c.streams[0] = reader
 	c.phase, c.moved = copying, time.Now()
 	c.l.meters.allowed.Inc()
 	c.noteDrain()
-	d.expect(clientSends, c.moved.Add(c.under(c.l.proxy.world.Load()).Timeouts.Head))
+	w.expect(clientSends, c.moved.Add(c.under(c.l.proxy.world.Load()).Timeouts.Head))
 	c.l.proxy.table.schedule(c, c.nextDue())
 	return true
 }
@@ -131,6 +185,13 @@ func (d *downstream) run() {
 		parked, err := d.await()
 		if parked {
 			return
+		}
+		if err == nil && d.mayTry {
+			d.mayTry = false
+			if d.speaksHTTP2() {
+				d.c.continueHTTP2(d)
+				return
+			}
 		}
 		if err != nil || !d.exchange() {
 			break
@@ -145,16 +206,22 @@ func (d *downstream) run() {
 	d.c.finish(&d.c.record, nil)
 }
 
-// dialContext ends with the connection.
-func (d *downstream) dialContext() context.Context {
-	if d.ctx == nil {
-		ctx, cancel := context.WithCancel(context.Background())
-		if !d.c.dialling(cancel) {
-			cancel()
+// speaksHTTP2 reports whether a client that has begun to speak does so in HTTP/2,
+// as one may that knows it of us (RFC 9113, section 3.3). In HTTP/1.1 nothing
+// begins like that.
+func (d *downstream) speaksHTTP2() bool {
+	for {
+		n := min(len(d.in.b), len(http2.Preface))
+		if string(d.in.b[:n]) != http2.Preface[:n] {
+			return false
 		}
-		d.ctx = ctx
+		if n > len("PRI") {
+			return true
+		}
+		if d.in.fill() != nil {
+			return false // reading the head finds out why
+		}
 	}
-	return d.ctx
 }
 
 // lastWords says that nothing more comes. What the client still sends is read
@@ -202,18 +269,6 @@ func (d *downstream) await() (parkedNow bool, err error) {
 	return false, nil
 }
 
-// begin has nobody interrupt what follows.
-func (d *downstream) begin() {
-	if d.state.CompareAndSwap(moving, busy) {
-		return
-	}
-	d.c.mu.Lock()
-	defer d.c.mu.Unlock()
-	if d.state.Swap(busy) == kicked {
-		d.src.resume()
-	}
-}
-
 // left notes how the client went between two requests.
 func (d *downstream) left(err error) {
 	if d.leaving.Load() || isEnd(err) {
@@ -244,10 +299,43 @@ func (d *downstream) leave(why closing) {
 	}
 }
 
+func (d *downstream) questions(func(*question) bool) {}
+
+// check ends waits that are over, those for a service whose answer nobody waits
+// for any more, and a client's connection that has asked for nothing for long or
+// is to end.
+func (d *downstream) check(now time.Time, s *settings) {
+	c := d.c
+	if d.hurry(now); c.closing != nil || d.state.Load() == busy {
+		c.moved = now
+		return
+	}
+	if sum := c.in.Load(); sum != c.movedSum {
+		c.movedSum, c.moved = sum, now
+	}
+	quiet := now.Sub(c.moved)
+	if why, ok := c.drains(); ok && now.Sub(c.drainedAt) >= lameDuck(s) {
+		d.leave(why)
+	} else if s.Timeouts.Idle > 0 && quiet >= s.Timeouts.Idle {
+		d.leave(closing{"peer", fmt.Sprintf("idle for %s", s.Timeouts.Idle)})
+	}
+}
+
+func (d *downstream) sooner(s *settings, tell func(time.Time)) {
+	d.waits.sooner(tell)
+	if c := d.c; !c.drainedAt.IsZero() && d.state.Load() != busy && !d.leaving.Load() {
+		tell(c.drainedAt.Add(lameDuck(s)))
+	}
+}
+
+func (d *downstream) drain(drains bool) { d.draining.Store(drains) }
+func (d *downstream) answered() int     { return d.served }
+func (d *downstream) says() end         { return d.out.dst }
+
 // hurry ends the waits that are over, and those for a service whose answer
 // nobody waits for any more, with c.mu held.
 func (d *downstream) hurry(now time.Time) {
-	if d.state.Load() == busy && d.patience[serviceSends].Load() != 0 && d.c.up != nil && hasGone(d.c.down) {
+	if d.state.Load() == busy && d.patience[serviceSends].Load() != 0 && (d.c.up != nil || d.c.rouse != nil) && hasGone(d.c.down) {
 		d.gone.Store(true)
 		d.c.interruptTarget()
 	}
@@ -266,9 +354,12 @@ func (d *downstream) hurry(now time.Time) {
 }
 
 // interruptTarget has nobody wait for the target any more, with c.mu held.
-func (c *conn) interruptTarget() {
-	if c.up != nil {
-		_ = c.up.SetDeadline(past) // fails on a closed socket, which its reader finds out
+func (q *question) interruptTarget() {
+	if q.up != nil {
+		_ = q.up.SetDeadline(past) // fails on a closed socket, which its reader finds out
+	}
+	if q.rouse != nil {
+		q.rouse()
 	}
 }
 

@@ -51,7 +51,7 @@ func TestInterruptMeantForAnother(t *testing.T) {
 	<-half
 	for _, c := range p.table.of(nil) {
 		c.mu.Lock()
-		c.http.src.interrupt()
+		c.streams[0].src.interrupt()
 		c.mu.Unlock()
 	}
 	b.send("world")

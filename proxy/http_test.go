@@ -401,7 +401,7 @@ func TestDrainOfRequests(t *testing.T) {
 	p.until("every connection drains", func() bool {
 		for _, c := range p.table.of(nil) {
 			c.mu.Lock()
-			d := c.http
+			d, _ := c.http.(*downstream)
 			c.mu.Unlock()
 			if d == nil || !d.draining.Load() {
 				return false

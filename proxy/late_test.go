@@ -34,7 +34,7 @@ func TestLateTurn(t *testing.T) {
 				near, far := net.Pipe()
 				defer far.Close()
 				defer near.Close()
-				turn := &turns{c: &conn{l: l, request: policy.Request{Direction: policy.Outbound}}, end: pipe{near}, until: time.Now().Add(10 * time.Second)}
+				turn := &turns{c: &conn{l: l, question: question{request: policy.Request{Direction: policy.Outbound}}}, end: pipe{near}, until: time.Now().Add(10 * time.Second)}
 				l.handshakes.force() // somebody else's
 				go func() {
 					time.Sleep(c.queue)
@@ -98,7 +98,8 @@ func TestProvenClientKeepsItsPlace(t *testing.T) {
 	for i := range clients {
 		near, far := net.Pipe()
 		t.Cleanup(func() { _ = far.Close(); _ = near.Close() })
-		clients[i] = &conn{l: l, down: pipe{near}, began: &settings{}, index: -1}
+		clients[i] = newConn(l, pipe{near}, &settings{})
+		clients[i].index = -1
 		l.waits(clients[i], false)
 	}
 	clients[0].phase = copying
@@ -117,7 +118,8 @@ func TestDripGoesFirst(t *testing.T) {
 	for i := range clients {
 		near, far := net.Pipe()
 		t.Cleanup(func() { _ = far.Close(); _ = near.Close() })
-		clients[i] = &conn{l: l, down: pipe{near}, began: &settings{}, index: -1}
+		clients[i] = newConn(l, pipe{near}, &settings{})
+		clients[i].index = -1
 		l.waits(clients[i], false)
 	}
 	drip := &turns{c: clients[1], end: clients[1].down, until: time.Now().Add(patience)}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/narthex-id/narthex/proxy/http2"
 	"github.com/narthex-id/narthex/proxy/identity"
 	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/upstream"
@@ -15,9 +16,8 @@ import (
 
 // borrow takes a connection to an endpoint for the request. Outbound, the far
 // end is known by then and the policy is asked.
-func (x *exchange) borrow() *refused {
-	c, s := x.d.c, x.s
-	to := x.bound()
+func (x *call) borrow() *refused {
+	c, s := x.c, x.s
 	var key *session
 	if s.Direction == policy.Outbound {
 		var err error
@@ -25,7 +25,7 @@ func (x *exchange) borrow() *refused {
 			return refuseRequest(http.StatusServiceUnavailable, "cannot present an identity: %v", err)
 		}
 	}
-	way := s.wayFor(to)
+	way := s.wayFor(x.bound())
 	if way == nil {
 		return refuseRequest(http.StatusServiceUnavailable, "no route takes it, and the listener has no target of its own")
 	}
@@ -33,37 +33,65 @@ func (x *exchange) borrow() *refused {
 		way.group.Budget.Request()
 	}
 	x.budget = &way.group.Budget
+	wish := upstream.Wish{Timeout: s.Timeouts.Connect, Own: c.l.socket.Addr(), Key: keyOf(key), Shares: x.overHTTP2()}
 	var err error
-	x.loan, err = way.group.Borrow(x.d.dialContext(), upstream.Wish{Timeout: s.Timeouts.Connect, Own: c.l.socket.Addr(), Key: keyOf(key)}, &x.tried)
+	x.loan, err = way.group.Borrow(x.q.dialContext(), wish, &x.tried)
 	if err != nil {
 		return x.cannotBorrow(err)
 	}
-	if x.loan.Kept != nil {
-		x.b = x.loan.Kept.(*backend)
-	} else if refused := x.connect(key); refused != nil {
-		return refused
+	switch kept := x.loan.Kept.(type) {
+	case *backend:
+		x.b = kept
+	case *far:
+		x.far = kept
+	default:
+		if refused := x.connect(key, wish.Shares); refused != nil {
+			return refused
+		}
 	}
 	if refused := x.attach(); refused != nil {
 		return refused
 	}
 	if s.Direction == policy.Outbound {
-		if refused := x.decide(x.b); refused != nil {
+		if refused := x.decide(true); refused != nil {
 			return refused
 		}
-		return x.vouch(x.b.own)
+		return x.vouch(x.backed().own)
 	}
 	return nil
 }
 
-// bound is where the request is bound for.
-func (x *exchange) bound() bound { return x.boundTo("") }
+// overHTTP2 reports whether the request is to go on over HTTP/2, if the far end
+// speaks it.
+func (x *call) overHTTP2() bool {
+	switch x.s.UpstreamProtocol {
+	case ProtocolHTTP1:
+		return false
+	case ProtocolHTTP2:
+		return true
+	}
+	if x.s.Direction == policy.Outbound {
+		return x.caller.version() == 2
+	}
+	return x.caller.version() == 2 && x.asked.GRPC()
+}
 
-func (x *exchange) boundTo(target string) bound {
+// backed returns what is known of the connection that was lent.
+func (x *call) backed() *backed {
+	if x.far != nil {
+		return &x.far.backed
+	}
+	return &x.b.backed
+}
+
+// bound is where the request is bound for.
+func (x *call) bound() bound { return x.boundTo("") }
+
+func (x *call) boundTo(target string) bound {
 	if x.s.Direction == policy.Outbound {
 		return bound{target: target}
 	}
-	c := x.d.c
-	return bound{c.request.SNI, c.protocol, x.asked.Host, x.asked.Path, target}
+	return bound{x.q.request.SNI, x.c.protocol, x.asked.Host, x.asked.Path, target}
 }
 
 // keyOf is under which key connections are kept: in plaintext all under one.
@@ -74,7 +102,7 @@ func keyOf(s *session) any {
 	return s
 }
 
-func (x *exchange) cannotBorrow(err error) *refused {
+func (x *call) cannotBorrow(err error) *refused {
 	status := http.StatusBadGateway
 	switch {
 	case errors.Is(err, upstream.ErrFull):
@@ -86,113 +114,152 @@ func (x *exchange) cannotBorrow(err error) *refused {
 }
 
 // connect makes a backend of a connection that was dialled. Outbound, the far
-// end proves that it is whom the listener expects.
-func (x *exchange) connect(key *session) *refused {
-	c, s := x.d.c, x.s
+// end proves that it is whom the listener expects. With shares it is to carry
+// many requests, if the far end agrees.
+func (x *call) connect(key *session, shares bool) *refused {
 	raw, ok := x.loan.Conn.(end)
 	if !ok {
 		_ = x.loan.Conn.Close()
 		x.loan.Close()
 		return refuseRequest(http.StatusBadGateway, "target %s: %T cannot be half-closed", x.loan.Target, x.loan.Conn)
 	}
-	noticeTargetLoss(raw, s)
-	if key == nil {
-		x.b = newBackend(raw, raw)
+	noticeTargetLoss(raw, x.s)
+	over, known := raw, backed{raw: raw}
+	if key != nil {
+		t, proved, err := x.shake(raw, key, shares)
+		if err != nil {
+			address, status := x.loan.Address, http.StatusBadGateway
+			if x.w.late[serviceSends].Load() {
+				status = http.StatusGatewayTimeout
+			}
+			x.c.mu.Lock()
+			x.q.up = nil
+			x.c.mu.Unlock()
+			_ = raw.Close()
+			x.loan.Close()
+			return refuseRequest(status, "target %s: %v", address, err)
+		}
+		over, known = t, proved
+		shares = shares && proved.proved.Protocol == protocolH2
+	}
+	if !shares {
+		x.b = newBackend(known, over)
+		x.loan.Alone()
 		return nil
 	}
-	b, err := c.prove(raw, key, x)
-	if err != nil {
-		address, status := x.loan.Address, http.StatusBadGateway
-		if x.d.late[serviceSends].Load() {
-			status = http.StatusGatewayTimeout
-		}
-		c.mu.Lock()
-		c.up = nil
-		c.mu.Unlock()
-		_ = raw.Close()
-		x.loan.Close()
-		return refuseRequest(status, "target %s: %v", address, err)
-	}
-	x.b = b
+	x.loan.Succeeded()
+	x.far = newFar(known, over, &x.c.l.proxy.fars)
+	x.far.h2.Reserve() // a place for this one; there is room
+	x.loan.Share(x.far)
 	return nil
 }
 
-// prove has the far end of a connection prove that it is expected, and us whom
+// shake has the far end of a connection prove that it is expected, and us whom
 // we are.
-func (c *conn) prove(raw end, s *session, x *exchange) (*backend, error) {
-	c.mu.Lock()
-	c.up = raw
-	ended := c.closing
-	c.mu.Unlock()
+func (x *call) shake(raw end, s *session, shares bool) (*secured, backed, error) {
+	x.c.mu.Lock()
+	x.q.up = raw
+	ended := x.q.closed()
+	x.c.mu.Unlock()
 	if ended != nil {
-		return nil, errors.New(ended.why)
+		return nil, backed{}, errors.New(ended.why)
 	}
-	config := s.toward(x.loan.Target)
+	config := s.offering(x.loan.Target, x.protocols(shares))
 	t := secure(raw, tls.Client, config)
-	if err := c.handshake(t, s.settings, &x.record); err != nil {
+	if err := x.c.handshake(t, s.settings, &x.record, x.w); err != nil {
 		var failed *handshakeError
 		if errors.As(err, &failed) && !failed.late {
 			x.loan.Failed(errors.New(tidy(err.Error())))
 		}
-		return nil, err
+		return nil, backed{}, err
 	}
 	cs := t.ConnectionState()
 	peer, err := peerOf(&cs)
 	if err != nil { // cannot happen: the handshake read it before
-		return nil, err
+		return nil, backed{}, err
 	}
-	b := newBackend(raw, t)
-	b.own, b.peer, b.serverName = s.identity, peer, normalSNI(config.ServerName)
+	b := backed{raw: raw, own: s.identity, peer: peer, serverName: normalSNI(config.ServerName)}
 	if b.standing, err = s.trust.Stand(peer.ID, cs.PeerCertificates, time.Now()); err != nil { // verified a moment ago, or expired since
-		return nil, err
+		return nil, backed{}, err
 	}
 	b.proved.TLSVersion, b.proved.Cipher, b.proved.Protocol = x.record.TLSVersion, x.record.Cipher, x.record.Protocol
 	b.proved.ServerName = config.ServerName
-	return b, nil
+	return t, b, nil
 }
 
-// attach gives the connection its upstream for this request, unless it was
-// ended or its listener leads elsewhere by now.
-func (x *exchange) attach() *refused {
-	c, b := x.d.c, x.b
+// protocols are what the far end is offered.
+func (x *call) protocols(shares bool) offer {
+	switch {
+	case !shares:
+		return offersHTTP1
+	case x.s.UpstreamProtocol == ProtocolHTTP2:
+		return offersHTTP2
+	}
+	return offersBoth
+}
+
+// attach gives the request its upstream, unless it was ended or its listener
+// leads elsewhere by now.
+func (x *call) attach() *refused {
+	c, q, b := x.c, x.q, x.backed()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.deadlines[endHandshake] = deadline{}
-	if c.closing != nil {
-		return &refused{status: http.StatusServiceUnavailable, why: c.closing.why, last: true}
+	q.deadlines[endHandshake] = deadline{}
+	if ended := q.closed(); ended != nil {
+		return &refused{status: http.StatusServiceUnavailable, why: ended.why, last: true}
 	}
 	if c.latest != x.s && !c.latest.keeps(x.s, x.boundTo(x.loan.Target)) {
 		return refuseRequest(http.StatusServiceUnavailable, "the listener's target changed while the request was on its way")
 	}
-	c.up, c.target, c.began = b.raw, x.loan.Target, x.s
+	q.up, q.target, q.began = nil, x.loan.Target, x.s
+	if x.far == nil { // else it is of others too
+		q.up = b.raw
+	}
 	x.used = false
 	x.record.Destination = x.loan.Address
 	if b.own != nil {
-		c.own, c.standing = b.own, b.standing
-		c.request.From, c.request.To = policy.PeerOf(b.own.ID, b.own.Certificate.Leaf), b.peer
-		c.request.SNI, c.request.Port = b.serverName, portOf(b.raw.RemoteAddr())
+		q.own, q.standing = b.own, b.standing
+		q.request.From, q.request.To = policy.PeerOf(b.own.ID, b.own.Certificate.Leaf), b.peer
+		q.request.SNI, q.request.Port = b.serverName, portOf(b.raw.RemoteAddr())
 		x.record.TLSVersion, x.record.Cipher = b.proved.TLSVersion, b.proved.Cipher
 		x.record.ServerName, x.record.Protocol = b.proved.ServerName, b.proved.Protocol
 	}
 	return nil
 }
 
-// release takes the upstream from the connection. One that was sent nothing is
-// as good as before.
-func (x *exchange) release() {
-	if x.b != nil && x.used {
+// release gives back what was lent. A connection that was sent nothing is as
+// good as before.
+func (x *call) release() {
+	switch {
+	case x.far != nil:
+		x.leaveFar(nil)
+	case x.b != nil && x.used:
 		x.dropBackend()
-	} else if x.b != nil {
+	case x.b != nil:
 		x.returnBackend()
 	}
 }
 
+// leaveFar ends the loan of a connection that others use too, with the stream
+// that was opened on it, if one was.
+func (x *call) leaveFar(out *http2.Stream) {
+	far := x.far
+	x.far = nil
+	x.detach()
+	if out != nil {
+		out.Release(http2.Cancel)
+	} else {
+		far.h2.Unreserve()
+	}
+	x.loan.Close()
+	far.settle()
+}
+
 // dropBackend ends the connection to the service.
-func (x *exchange) dropBackend() {
+func (x *call) dropBackend() {
 	if x.b == nil {
 		return
 	}
-	x.stopUpload()
 	x.detach()
 	x.b.in.unpin()
 	x.b.in.drop()
@@ -202,34 +269,33 @@ func (x *exchange) dropBackend() {
 }
 
 // returnBackend has the connection lie idle for another request.
-func (x *exchange) returnBackend() {
-	x.detach()
-	d, b := x.d, x.b
-	if d.cut() {
+func (x *call) returnBackend() {
+	b := x.b
+	if x.w.cut() {
 		x.dropBackend()
 		return
 	}
+	x.detach()
 	x.b = nil
 	b.in.unpin()
 	b.rest()
 	x.loan.Return(b)
 }
 
-// detach takes the upstream from the connection. Who ends that leaves this
-// alone from then on.
-func (x *exchange) detach() {
-	c := x.d.c
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.up, c.target = nil, ""
+// detach takes the upstream from the request. Who ends that leaves this alone
+// from then on.
+func (x *call) detach() {
+	x.c.mu.Lock()
+	defer x.c.mu.Unlock()
+	x.q.up, x.q.target = nil, ""
 	x.nameEnds()
 }
 
 // nameEnds notes the two ends for the record, with c.mu held.
-func (x *exchange) nameEnds() {
-	c := x.d.c
-	x.record.From, x.record.To = peerName(&c.request.From), peerName(&c.request.To)
-	x.record.Plaintext, x.record.Serial = c.inPlaintext(), c.peer().Serial
+func (x *call) nameEnds() {
+	q := x.q
+	x.record.From, x.record.To = peerName(&q.request.From), peerName(&q.request.To)
+	x.record.Plaintext, x.record.Serial = q.inPlaintext(), q.peer().Serial
 }
 
 // endRequest has no rules asked about the request any more.

@@ -175,7 +175,7 @@ func (l *listener) admit(raw net.Conn) {
 		return
 	}
 	s := l.settings()
-	c := &conn{l: l, down: down, start: time.Now(), began: s, latest: s}
+	c := newConn(l, down, s)
 	c.source, c.request.Source = sourceOf(raw)
 	c.request.Listener, c.request.Direction = l.name, s.Direction
 	if s.Direction == policy.Inbound { // outbound, attach knows

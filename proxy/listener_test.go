@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/narthex-id/narthex/proxy/policy"
+	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 func TestConfigurationsThatCannotBe(t *testing.T) {
@@ -54,6 +55,16 @@ func TestConfigurationsThatCannotBe(t *testing.T) {
 		{"inbound with expect", with(func(l *Listener) { l.Expect = make([]policy.Pattern, 1) }), "expect is for outbound listeners"},
 		{"negative limit", with(func(l *Listener) { l.MaxConnections = -1 }), "limits cannot be negative"},
 		{"negative timeout", with(func(l *Listener) { l.Timeouts.Connect = -1 }), "timeouts cannot be negative"},
+		{"unknown version", with(func(l *Listener) { l.HTTP = &HTTP{Versions: []string{"h2", "http/2"}} }), `http: versions: "http/2" is none that is served: want h2 or http/1.1`},
+		{"version twice", with(func(l *Listener) { l.HTTP = &HTTP{Versions: []string{"h2", "h2"}} }), "http: versions: h2 is in the list twice"},
+		{"negative streams", with(func(l *Listener) { l.HTTP = &HTTP{MaxStreams: -1} }), "http: max_streams: -1 is out of bounds: want 1 to 1000, or 0 for 250"},
+		{"too many streams", with(func(l *Listener) { l.HTTP = &HTTP{MaxStreams: 1001} }), "http: max_streams: 1001 is out of bounds"},
+		{"no protocol", with(func(l *Listener) { l.HTTP, l.UpstreamProtocol = &HTTP{}, 3 }), "upstream: protocol 3 is not one"},
+		{"protocol of bytes", with(func(l *Listener) { l.UpstreamProtocol = ProtocolHTTP2 }), "upstream: protocol h2 is for HTTP listeners"},
+		{"gRPC health of bytes", with(func(l *Listener) { l.Upstream.Health = upstream.Health{Interval: 1, GRPC: true} }), "upstream: health by a path or gRPC is for HTTP listeners"},
+		{"outbound gRPC health", with(func(l *Listener) {
+			l.HTTP, l.Direction, l.Upstream.Health = &HTTP{}, policy.Outbound, upstream.Health{Interval: 1, GRPC: true}
+		}), "upstream: health by a path or gRPC is for inbound listeners"},
 		{"direction", with(func(l *Listener) { l.Direction = 7 }), "direction 7 is neither"},
 		{"one bind twice", []Listener{{Name: "a", Bind: "127.0.0.1:9", Targets: []string{"127.0.0.1:1"}}, {Name: "b", Bind: "127.0.0.1:9", Targets: []string{"127.0.0.1:1"}}}, "bind 127.0.0.1:9 is taken by listener a"},
 		{"taken", with(func(l *Listener) { l.Bind = busy.Addr().String() }), "another program listens there; stop it, or give the listener another bind: listen tcp"},

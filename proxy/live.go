@@ -2,17 +2,13 @@ package proxy
 
 import (
 	"cmp"
-	"context"
 	"errors"
-	"fmt"
 	"net"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/identity"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
@@ -32,14 +28,6 @@ import (
 // rules of a world whose settings of its listener are those it began under,
 // or refused.
 
-// peer returns the peer's side of the request, with c.mu held.
-func (c *conn) peer() *policy.Peer {
-	if c.request.Direction == policy.Inbound {
-		return &c.request.From
-	}
-	return &c.request.To
-}
-
 // identify notes who the two ends are. From here on changes ask the
 // connection.
 func (c *conn) identify(s *session, t *secured, serverName string) error {
@@ -57,16 +45,6 @@ func (c *conn) identify(s *session, t *secured, serverName string) error {
 	c.request.SNI, c.protocol = normalSNI(serverName), cs.NegotiatedProtocol
 	c.deadlines[endHandshake] = deadline{}
 	return nil
-}
-
-func (c *conn) setEnds(own *identity.Identity, peer policy.Peer) { // with c.mu held
-	c.own = own
-	us := policy.PeerOf(own.ID, own.Certificate.Leaf)
-	if c.request.Direction == policy.Inbound {
-		c.request.From, c.request.To = peer, us
-	} else {
-		c.request.From, c.request.To = us, peer
-	}
 }
 
 // notePeer keeps who a refused peer said it was, for the access record: its
@@ -124,60 +102,20 @@ func (c *conn) decideNow(now time.Time) error {
 	return nil
 }
 
-// verdict is whether a connection may be, and if not, why.
-type verdict struct {
-	ok      bool
-	open    bool   // nothing was decided: requests are to come
-	would   string // why it would not be, if the listener did more than audit
-	always  bool   // on_policy_change does not soften it
-	closing closing
-}
-
-// note keeps what came of asking, with c.mu held, and counts it when it is
-// other than before. It reports whether it is.
-func (c *conn) note(v verdict) (news bool) {
-	was := c.outcome
-	switch {
-	case !v.ok:
-		c.outcome = denied
-	case v.would != "":
-		c.outcome = audited
-	default:
-		c.outcome = allowed
-	}
-	c.would = v.would
-	c.noteShadow()
-	if c.outcome == was {
-		return false
-	}
-	c.count(c.decision.Rule, c.outcome)
-	if c.outcome == audited {
-		c.l.wouldDeny.Add(1)
-	}
-	return true
-}
-
-// logOutcome says what nobody would notice otherwise: that a connection passes
-// in plaintext, or only because its listener audits.
+// logOutcome says what nobody would notice otherwise.
 func (c *conn) logOutcome() {
 	c.mu.Lock()
-	came, would, plaintext := c.outcome, c.would, c.inPlaintext()
-	pairs := []any{"source", c.source, "from", peerName(&c.request.From), "to", peerName(&c.request.To), "rule", c.decision.Rule}
+	p := c.passing()
 	c.mu.Unlock()
-	switch {
-	case came == audited:
-		c.l.logSome(&c.l.audits, hclog.Warn, "passes in an audit only: the rules refuse it", append(pairs, "reason", would)...)
-	case came == allowed && plaintext:
-		c.l.logSome(&c.l.plains, hclog.Info, "passes in plaintext", pairs...)
-	}
+	c.l.logPassing(p)
 }
 
 // ask asks the connection again and reports whether it was asked (it was
 // decided before and is not ending) and whether it was ended for it.
 func (c *conn) ask(now time.Time) answer {
-	a, audit := c.askNow(now)
-	if audit {
-		c.logOutcome()
+	a, audits := c.askNow(now)
+	for _, p := range audits {
+		c.l.logPassing(p)
 	}
 	return a
 }
@@ -194,27 +132,26 @@ const (
 	answers
 )
 
-func (c *conn) askNow(now time.Time) (a answer, audit bool) {
+func (c *conn) askNow(now time.Time) (a answer, audits []passing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.phase == opening || c.phase == finished || c.closing != nil {
-		return notAsked, false
+		return notAsked, nil
 	}
 	w, was, generation := c.l.proxy.world.Load(), c.latest, c.decision.Generation
-	v := c.judge(w, now)
+	against := false
+	for q := range c.questions {
+		if q.askAgain(w, now) {
+			audits = append(audits, q.passing())
+		}
+		against = against || q.against != ""
+		if c.closing != nil {
+			break
+		}
+	}
 	if generation != w.generation {
 		c.moveLimits(w)
 	}
-	audit = !v.open && c.note(v) && c.outcome == audited
-	c.against = ""
-	if !v.ok {
-		c.against = v.closing.why
-		c.violate(v, now, c.latest)
-	} else {
-		c.deadlines[endPolicy] = deadline{} // a drain that an earlier policy had begun
-		c.noteDrain()
-	}
-	c.followTarget(now)
 	if c.closing == nil && c.latest != was { // other times may count, and one of them may be over
 		c.check(now)
 	}
@@ -222,52 +159,14 @@ func (c *conn) askNow(now time.Time) (a answer, audit bool) {
 		c.l.proxy.table.schedule(c, c.nextDue())
 	}
 	switch {
-	case c.closing != nil && c.against == "":
-		return ended, audit
+	case c.closing != nil && !against:
+		return ended, audits
 	case c.closing != nil:
-		return killed, audit
-	case c.against != "":
-		return kept, audit
+		return killed, audits
+	case against:
+		return kept, audits
 	}
-	return passes, audit
-}
-
-// bound returns where the connection is bound for, with c.mu held.
-func (c *conn) bound() bound {
-	if c.request.Direction == policy.Outbound {
-		return bound{target: c.target}
-	}
-	b := bound{serverName: c.request.SNI, protocol: c.protocol, target: c.target}
-	if h := c.request.HTTP; h != nil {
-		b.host, b.path = h.Host, h.Path
-	}
-	return b
-}
-
-// followTarget is for a connection whose target is no longer one of its
-// listener's, with c.mu held. It stays with the one it has, for as long as
-// those of a removed listener may; what has not come there yet does not come.
-func (c *conn) followTarget(now time.Time) {
-	s := c.latest
-	if c.http != nil && c.target == "" { // the next request takes the target of its moment
-		return
-	}
-	if s.keeps(c.began, c.bound()) {
-		c.deadlines[endMoved] = deadline{}
-		c.noteDrain()
-		return
-	}
-	why := closing{"drain", "its listener has no target for it any more"}
-	if now := s.targetsFor(c.bound()); s.ServerName != c.began.ServerName {
-		why.why = "its listener asks for another server name"
-	} else if len(now) > 0 {
-		why.why = "its listener has another target, " + strings.Join(now, ", ")
-	}
-	if c.phase != copying {
-		c.kill(why)
-		return
-	}
-	c.endLocked(endMoved, now.Add(s.Timeouts.Drain), why)
+	return passes, audits
 }
 
 // under returns the settings of c's listener in w, or, once that was removed,
@@ -279,90 +178,6 @@ func (c *conn) under(w *world) *settings {
 	return c.latest
 }
 
-// judge decides as of now in w, with c.mu held: is the peer's chain still
-// good under today's bundles, is it still whom the listener expects, does the
-// policy allow it.
-func (c *conn) judge(w *world, now time.Time) verdict {
-	s := c.under(w)
-	c.request.Time = now
-	if c.own == nil { // outbound, between two requests: nobody is there to be asked about
-		return verdict{ok: true, open: true}
-	}
-	if c.inPlaintext() && s.Mode != ModePermissive {
-		c.decision = policy.Decision{Generation: w.generation}
-		return verdict{always: true, closing: closing{"policy", "plaintext: the listener's mode is strict by now"}}
-	}
-	if v := c.reverify(s.lease, now); !v.ok {
-		c.decision = policy.Decision{Generation: w.generation}
-		return v
-	}
-	if v := c.recheckProof(s, now); !v.ok {
-		c.decision = policy.Decision{Generation: w.generation}
-		return v
-	}
-	if peer := c.peer().ID; c.request.Direction == policy.Outbound && !expected(s.Expect, peer) {
-		c.decision = policy.Decision{Generation: w.generation}
-		return verdict{closing: closing{"policy", fmt.Sprintf("%s is not who `expect` names: %s", peer, someOf(s.Expect))}}
-	}
-	if c.header != nil && !s.ProxyProtocol.trusts(c.down) {
-		c.decision = policy.Decision{Generation: w.generation}
-		return verdict{closing: closing{"policy", fmt.Sprintf("its source %s is the word of %s, whom accept_from does not name any more", c.source, c.via)}}
-	}
-	if s.HTTP != nil && c.request.HTTP == nil && w.policy.Admit(&c.request) != policy.Never {
-		c.decision = policy.Decision{Generation: w.generation}
-		return verdict{ok: true, open: true}
-	}
-	c.decision = policy.Decision{} // noteShadow has the last one's memory
-	w.policy.Decide(&c.request, &c.decision)
-	c.decision.Generation = w.generation
-	if c.decision.Allow {
-		return verdict{ok: true}
-	}
-	why := "policy: " + c.decision.Reason.String()
-	if c.decision.Rule != "" {
-		why += " (" + c.decision.Rule + ")"
-	}
-	switch {
-	case c.decision.Reason.Revoked():
-		return verdict{always: true, closing: closing{"revoked", why}}
-	case s.Enforcement == Audit && c.decision.Reason != policy.NoPolicy:
-		return verdict{ok: true, would: why, open: s.HTTP != nil && c.request.HTTP == nil}
-	}
-	return verdict{closing: closing{"policy", why}}
-}
-
-// reverify checks the peer's chain and our own identity against what the
-// source holds now, with c.mu held. The peer comes first: what became of our
-// own identity says nothing of the bundles.
-func (c *conn) reverify(lease identity.Lease, now time.Time) verdict {
-	if v := c.reverifyPeer(lease.Trust(), now); !v.ok {
-		return v
-	}
-	own, err := lease.Current()
-	if err == nil && own.ID == c.own.ID {
-		c.own = own
-		return verdict{ok: true}
-	}
-	// Taken back, or expired. What was presented stays good until its end;
-	// the peer learns no sooner either.
-	if now.Before(c.own.NotAfter()) {
-		return verdict{ok: true}
-	}
-	return verdict{closing: closing{"expiry", fmt.Sprintf("our own SVID %s expired at %s and was not renewed", c.own.ID, c.own.NotAfter().UTC().Format(time.RFC3339))}}
-}
-
-// reverifyPeer checks the peer's chain against the newest bundles and CRLs,
-// with c.mu held.
-func (c *conn) reverifyPeer(trust *identity.Trust, now time.Time) verdict {
-	if c.inPlaintext() {
-		return verdict{ok: true} // there is none
-	}
-	if err := c.standing.Recheck(trust, now); err != nil {
-		return verdict{always: true, closing: closing{"revoked", err.Error()}}
-	}
-	return verdict{ok: true}
-}
-
 // expected reports whether id is one of those a listener expects.
 func expected(expect []policy.Pattern, id spiffeid.ID) bool {
 	for _, p := range expect {
@@ -371,14 +186,6 @@ func expected(expect []policy.Pattern, id spiffeid.ID) bool {
 		}
 	}
 	return false
-}
-
-// dialling notes a dial in progress, unless the connection was ended before.
-func (c *conn) dialling(cancel context.CancelFunc) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.cancel = cancel
-	return c.closing == nil
 }
 
 // attach gives the connection its upstream, which it came to by target, or

@@ -150,7 +150,7 @@ func TestNoWindowBeforeDecision(t *testing.T) {
 	}
 	ours, theirs := net.Pipe()
 	defer func() { _ = theirs.Close() }()
-	c := &conn{l: held, down: halfPipe{ours}, start: time.Now(), began: held.settings(), latest: held.settings()}
+	c := newConn(held, halfPipe{ours}, held.settings())
 	c.request.Listener = "orders"
 	p.table.add(c, time.Time{})
 	defer p.table.remove(c)
@@ -444,7 +444,8 @@ func TestEndedBeforeIdentified(t *testing.T) {
 	p := run(t, Config{Listeners: []Listener{inbound("in", serve(t, echo))}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	l := p.world.Load().named("in")
 	s := l.settings()
-	c := &conn{l: l, began: s, latest: s, start: time.Now(), phase: finished, index: -1}
+	c := newConn(l, nil, s)
+	c.phase, c.index = finished, -1
 	c.endBy(endDrain, time.Now(), closing{"drain", "its listener was removed"})
 	c.tick(time.Now())
 	if c.closing != nil {

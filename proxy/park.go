@@ -187,3 +187,15 @@ func (s *sleeper) runAgain() {
 	s.c.awake()
 	s.work.run()
 }
+
+// begin has nobody interrupt what follows a wait.
+func (s *sleeper) begin() {
+	if s.state.CompareAndSwap(moving, busy) {
+		return
+	}
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if s.state.Swap(busy) == kicked {
+		s.src.resume()
+	}
+}

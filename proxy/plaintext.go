@@ -130,7 +130,7 @@ func (c *conn) identifyPlaintext(s *session) {
 
 // inPlaintext reports whether the client speaks plaintext to a listener that
 // wants TLS, with c.mu held.
-func (c *conn) inPlaintext() bool { return c.request.From.Unauthenticated }
+func (q *question) inPlaintext() bool { return q.request.From.Unauthenticated }
 
 // peerName returns who a peer is, for people: its SPIFFE ID, the word for
 // plaintext, or nothing.

@@ -407,7 +407,7 @@ func TestLateLook(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := (&conn{down: down, began: &settings{}}).speaksPlaintext(sock, 0); got != want {
+		if got := newConn(nil, down, &settings{}).speaksPlaintext(sock, 0); got != want {
 			t.Errorf("%.20q: plaintext is %v, want %v", said, got, want)
 		}
 		_, _ = client.Close(), down.Close()

@@ -92,7 +92,8 @@ type Listener struct {
 	Expect    []policy.Pattern
 	Upstream  upstream.Settings // how one of Targets is chosen
 
-	HTTP *HTTP // the connection carries HTTP, and each request is decided; nil: bytes, decided once
+	HTTP             *HTTP    // the connection carries HTTP, and each request is decided; nil: bytes, decided once
+	UpstreamProtocol Protocol // with HTTP, what requests are sent to Targets in: ProtocolAuto
 
 	Mode        Mode        // inbound: ModeStrict
 	Enforcement Enforcement // Enforce
@@ -176,6 +177,7 @@ type Proxy struct {
 	slots       gate        // taken by every connection, beside its listener's
 	draining    atomic.Bool // Run's context has ended
 	upstreams   *upstream.Set
+	fars        sync.WaitGroup // goroutines that read from services over HTTP/2
 	domains     domainNotes
 
 	applying sync.Mutex     // one Apply at a time
@@ -256,7 +258,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	tables.Go(func() { p.table.run(tableCtx) })
 	tables.Go(p.lot.run)
 	tables.Go(func() { eachMinute(tableCtx, p.askForTime) }) // also for connections that drain
-	defer func() { stopTable(); p.lot.close(); tables.Wait(); p.upstreams.Close() }()
+	defer func() { stopTable(); p.lot.close(); tables.Wait(); p.upstreams.Close(); p.fars.Wait() }()
 	p.running = true
 	p.upstreams.Start()
 	for l := range p.world.Load().listeners {

@@ -18,6 +18,7 @@ import (
 type refused struct {
 	status int
 	why    string
+	closed string        // one of telemetry.CloseReasons, where it was ended in its midst
 	last   bool          // nothing after it can be served on this connection
 	again  bool          // it was looked at under settings that are not in force any more
 	fields []http1.Field // of the answer
@@ -29,7 +30,7 @@ func refuseRequest(status int, format string, args ...any) *refused {
 
 // admit decides whether the request may go on to where it is sent, as far as
 // that is known by now.
-func (x *exchange) admit() *refused {
+func (x *call) admit() *refused {
 	for range 3 {
 		refused := x.admitNow()
 		if refused == nil || !refused.again {
@@ -43,9 +44,8 @@ func (x *exchange) admit() *refused {
 	return refuseRequest(http.StatusServiceUnavailable, "the listener changes all the time")
 }
 
-func (x *exchange) admitNow() *refused {
-	d := x.d
-	c := d.c
+func (x *call) admitNow() *refused {
+	c := x.c
 	s := c.began
 	if now := c.l.settings(); now != nil {
 		s = now
@@ -70,13 +70,12 @@ func (x *exchange) admitNow() *refused {
 	if s.Direction == policy.Outbound {
 		return nil // once it is known who the far end is
 	}
-	return x.decide(nil)
+	return x.decide(false)
 }
 
 // tell makes the fields that say who calls.
-func (x *exchange) tell() (err error) {
-	x.d.follow(x.s)
-	m := x.d.maker
+func (x *call) tell() (err error) {
+	m := x.caller.makerFor(x.s)
 	x.id, x.notes, err = m.Edit(&x.req, &x.told, x.notes)
 	if switchable(x.req.Upgrade) {
 		x.told.Upgrade = x.req.Upgrade
@@ -85,7 +84,7 @@ func (x *exchange) tell() (err error) {
 }
 
 // see shows the rules the request as its service gets it, but for what we add.
-func (x *exchange) see() {
+func (x *call) see() {
 	h := &x.asked
 	h.Method, h.Host, h.Path = x.req.Method, x.req.Host, x.req.Target.Path
 	h.NoProof = x.s.HTTP.JWT == nil || x.s.Direction == policy.Outbound // where the token is for the far end
@@ -96,14 +95,17 @@ func (x *exchange) see() {
 	}
 }
 
-// decide asks the policy of this moment. Outbound, b is where the request would
-// go.
-func (x *exchange) decide(b *backend) *refused {
-	c := x.d.c
+// decide asks the policy of this moment. Outbound, it is known by then where the
+// request would go.
+func (x *call) decide(attached bool) *refused {
+	c, q := x.c, x.q
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closing != nil {
-		return &refused{status: http.StatusServiceUnavailable, why: c.closing.why, last: true}
+	if ended := q.closed(); ended != nil {
+		return &refused{status: http.StatusServiceUnavailable, why: ended.why, last: true}
+	}
+	if q.own == nil { // cannot happen: nobody decides on what has no ends
+		return refuseRequest(http.StatusServiceUnavailable, "it is not known who the ends are")
 	}
 	w := c.l.proxy.world.Load()
 	s := w.listeners[c.l]
@@ -113,23 +115,23 @@ func (x *exchange) decide(b *backend) *refused {
 	switch {
 	case s != x.s && !reflect.DeepEqual(s.HTTP, x.s.HTTP):
 		return &refused{status: http.StatusServiceUnavailable, why: "the listener changed while the request was on its way", again: true}
-	case b == nil:
-		x.s, c.began = s, s
+	case !attached:
+		x.s, q.began = s, s
 	default:
-		if what := x.s.replaced(s, bound{target: c.target}); what != "" {
+		if what := x.s.replaced(s, bound{target: q.target}); what != "" {
 			return refuseRequest(http.StatusServiceUnavailable, "the %s while the request was on its way", what)
 		}
 	}
-	c.request.HTTP, c.proof = &x.asked, x.proof
-	c.outcome, c.shadow = "", shadow{}
-	v := c.judge(w, x.began)
-	c.note(v)
+	q.request.HTTP, q.proof = &x.asked, x.proof
+	q.outcome, q.shadow = "", shadow{}
+	v := q.judge(w, x.began)
+	q.note(v)
 	x.noteDecision()
 	switch {
 	case v.always:
 		// Whoever is spoken for is out, not the peer, who may speak for others.
-		return &refused{status: http.StatusForbidden, why: v.closing.why, last: c.decision.Reason != policy.RevokedSubject}
-	case !v.ok && c.decision.NeedsSubject:
+		return &refused{status: http.StatusForbidden, why: v.closing.why, last: q.decision.Reason != policy.RevokedSubject}
+	case !v.ok && q.decision.NeedsSubject:
 		return &refused{status: http.StatusUnauthorized, why: v.closing.why + "; with a JWT-SVID one may", fields: noToken}
 	case !v.ok:
 		return &refused{status: http.StatusForbidden, why: v.closing.why}
@@ -138,25 +140,25 @@ func (x *exchange) decide(b *backend) *refused {
 }
 
 // noteDecision keeps what was decided for the record, with c.mu held.
-func (x *exchange) noteDecision() {
-	c, r := x.d.c, &x.record
-	x.came = c.outcome
-	r.Decision, r.WouldDeny = string(c.outcome), c.would
-	r.Rule, r.Generation = c.decision.Rule, c.decision.Generation
-	if len(c.decision.Shadow) > 0 {
-		r.Shadow = append(r.Shadow[:0], c.decision.Shadow...)
+func (x *call) noteDecision() {
+	q, r := x.q, &x.record
+	x.came = q.outcome
+	r.Decision, r.WouldDeny = string(q.outcome), q.would
+	r.Rule, r.Generation = q.decision.Rule, q.decision.Generation
+	if len(q.decision.Shadow) > 0 {
+		r.Shadow = append(r.Shadow[:0], q.decision.Shadow...)
 	}
 }
 
 // takeRate spends a token of each limit of requests a second that is for the
 // peer, with c.mu held.
-func (x *exchange) takeRate(w *world) *refused {
-	c := x.d.c
-	if c.request.Direction != policy.Inbound {
+func (x *call) takeRate(w *world) *refused {
+	c := x.c
+	if x.s.Direction != policy.Inbound {
 		return nil
 	}
 	var room [8]*policy.Limit
-	limits := w.policy.Limits(&c.request, room[:0])
+	limits := w.policy.Limits(&x.q.request, room[:0])
 	if len(limits) == 0 {
 		return nil
 	}
@@ -176,11 +178,11 @@ func (x *exchange) tooLarge() bool {
 	return most > 0 && x.taken > most
 }
 
-func (x *exchange) largeBody() *refused {
+func (x *call) largeBody() *refused {
 	return &refused{status: http.StatusRequestEntityTooLarge, why: fmt.Sprintf("the body is larger than max_body, %d bytes", x.s.HTTP.MaxBody), last: true}
 }
 
-func (x *exchange) badBody(err error) *refused {
+func (x *call) badBody(err error) *refused {
 	return &refused{status: http.StatusBadRequest, why: "the body of the request: " + err.Error(), last: true}
 }
 
@@ -221,21 +223,20 @@ func (x *exchange) reply(r *refused) (next bool) {
 }
 
 // logRefused says in the log what a request was refused for.
-func (x *exchange) logRefused(r *refused) {
+func (x *call) logRefused(r *refused) {
 	what := "request refused"
 	switch r.status {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout: // by us or by the service, not by who called
 		what = "request failed"
 	}
-	c := x.d.c
+	c := x.c
 	c.l.logRefusal(what, "source", c.source, "from", x.record.From, "to", x.record.To, "method", tidy(x.asked.Method), "path", tidy(x.asked.Path), "status", r.status, "request_id", x.id, "reason", x.record.Reason)
 }
 
-// account counts and records the request.
-func (x *exchange) account() {
-	d := x.d
-	c := d.c
-	d.served++
+// account counts and records the request, for which so many bytes came and were
+// sent.
+func (x *call) account(in, out uint64) {
+	c := x.c
 	took := time.Since(x.began)
 	c.l.meters.requests.of(x.http.Status, x.came).Inc()
 	c.l.meters.duration.Observe(took.Seconds())
@@ -245,13 +246,13 @@ func (x *exchange) account() {
 	r := &x.record
 	r.Time, r.Duration, r.Action = x.began.Add(took), took, "request"
 	r.Listener, r.Direction = c.l.name, c.request.Direction.String()
-	r.Source, r.Via, r.Port = c.source, c.via, c.request.Port
-	r.BytesIn, r.BytesOut = d.read()-x.in, c.out.Load()-x.out
+	r.Source, r.Via, r.Port = c.source, c.via, x.q.request.Port
+	r.BytesIn, r.BytesOut = in, out
 	if c.request.Direction == policy.Inbound { // outbound, attach knows
 		r.TLSVersion, r.Cipher = c.record.TLSVersion, c.record.Cipher
 		r.ServerName, r.Protocol = c.record.ServerName, c.record.Protocol
 	}
-	if why := c.broken(); why.why != "" {
+	if why := x.q.broken(); why.why != "" {
 		r.Reason, r.Closed = tidy(why.why), why.reason
 	}
 	r.Outcome = "success"
@@ -270,10 +271,14 @@ func (x *exchange) account() {
 }
 
 // broken says why we broke the connection off, if we did.
-func (c *conn) broken() closing {
+func (q *question) broken() closing {
+	c := q.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closing == nil || c.orderly {
+	switch {
+	case q.reset != nil:
+		return *q.reset
+	case c.closing == nil || c.orderly:
 		return closing{}
 	}
 	return *c.closing

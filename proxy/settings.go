@@ -56,8 +56,8 @@ func newSettings(l Listener, was *settings) *settings {
 	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
 	l.Routes, l.ALPN, l.ServerName = normalRoutes(l.Routes), slices.Clone(l.ALPN), normalName(l.ServerName)
 	if l.HTTP != nil && len(l.ALPN) == 0 {
-		l.ALPN = []string{protocolHTTP}
-		if l.Direction == policy.Inbound {
+		l.ALPN = slices.Clone(l.HTTP.Versions)
+		if l.Direction == policy.Inbound && slices.Contains(l.ALPN, protocolHTTP) {
 			l.ALPN = append(l.ALPN, protocolHTTP10)
 		}
 	}

@@ -18,16 +18,17 @@ type shadow struct {
 
 // noteShadow counts and logs, with c.mu held, those rules in shadow that were
 // not counted for the connection before.
-func (c *conn) noteShadow() {
-	next := shadow{rules: c.decision.Shadow}
+func (q *question) noteShadow() {
+	c := q.c
+	next := shadow{rules: q.decision.Shadow}
 	if len(next.rules) > 0 {
 		next.came = missed
-		if c.decision.Allow {
+		if q.decision.Allow {
 			next.came = audited
 		}
 	}
-	was := c.shadow
-	c.shadow = next
+	was := q.shadow
+	q.shadow = next
 	var news []string
 	for _, id := range next.rules {
 		if was.came != next.came || !slices.Contains(was.rules, id) {
@@ -42,5 +43,5 @@ func (c *conn) noteShadow() {
 	if next.came == missed {
 		what = "rules in shadow would allow what no rule allows"
 	}
-	c.l.logSome(&c.l.shadows, hclog.Info, what, "source", c.source, "from", peerName(&c.request.From), "to", peerName(&c.request.To), "shadow", strings.Join(news, ","))
+	c.l.logSome(&c.l.shadows, hclog.Info, what, "source", c.source, "from", peerName(&q.request.From), "to", peerName(&q.request.To), "shadow", strings.Join(news, ","))
 }

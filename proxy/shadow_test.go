@@ -18,7 +18,7 @@ func TestShadowIsNewsOnce(t *testing.T) {
 		Listeners: []Listener{inbound("orders", "127.0.0.1:1")}, Policy: rulesOf(t, allowAll),
 		Identities: source(t, ca.SVID("/orders"), ca), Log: hclog.New(&hclog.LoggerOptions{Output: log}),
 	})
-	c := &conn{l: p.world.Load().named("orders")}
+	c := newConn(p.world.Load().named("orders"), nil, nil)
 	for i, step := range []struct {
 		allow              bool
 		shadow             []string

@@ -18,11 +18,11 @@ type who struct {
 // whoIs returns whose share the connection is part of, with c.mu held. The
 // addresses of one IPv6 network of 64 bits count as one: whoever has one of
 // them has all.
-func (c *conn) whoIs() who {
-	if !c.inPlaintext() {
-		return who{id: c.peer().ID}
+func (q *question) whoIs() who {
+	if !q.inPlaintext() {
+		return who{id: q.peer().ID}
 	}
-	addr := c.request.Source.Addr()
+	addr := q.request.Source.Addr()
 	if !addr.IsValid() {
 		return who{}
 	}

@@ -42,7 +42,8 @@ type session struct {
 	trust    *identity.Trust
 	settings *settings
 	config   *tls.Config
-	byTarget map[string]*tls.Config // outbound: with the server name of each target that has one
+	toTarget [offers]map[string]*tls.Config // outbound, of HTTP: for each target, with its server name if it has one
+	byTarget map[string]*tls.Config         // outbound: with the server name of each target that has one
 }
 
 // newSession makes the configuration. Outbound, expect is part of the
@@ -63,7 +64,7 @@ func newSession(id *identity.Identity, trust *identity.Trust, s *settings) *sess
 			return err
 		}
 		s.negotiate(c)
-		return &session{id, trust, s, c, nil}
+		return &session{identity: id, trust: trust, settings: s, config: c}
 	}
 	c.NextProtos = s.ALPN
 	c.InsecureSkipVerify = true // of the host name, which proves nothing in SPIFFE; VerifyConnection verifies the identity
@@ -84,7 +85,45 @@ func newSession(id *identity.Identity, trust *identity.Trust, s *settings) *sess
 			byTarget[target].ServerName = name
 		}
 	}
-	return &session{id, trust, s, c, byTarget}
+	made := &session{identity: id, trust: trust, settings: s, config: c, byTarget: byTarget}
+	if s.HTTP != nil {
+		made.offer()
+	}
+	return made
+}
+
+// offer is which versions of HTTP a far end may choose from.
+type offer int
+
+const (
+	offersHTTP1 offer = iota
+	offersHTTP2
+	offersBoth
+	offers
+)
+
+var offered = [offers][]string{offersHTTP1: {protocolHTTP}, offersHTTP2: {protocolH2}, offersBoth: {protocolH2, protocolHTTP}}
+
+// offer makes the configurations of each offer.
+func (s *session) offer() {
+	for n := range offers {
+		s.toTarget[n] = map[string]*tls.Config{}
+		for _, target := range s.settings.Targets {
+			c := s.toward(target).Clone()
+			c.NextProtos = offered[n]
+			s.toTarget[n][target] = c
+		}
+	}
+}
+
+// offering returns the configuration to dial target with for requests.
+func (s *session) offering(target string, o offer) *tls.Config {
+	if c := s.toTarget[o][target]; c != nil {
+		return c
+	}
+	c := s.toward(target).Clone() // cannot happen: who dials has one of these
+	c.NextProtos = offered[o]
+	return c
 }
 
 // toward returns the configuration to dial target with: what it sends as SNI,

@@ -65,7 +65,7 @@ func bearer(fields []http1.Field) (token string, lines int) {
 // prove validates the second proof of who calls, where the listener wants one.
 // A bearer token that is no JWT-SVID is the service's own business, and proves
 // nothing here.
-func (x *exchange) prove() *refused {
+func (x *call) prove() *refused {
 	want := x.s.HTTP.JWT
 	if want == nil || x.s.Direction == policy.Outbound {
 		return nil
@@ -96,7 +96,7 @@ func (x *exchange) prove() *refused {
 }
 
 // vouch adds our own JWT-SVID to a request that goes out.
-func (x *exchange) vouch(own *identity.Identity) *refused {
+func (x *call) vouch(own *identity.Identity) *refused {
 	want := x.s.HTTP.JWT
 	if want == nil {
 		return nil
@@ -104,7 +104,7 @@ func (x *exchange) vouch(own *identity.Identity) *refused {
 	if _, lines := bearer(x.req.Fields); lines > 0 {
 		return nil
 	}
-	token, err := x.s.tokens.FetchJWT(x.d.dialContext(), own.ID, want.Audience[0])
+	token, err := x.s.tokens.FetchJWT(x.q.dialContext(), own.ID, want.Audience[0])
 	if err != nil {
 		return refuseRequest(http.StatusServiceUnavailable, "no JWT-SVID of %s for %s to attach: %v", own.ID, want.Audience[0], err)
 	}
@@ -116,23 +116,23 @@ func (x *exchange) vouch(own *identity.Identity) *refused {
 
 // recheckProof holds the token of the request against the JWT bundles of now,
 // with c.mu held. One that was sent with an upgrade ends with its stream.
-func (c *conn) recheckProof(s *settings, now time.Time) verdict {
-	if c.proof == (identity.JWT{}) {
+func (q *question) recheckProof(s *settings, now time.Time) verdict {
+	if q.proof == (identity.JWT{}) {
 		return verdict{ok: true}
 	}
 	if s.tokens == nil {
 		return verdict{always: true, closing: closing{"revoked", "JWT-SVID: nobody can tell any more whether it is good"}}
 	}
-	if err := s.tokens.RecheckJWT(c.proof); err != nil {
+	if err := s.tokens.RecheckJWT(q.proof); err != nil {
 		return verdict{always: true, closing: closing{"revoked", err.Error()}}
 	}
-	return c.recheckExpiry(now)
+	return q.recheckExpiry(now)
 }
 
 // recheckExpiry is for tokens whose time is over, with c.mu held.
-func (c *conn) recheckExpiry(now time.Time) verdict {
-	if c.proof != (identity.JWT{}) && !now.Before(c.proof.NotAfter) {
-		return verdict{always: true, closing: closing{"expiry", fmt.Sprintf("the JWT-SVID of %s expired at %s", c.proof.Subject, c.proof.NotAfter.UTC().Format(time.RFC3339))}}
+func (q *question) recheckExpiry(now time.Time) verdict {
+	if q.proof != (identity.JWT{}) && !now.Before(q.proof.NotAfter) {
+		return verdict{always: true, closing: closing{"expiry", fmt.Sprintf("the JWT-SVID of %s expired at %s", q.proof.Subject, q.proof.NotAfter.UTC().Format(time.RFC3339))}}
 	}
 	return verdict{ok: true}
 }

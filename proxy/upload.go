@@ -35,7 +35,7 @@ func (x *exchange) runUpload() {
 	since, before := time.Now(), x.taken
 	within := x.s.responseWithin(x.bound())
 	for {
-		d.expect(clientSends, x.bodyDue(since, x.taken-before))
+		d.expect(clientSends, bodyDue(x.s, since, x.taken-before))
 		if err := d.in.fill(); err != nil {
 			if x.interruptedBefore(err) {
 				continue
@@ -94,10 +94,10 @@ const (
 	slowStart   = 10 * time.Second
 )
 
-// bodyDue is when more of the body has to be there.
-func (x *exchange) bodyDue(since time.Time, n int64) time.Time {
-	stalls := time.Now().Add(x.s.Timeouts.Stall)
-	slow := since.Add(max(slowStart, x.s.Timeouts.Stall) + time.Duration(n/slowestBody)*time.Second)
+// bodyDue is when more of a body has to be there.
+func bodyDue(s *settings, since time.Time, n int64) time.Time {
+	stalls := time.Now().Add(s.Timeouts.Stall)
+	slow := since.Add(max(slowStart, s.Timeouts.Stall) + time.Duration(n/slowestBody)*time.Second)
 	if slow.Before(stalls) {
 		return slow
 	}

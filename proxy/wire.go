@@ -42,6 +42,7 @@ type wire struct {
 	cork   sync.Mutex // guards the following
 	out    *[]byte    // records that are to leave together; nil while each leaves at once
 	filled int
+	spool  *spool // in place of the socket; nil while it is written to
 }
 
 const (
@@ -212,6 +213,9 @@ func (w *wire) Write(b []byte) (int, error) {
 	}
 	w.cork.Lock()
 	defer w.cork.Unlock()
+	if w.spool != nil {
+		return w.spool.write(b)
+	}
 	if w.out == nil {
 		return w.end.Write(b)
 	}

@@ -224,7 +224,7 @@ func (c *httpCond) explain(h *HTTP, allow bool, miss func(met bool, key, format 
 	miss(c.methods == nil || slices.Contains(c.methods, h.Method), c.key("methods"), "wants %s, not %s", some(c.methods), h.Method)
 	miss(c.hosts == nil || matchHost(c.hosts, h.Host), c.key("hosts"), "wants %s, not %q", some(words(c.hosts)), h.Host)
 	miss(c.paths == nil || c.matchPath(h.Path, !allow), c.key("paths"), "wants %s, not %s", some(words(c.paths)), h.Path)
-	miss(!c.grpc || !allow || h.grpc(), c.key(""), "wants a gRPC call: POST with content-type application/grpc")
+	miss(!c.grpc || !allow || h.GRPC(), c.key(""), "wants a gRPC call: POST with content-type application/grpc")
 	for i := range c.headers {
 		w := &c.headers[i]
 		miss(w.match(h, allow), c.key("headers."+w.name), "%s", w.explain(h))

@@ -25,7 +25,7 @@ func (c *httpCond) match(h *HTTP, allow, byPath bool) bool {
 	case c.methods != nil && !slices.Contains(c.methods, h.Method),
 		c.hosts != nil && !matchHost(c.hosts, h.Host),
 		c.paths != nil && !byPath && !c.matchPath(h.Path, !allow),
-		c.grpc && allow && !h.grpc():
+		c.grpc && allow && !h.GRPC():
 		return false
 	}
 	for i := range c.headers {
@@ -47,10 +47,10 @@ func (c *httpCond) matchPath(path string, deny bool) bool {
 
 const grpcType = "application/grpc"
 
-// grpc reports whether the request is a gRPC call: a POST whose one content
+// GRPC reports whether the request is a gRPC call: a POST whose one content
 // type is application/grpc, or that with a suffix such as +proto (the gRPC
 // protocol over HTTP/2, "Requests").
-func (h *HTTP) grpc() bool {
+func (h *HTTP) GRPC() bool {
 	if h.Method != "POST" {
 		return false
 	}

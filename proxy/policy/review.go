@@ -365,6 +365,16 @@ func (p *Policy) Blind(listener string, d Direction, own spiffeid.ID) []RuleNote
 	return p.blind(listener, d, own, func(c *conditions) bool { asks, _ := c.aboutHTTP(); return asks })
 }
 
+// AllowingGRPC returns the enforced rules that allow gRPC calls at a listener,
+// as far as they name it or, inbound, its identity own: for one that takes no
+// HTTP/2, without which there are none. What denies them is not among them: it
+// denies such a request in whatever version of HTTP it comes.
+func (p *Policy) AllowingGRPC(listener string, d Direction, own spiffeid.ID) []RuleNote {
+	return p.notes(listener, d, own, func(r *rule, named bool) bool {
+		return r.allow && named && r.more.http != nil && r.more.http.grpc
+	})
+}
+
 // BlindToSubjects is Blind for a listener that sees HTTP and looks for no
 // JWT-SVID, as every outbound one, and of rules that ask whom one speaks for.
 func (p *Policy) BlindToSubjects(listener string, d Direction, own spiffeid.ID) []RuleNote {
@@ -372,6 +382,14 @@ func (p *Policy) BlindToSubjects(listener string, d Direction, own spiffeid.ID) 
 }
 
 func (p *Policy) blind(listener string, d Direction, own spiffeid.ID, asks func(*conditions) bool) []RuleNote {
+	return p.notes(listener, d, own, func(r *rule, named bool) bool {
+		return asks(r.more) && (!r.allow || d == Inbound && named)
+	})
+}
+
+// notes returns the enforced rules with conditions that may apply at a listener
+// and that about picks, told whether they name the listener or its identity.
+func (p *Policy) notes(listener string, d Direction, own spiffeid.ID, about func(r *rule, named bool) bool) []RuleNote {
 	if p == nil {
 		return nil
 	}
@@ -383,8 +401,7 @@ func (p *Policy) blind(listener string, d Direction, own spiffeid.ID, asks func(
 		if r.shadow || r.more == nil || !r.at.has(d) || len(r.on) > 0 && !slices.Contains(r.on, listener) || known && !r.to.match(&to) {
 			continue
 		}
-		named := len(r.on) > 0 || known && r.to.given
-		if !asks(r.more) || r.allow && (d == Outbound || !named) {
+		if !about(r, len(r.on) > 0 || known && r.to.given) {
 			continue
 		}
 		out = append(out, RuleNote{ID: r.id, Allow: r.allow, File: r.place.file, Line: r.place.line, Column: r.place.column})

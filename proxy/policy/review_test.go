@@ -135,6 +135,50 @@ func TestReviewOfLongLists(t *testing.T) {
 	}
 }
 
+// TestAllowingGRPC: an allow is named where it is meant for the listener, and a
+// deny never is.
+func TestAllowingGRPC(t *testing.T) {
+	t.Parallel()
+	const grpc = ", grpc: {services: [shop.v1.Orders]}}\n"
+	p, err := parseAll("version: 1\nrules:\n" +
+		"- {id: any, effect: allow, from: ['" + web + "']" + grpc +
+		"- {id: 'on', effect: allow, on: [x], from: ['" + web + "']" + grpc +
+		"- {id: 'to', effect: allow, from: ['" + web + "'], to: ['" + orders + "']" + grpc +
+		"- {id: in, effect: allow, at: inbound, on: [x], from: ['" + web + "']" + grpc +
+		"- {id: shadow, effect: allow, shadow: true, on: [x], from: ['" + web + "']" + grpc +
+		"- {id: http, effect: allow, on: [x], from: ['" + web + "'], http: {methods: [POST]}}\n" +
+		"- {id: plain, effect: allow, on: [x], from: ['" + web + "']}\n" +
+		"- {id: deny, effect: deny, on: [x]" + grpc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		listener string
+		d        Direction
+		own      string
+		want     string
+	}{
+		{"x", Inbound, "", "in on"},
+		{"x", Inbound, orders, "in on to"},
+		{"y", Inbound, orders, "to"},
+		{"y", Inbound, web, ""},
+		{"x", Outbound, orders, "on"},
+		{"y", Outbound, orders, ""},
+	} {
+		own, err := spiffeid.FromString(tt.own)
+		if err != nil && tt.own != "" {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range p.AllowingGRPC(tt.listener, tt.d, own) {
+			got = append(got, r.ID)
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s, %s, own %q: %v, want %s", tt.listener, tt.d, tt.own, got, tt.want)
+		}
+	}
+}
+
 // TestBlind: a rule is named for a listener that it is about, as far as is
 // known of it.
 func TestBlind(t *testing.T) {

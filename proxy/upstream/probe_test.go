@@ -157,7 +157,7 @@ type secured struct {
 
 func (s *secured) Close() error { s.closed = true; return s.Conn.Close() }
 
-func TestHealthPathsRefused(t *testing.T) {
+func TestHealthRefused(t *testing.T) {
 	for _, h := range []Health{
 		{Path: "/", Interval: 0},
 		{Host: "x", Interval: 1},
@@ -169,6 +169,13 @@ func TestHealthPathsRefused(t *testing.T) {
 		{Path: "/" + strings.Repeat("x", maxPath), Interval: 1},
 		{Path: "/", Host: "a\r\nb", Interval: 1},
 		{Path: "/", Host: strings.Repeat("x", maxHost+1), Interval: 1},
+		{Path: "/", GRPC: true, Interval: 1},
+		{GRPC: true},
+		{Service: "shop.v1.Orders", Interval: 1},
+		{GRPC: true, Service: "a b", Interval: 1},
+		{GRPC: true, Service: "a\x00", Interval: 1},
+		{GRPC: true, Service: strings.Repeat("x", maxService+1), Interval: 1},
+		{GRPC: true, Host: "a b", Interval: 1},
 	} {
 		if err := (Settings{Health: h}).Check(); err == nil {
 			t.Errorf("%+v is taken", h)
@@ -179,8 +186,15 @@ func TestHealthPathsRefused(t *testing.T) {
 			t.Errorf("%+v is taken", s)
 		}
 	}
-	if err := (Settings{Health: Health{Path: "/healthz?full=1", Host: "[::1]:8080", Interval: 1}}).Check(); err != nil {
-		t.Error(err)
+	for _, h := range []Health{
+		{},
+		{Path: "/healthz?full=1", Host: "[::1]:8080", Interval: 1},
+		{GRPC: true, Interval: 1},
+		{GRPC: true, Service: strings.Repeat("x", maxService), Host: "orders", Interval: 1},
+	} {
+		if err := (Settings{Health: h}).Check(); err != nil {
+			t.Errorf("%+v: %v", h, err)
+		}
 	}
 }
 
