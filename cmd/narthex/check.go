@@ -126,6 +126,7 @@ func checkLoaded(c *config.Config, rules *policy.Policy) (findings []report.Find
 	}
 	findings = append(findings, reviewRules(rules)...)
 	findings = append(findings, checkVisible(c, rules)...)
+	findings = append(findings, checkGRPC(c, rules)...)
 	for _, m := range rules.Listeners() {
 		if !hasListener(c, m.Listener) {
 			findings = append(findings, report.Finding{
@@ -159,10 +160,7 @@ func reviewRules(rules *policy.Policy) (findings []report.Finding) {
 func checkVisible(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
 	for i := range c.Proxy.Listeners {
 		l := &c.Proxy.Listeners[i]
-		d := policy.Inbound
-		if l.Direction == "outbound" {
-			d = policy.Outbound
-		}
+		d := directionOf(l)
 		blind, kind, asks := rules.Blind, ruleHTTPInvisible, "for HTTP, which listener %q does not see"
 		if l.Protocol == "http" {
 			if d == policy.Inbound && l.HTTP.JWT != nil {
@@ -194,6 +192,30 @@ func blindTo(rules []policy.RuleNote, kind, asks string) (findings []report.Find
 		})
 	}
 	return findings
+}
+
+// checkGRPC finds rules that allow gRPC calls on listeners where none comes.
+func checkGRPC(c *config.Config, rules *policy.Policy) (findings []report.Finding) {
+	for i := range c.Proxy.Listeners {
+		l := &c.Proxy.Listeners[i]
+		if l.Protocol != "http" || slices.Contains(l.HTTP.Versions, config.HTTP2) {
+			continue
+		}
+		for _, r := range rules.AllowingGRPC(l.Name, directionOf(l), ownIdentity(l)) {
+			findings = append(findings, report.Finding{
+				Level: report.Warning, Rule: ruleGRPCAbsent, File: r.File, Line: r.Line, Column: r.Column,
+				Text: fmt.Sprintf("rule %s: allows gRPC calls, which come by HTTP/2, and http.versions of listener %q are without h2", r.ID, l.Name),
+			})
+		}
+	}
+	return findings
+}
+
+func directionOf(l *config.Listener) policy.Direction {
+	if l.Direction == "outbound" {
+		return policy.Outbound
+	}
+	return policy.Inbound
 }
 
 // checkLimits finds limits on listeners that have none: they bound what peers

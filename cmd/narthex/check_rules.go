@@ -22,6 +22,7 @@ const (
 	ruleUnusualMethod    = "unusual-method"
 	ruleHTTPInvisible    = "http-not-visible"
 	ruleSubjectInvisible = "subject-not-visible"
+	ruleGRPCAbsent       = "grpc-absent"
 	ruleLimitOutbound    = "limit-outbound"
 	rulePlaintextRefused = "plaintext-refused"
 	rulePlaintextAbsent  = "plaintext-absent"
@@ -51,6 +52,7 @@ var checkRules = []report.Rule{
 	{ID: ruleUnusualMethod, Text: "A rule asks for a method that HTTP does not have."},
 	{ID: ruleHTTPInvisible, Text: "A rule asks for HTTP at a listener where it is not visible."},
 	{ID: ruleSubjectInvisible, Text: "A rule asks whom a request speaks for at a listener that looks for no JWT-SVIDs."},
+	{ID: ruleGRPCAbsent, Text: "A rule allows gRPC calls at a listener that takes no HTTP/2."},
 	{ID: ruleLimitOutbound, Text: "A limit names a listener that is outbound, where it limits nothing."},
 	{ID: rulePlaintextRefused, Text: "A listener is permissive, and no rule can allow plaintext there."},
 	{ID: rulePlaintextAbsent, Text: "A rule allows plaintext on a listener where none comes."},

@@ -570,6 +570,9 @@ func upstreamSettings(u config.Upstream) upstream.Settings {
 			Interval: time.Duration(h.Interval), Timeout: time.Duration(h.Timeout),
 			UnhealthyAfter: h.UnhealthyAfter, HealthyAfter: h.HealthyAfter, Path: h.Path,
 		}
+		if g := h.GRPC; g != nil {
+			out.Health.GRPC, out.Health.Service = true, g.Service
+		}
 	}
 	out.MaxRequests, out.MaxConnections = u.MaxRequests, u.MaxConnections
 	if out.MaxPending = u.MaxPending; u.MaxPending == 0 {
@@ -612,6 +615,7 @@ func (r *proxyRunner) proxyConfig(c *config.Config, rules *policy.Policy) proxy.
 		listener.ALPN, listener.ServerName = l.ALPN, string(l.ServerName)
 		if l.Protocol == "http" {
 			listener.HTTP = httpSettings(l)
+			listener.UpstreamProtocol = upstreamProtocol(l.Upstream.Protocol)
 			if listener.Upstream.RetryPercent = l.HTTP.Retries.Budget; l.HTTP.Retries.Budget == 0 {
 				listener.Upstream.RetryPercent = -1
 			}
@@ -666,9 +670,11 @@ func httpSettings(l *config.Listener) *proxy.HTTP {
 			EncodedSlash:  slices.Contains(h.Literal, config.EncodedSlash),
 			EmptySegments: slices.Contains(h.Literal, config.EmptySegments),
 		},
-		Forwarded: forwarded.Settings{RequestID: strings.ToLower(h.RequestID), Origin: origins[h.Forwarded]},
-		MaxBody:   int64(h.MaxBody),
-		Retries:   h.Retries.Attempts,
+		Forwarded:  forwarded.Settings{RequestID: strings.ToLower(h.RequestID), Origin: origins[h.Forwarded]},
+		Versions:   words(h.Versions),
+		MaxStreams: h.MaxStreams,
+		MaxBody:    int64(h.MaxBody),
+		Retries:    h.Retries.Attempts,
 	}
 	if out.Retries == 0 {
 		out.Retries = -1
@@ -750,6 +756,15 @@ func enforcement(word string) proxy.Enforcement {
 		panic(err)
 	}
 	return e
+}
+
+// upstreamProtocol reads a word that internal/config has checked.
+func upstreamProtocol(word string) proxy.Protocol {
+	var p proxy.Protocol
+	if err := p.UnmarshalText([]byte(word)); err != nil {
+		panic(err)
+	}
+	return p
 }
 
 // reloadWhenChanged reloads at each SIGHUP and when a file has changed, until

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -67,6 +68,11 @@ access_log: {path: /var/log/access.log, format: text}
 log: {level: debug, format: json}
 `
 
+// plainHTTP is what a listener has of which nothing is said.
+var plainHTTP = HTTP{
+	Forwarded: "replace", RequestID: "x-request-id", Versions: []HTTPVersion{HTTP1}, MaxStreams: 250, Retries: Retries{2, 20},
+}
+
 func TestParseReadsEveryKey(t *testing.T) {
 	c, err := Parse("/etc/narthex/narthex.yaml", []byte(bothHalves))
 	if err != nil {
@@ -95,7 +101,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 			MaxConnections: 5000,
 			CRLs:           map[spiffeid.TrustDomain][]File{spiffeid.RequireTrustDomainFromString("example.org"): {"/etc/narthex/crls/*.pem", "/etc/root.crl"}},
 			Listeners: []Listener{{
-				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp", HTTP: HTTP{Forwarded: "replace", RequestID: "x-request-id", Retries: Retries{2, 20}},
+				Name: "in", Direction: "inbound", Bind: ":8443", Target: Targets{"unix:/run/app.sock"}, Protocol: "tcp", HTTP: plainHTTP,
 				Routes: []Route{
 					{SNI: []ServerName{"db.example.org", "*.shop.example"}, ALPN: []string{"postgresql"}, Target: Targets{"127.0.0.1:5432"}},
 					{ALPN: []string{"h2"}, Target: Targets{"127.0.0.1:1", "127.0.0.1:2"}},
@@ -103,16 +109,16 @@ func TestParseReadsEveryKey(t *testing.T) {
 				ALPN:           []string{"h2", "http/1.1"},
 				Identity:       &ListenerIdentity{Hint: "internal"},
 				ProxyProtocol:  ProxyProtocol{Send: "off"},
-				Upstream:       Upstream{Balance: "round_robin", Ejection: Ejection{After: 5, For: Duration(30 * time.Second)}, MaxPending: 1024},
+				Upstream:       Upstream{Protocol: "auto", Balance: "round_robin", Ejection: Ejection{After: 5, For: Duration(30 * time.Second)}, MaxPending: 1024},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), 0, Duration(time.Minute), Duration(10 * time.Second), Duration(time.Minute), Duration(30 * time.Second)},
 				OnPolicyChange: "drain", MaxAge: Duration(time.Hour), MaxConnections: 100, MaxConnectionsPerIdentity: 10,
 				Mode: "permissive", Enforcement: "audit",
 			}, {
-				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: Targets{"[::1]:8443", "unix:/run/b.sock"}, Protocol: "tcp", HTTP: HTTP{Forwarded: "replace", RequestID: "x-request-id", Retries: Retries{2, 20}},
+				Name: "out", Direction: "outbound", Bind: "127.0.0.1:15001", Target: Targets{"[::1]:8443", "unix:/run/b.sock"}, Protocol: "tcp", HTTP: plainHTTP,
 				ServerName:    "inventory.example.org",
 				Expect:        []spiffeid.ID{spiffeid.RequireFromString("spiffe://example.org/a"), spiffeid.RequireFromString("spiffe://partner.example/b")},
 				ProxyProtocol: ProxyProtocol{Send: "v2", AcceptFrom: []Network{"10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"}},
-				Upstream: Upstream{Balance: "least_connections", Health: &Health{
+				Upstream: Upstream{Protocol: "auto", Balance: "least_connections", Health: &Health{
 					Interval: Duration(5 * time.Second), Timeout: Duration(2 * time.Second), UnhealthyAfter: 3, HealthyAfter: 2,
 				}, Ejection: Ejection{For: Duration(30 * time.Second)}, MaxPending: 1024},
 				Timeouts:       Timeouts{Duration(10 * time.Second), Duration(5 * time.Second), Duration(5 * time.Minute), Duration(30 * time.Second), Duration(10 * time.Second), Duration(time.Minute), Duration(30 * time.Second)},
@@ -163,6 +169,42 @@ func TestDefaults(t *testing.T) {
 	}
 	if len(c.Warnings) != 0 {
 		t.Errorf("warnings: %v", c.Warnings)
+	}
+}
+
+// TestHTTP2Keys: what a listener says of HTTP/2 comes through, and a gRPC health
+// check without a service is of the server as a whole.
+func TestHTTP2Keys(t *testing.T) {
+	old := []HTTPVersion{HTTP1}
+	const inbound, outbound = "direction: inbound, ", `direction: outbound, expect: ["spiffe://example.org/a"], `
+	for _, tt := range []struct {
+		keys     string
+		versions []HTTPVersion
+		streams  int
+		protocol string
+		grpc     *GRPCHealth
+	}{
+		{inbound + `upstream: {health: {}}`, old, 250, "auto", nil},
+		{inbound + `http: {versions: [h2, http/1.1]}, upstream: {protocol: http1, health: {path: /}}`, []HTTPVersion{HTTP2, HTTP1}, 250, "http1", nil},
+		{inbound + `http: {versions: [http/1.1, h2], max_streams: 1000}`, []HTTPVersion{HTTP1, HTTP2}, 1000, "auto", nil},
+		{inbound + `http: {versions: [h2], max_streams: 1}, upstream: {protocol: h2c, health: {grpc: {}}}`, []HTTPVersion{HTTP2}, 1, "h2c", &GRPCHealth{}},
+		{inbound + `upstream: {health: {grpc: {service: ""}}}`, old, 250, "auto", &GRPCHealth{}},
+		{inbound + `upstream: {health: {grpc: {service: shop.v1.Orders}}}`, old, 250, "auto", &GRPCHealth{"shop.v1.Orders"}},
+		{outbound + `upstream: {protocol: h2}`, old, 250, "h2", nil},
+		{outbound + `upstream: {protocol: http1}`, old, 250, "http1", nil},
+	} {
+		c, err := Parse("n.yaml", []byte("proxy:\n  policies: [p.yaml]\n  listeners:\n    - {name: web, protocol: http, bind: \"127.0.0.1:1\", target: \"127.0.0.1:2\", "+tt.keys+"}\n"))
+		if err != nil {
+			t.Errorf("%s: %v", tt.keys, err)
+			continue
+		}
+		l := c.Proxy.Listeners[0]
+		if !slices.Equal(l.HTTP.Versions, tt.versions) || l.HTTP.MaxStreams != tt.streams || l.Upstream.Protocol != tt.protocol {
+			t.Errorf("%s: %+v, %+v", tt.keys, l.HTTP, l.Upstream)
+		}
+		if h := l.Upstream.Health; h != nil && !reflect.DeepEqual(h.GRPC, tt.grpc) {
+			t.Errorf("%s: %+v", tt.keys, h)
+		}
 	}
 }
 

@@ -220,6 +220,8 @@ func wanted(v reflect.Value) string {
 		return "a mode in quotes, such as \"0660\""
 	case Socket:
 		return "the absolute path of a socket"
+	case HTTPVersion:
+		return "h2 or http/1.1"
 	case spiffeid.TrustDomain:
 		return "the name of a trust domain"
 	case spiffeid.ID:
@@ -243,7 +245,7 @@ func (d *decoder) string(n ast.Node, v reflect.Value, path string, tag reflect.S
 		return
 	}
 	switch {
-	case s == "":
+	case s == "" && tag.Get("empty") == "":
 		d.add(at(n), path, "is empty; give it a value or leave the key out")
 		return
 	case strings.ContainsAny(s, "\x00\n\r") && v.Type() != reflect.TypeFor[Secret]():

@@ -24,20 +24,50 @@ func (l *Listener) validateHTTP(f *findings, key string) {
 		}
 	}
 	l.HTTP.validate(f, key+".http", l.Direction)
+	l.HTTP.validateVersions(f, key+".http")
+	l.Upstream.validateProtocol(f, key+".upstream.protocol", l.Direction)
 	if h := l.IdentityHeader; h != nil {
 		h.validate(f, key+".identity_header", l.Direction)
 	}
-	if h := l.Upstream.Health; h != nil && h.Path != "" {
-		validateHealthPath(f, key+".upstream.health.path", h.Path, l.Direction)
+	if h := l.Upstream.Health; h != nil {
+		h.validateAsked(f, key+".upstream.health", l.Direction)
 	}
 }
 
-func validateHealthPath(f *findings, key, path, direction string) {
-	if direction == "outbound" {
-		f.addf(key, "is for inbound listeners; the far end's own proxy would refuse a request without a caller")
+// validateProtocol finds the word of the other direction.
+func (u *Upstream) validateProtocol(f *findings, key, direction string) {
+	switch {
+	case direction == "inbound" && u.Protocol == "h2":
+		f.addf(key, "h2 is for outbound listeners, whose HTTP/2 goes over mTLS; write h2c: a service is spoken to in plaintext")
+	case direction == "outbound" && u.Protocol == "h2c":
+		f.addf(key, "h2c is for inbound listeners, whose HTTP/2 goes in plaintext; write h2: what leaves is always mTLS")
 	}
-	if _, err := canonical.ParseTarget("GET", path, canonical.Options{}); err != nil {
-		f.addf(key, "%q is no path that can be asked for: %v", clip(path), err)
+}
+
+// maxHealthService bounds the name of a service, as package upstream does.
+const maxHealthService = 255 // bytes
+
+// validateAsked checks what a health check asks for.
+func (h *Health) validateAsked(f *findings, key, direction string) {
+	const why = "is for inbound listeners; the far end's own proxy would refuse a request without a caller"
+	if h.Path != "" {
+		if direction == "outbound" {
+			f.addf(key+".path", why)
+		}
+		if _, err := canonical.ParseTarget("GET", h.Path, canonical.Options{}); err != nil {
+			f.addf(key+".path", "%q is no path that can be asked for: %v", clip(h.Path), err)
+		}
+	}
+	if h.GRPC == nil {
+		return
+	}
+	switch s := h.GRPC.Service; {
+	case h.Path != "":
+		f.addf(key+".grpc", "cannot stand beside path; keep the one that the service answers")
+	case direction == "outbound":
+		f.addf(key+".grpc", why)
+	case len(s) > maxHealthService || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }):
+		f.addf(key+".grpc.service", "%q is no name of a service; write at most %d visible ASCII characters, for example shop.v1.Orders", clip(s), maxHealthService)
 	}
 }
 
@@ -49,7 +79,7 @@ func (l *Listener) refuseHTTP(f *findings, key string) {
 	}
 	for _, name := range []string{
 		".http", ".timeouts.head", ".timeouts.response", ".timeouts.stall",
-		".upstream.max_requests", ".upstream.max_connections", ".upstream.max_pending", ".upstream.health.path", ".upstream.ejection.on_5xx",
+		".upstream.protocol", ".upstream.max_requests", ".upstream.max_connections", ".upstream.max_pending", ".upstream.health.path", ".upstream.health.grpc", ".upstream.ejection.on_5xx",
 	} {
 		if _, given := f.pos[key+name]; given {
 			f.addf(key+name, why)
@@ -74,6 +104,19 @@ func (h *HTTP) validate(f *findings, key, direction string) {
 	}
 	if direction == "outbound" && h.JWT.Required {
 		f.addf(key+".jwt.required", "is for inbound listeners")
+	}
+}
+
+// validateVersions checks what clients may speak.
+func (h *HTTP) validateVersions(f *findings, key string) {
+	for i, v := range h.Versions {
+		if v != "" && slices.Contains(h.Versions[:i], v) {
+			f.addf(fmt.Sprintf("%s.versions[%d]", key, i), "%s is in the list already", v)
+		}
+	}
+	_, given := f.pos[key+".max_streams"]
+	if given && slices.Equal(h.Versions, []HTTPVersion{HTTP1}) {
+		f.addf(key+".max_streams", "has no use without h2 in versions: it is for HTTP/2")
 	}
 }
 

@@ -289,3 +289,22 @@ func (l *PathLiteral) UnmarshalText(text []byte) error {
 	}
 	return fmt.Errorf("%q: write encoded_slash or empty_segments", clip(string(text)))
 }
+
+// HTTPVersion is a version of HTTP by its ALPN protocol (RFC 7301 §6).
+type HTTPVersion string
+
+// The versions.
+const (
+	HTTP2 HTTPVersion = "h2"
+	HTTP1 HTTPVersion = "http/1.1"
+)
+
+// UnmarshalText reads one of the versions.
+func (v *HTTPVersion) UnmarshalText(text []byte) error {
+	switch got := HTTPVersion(text); got {
+	case HTTP2, HTTP1:
+		*v = got
+		return nil
+	}
+	return fmt.Errorf("%q: write h2 or http/1.1", clip(string(text)))
+}

@@ -378,6 +378,10 @@ type HTTP struct {
 	RequestID string `yaml:"request_id" default:"x-request-id" example:"x-request-id"`
 	// JWT-SVIDs: inbound they are validated as a second proof, outbound attached.
 	JWT *JWT `yaml:"jwt"`
+	// What clients may speak, the preferred first: http/1.1, with which goes HTTP/1.0, and h2 (HTTP/2). Inbound it is negotiated by ALPN, outbound HTTP/2 is recognised by its first bytes (prior knowledge). HTTP/2, and gRPC with it, is a preview: it has not been measured beside others yet, and has to be asked for.
+	Versions []HTTPVersion `yaml:"versions" default:"[http/1.1]" example:"[h2, http/1.1]"`
+	// The most requests of one connection of HTTP/2 at a time; a client keeps further ones back.
+	MaxStreams int `yaml:"max_streams" default:"250" min:"1" max:"1000"`
 	// The largest body of a request in bytes, its chunks included. 413 beyond. 0: no bound; bodies are never held in memory.
 	MaxBody int `yaml:"max_body" default:"0" min:"0" max:"9007199254740992"`
 	// Requests that no service has answered are sent to another endpoint, where they are idempotent (GET, HEAD, OPTIONS, PUT, DELETE), their whole body is there, and not too many are.
@@ -437,6 +441,8 @@ type ProxyProtocol struct {
 
 // Upstream says how a target is chosen.
 type Upstream struct {
+	// With protocol: http, what requests are sent in. auto: inbound, gRPC calls go by HTTP/2 in plaintext (h2c, with prior knowledge) and all else by HTTP/1.1; outbound, the far end is offered h2 and http/1.1 where the caller speaks HTTP/2, and http/1.1 alone where it does not. http1: everything goes by HTTP/1.1. h2c (inbound), h2 (outbound): everything goes by HTTP/2; set it where the target speaks nothing else.
+	Protocol string `yaml:"protocol" default:"auto" enum:"auto|http1|h2c|h2"`
 	// How one of the healthy addresses is chosen: one after the other, or the one with the fewest connections (with protocol: http, requests) from this listener. least_requests is another word for the same.
 	Balance string `yaml:"balance" default:"round_robin" enum:"round_robin|least_connections|least_requests"`
 	// Active checks: each address is connected to now and then. Left out: none. {}: with the defaults.
@@ -463,6 +469,14 @@ type Health struct {
 	HealthyAfter int `yaml:"healthy_after" default:"2" min:"1" max:"1000"`
 	// With protocol: http and inbound, a path that is asked for with GET and must answer 2xx or 3xx. Left out: a connection is enough.
 	Path string `yaml:"path" example:"/healthz"`
+	// With protocol: http and inbound, in place of path: the service's own gRPC health service (grpc.health.v1.Health), whose Check must answer SERVING, over h2c. {}: of the server as a whole.
+	GRPC *GRPCHealth `yaml:"grpc"`
+}
+
+// GRPCHealth is what a gRPC health service is asked.
+type GRPCHealth struct {
+	// Of which of its services, by the name that it goes by there, at most 255 visible ASCII characters. Left out, or "": the server as a whole.
+	Service string `yaml:"service" empty:"true" example:"shop.v1.Orders"`
 }
 
 // Ejection leaves an address out for a while.

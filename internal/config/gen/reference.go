@@ -108,6 +108,22 @@ access_log: {path: /var/log/narthex/access.log, format: json}
       target: api.partner.example:443
       expect: ["spiffe://partner.example/exports/api"]
 `},
+	{"gRPC and HTTP/2", "`upstream.protocol: auto` suits services that speak HTTP/1.1, and gRPC servers that are sent nothing but gRPC. " +
+		"Set `h2c` (outbound: `h2`) where the target speaks HTTP/2 alone and is sent other requests too, and `http1` where it has no HTTP/2.", `proxy:
+  policies: [policy.yaml]
+  listeners:
+    - name: orders
+      direction: inbound
+      bind: ":8443"
+      target: 127.0.0.1:50051
+      protocol: http
+      http:
+        versions: [h2, http/1.1]
+        max_streams: 100
+      upstream:
+        protocol: h2c
+        health: {grpc: {service: shop.v1.Orders}}
+`},
 }
 
 // reference returns configuration.md.

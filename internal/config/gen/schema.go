@@ -42,6 +42,7 @@ var scalars = map[reflect.Type]jsonschema.Schema{
 	reflect.TypeFor[config.Socket]():        {Type: "string", Pattern: socketPattern},
 	reflect.TypeFor[config.File]():          {Type: "string"},
 	reflect.TypeFor[config.Secret]():        {Type: "string"},
+	reflect.TypeFor[config.HTTPVersion]():   {Type: "string", Enum: []any{config.HTTP2, config.HTTP1}},
 	reflect.TypeFor[config.Targets](): {OneOf: []*jsonschema.Schema{
 		{Type: "string", Pattern: addressPattern},
 		{Type: "array", Items: &jsonschema.Schema{Type: "string", Pattern: addressPattern}, MinItems: new(uint64(1)), MaxItems: new(uint64(64)), UniqueItems: true},
