@@ -87,7 +87,13 @@ func (p *passage) admitParts(parts *http1.Parts, large bool) *refused {
 	case err != nil:
 		return refuseRequest(http.StatusBadRequest, "request: %v", err)
 	}
-	return p.admit()
+	if refused := p.admit(); refused != nil {
+		return refused
+	}
+	if parts.Protocol != "" && p.told.Upgrade == "" { // else it would be a GET to the service, whose answer the client takes for a change
+		return refuseRequest(http.StatusNotImplemented, "request: an extended CONNECT to a protocol that hides requests, or is none")
+	}
+	return nil
 }
 
 // run brings the request on its way, to another endpoint where one did not look
@@ -368,6 +374,12 @@ func (p *passage) lateFor(w wait, s *settings) *refused {
 
 func (p *passage) sooner(s *settings, tell func(time.Time)) {
 	p.wait.sooner(tell)
+	p.mu.Lock()
+	alone := p.alone
+	p.mu.Unlock()
+	if alone { // and begins waits without telling
+		tell(time.Now().Add(parkAfter))
+	}
 	if s.Timeouts.Idle > 0 && !p.moved.IsZero() {
 		tell(p.moved.Add(s.Timeouts.Idle))
 	}

@@ -211,6 +211,11 @@ func (a *returning) Ended(err *http2.Error) {
 	}
 	p.mu.Lock()
 	sent, out := p.sent, p.out
+	if p.over { // since enter looked: who ended it concludes it
+		p.mu.Unlock()
+		p.turn.Unlock()
+		return
+	}
 	again := err.Unseen && !sent && p.taken.Load() == 0 && p.tries <= maxStale
 	if again {
 		p.out, p.to, p.alone = nil, nil, true

@@ -34,9 +34,13 @@ func (p *passage) tunnel() (again bool) {
 		c.stop()
 		return p.failed(err, c)
 	}
-	if p.resp.Status == http.StatusSwitchingProtocols {
+	switch {
+	case p.resp.Status == http.StatusSwitchingProtocols:
 		p.switchOver(c)
-	} else {
+	case p.told.Upgrade != "" && p.resp.Status/100 == 2: // which the client would take for the change (RFC 8441, section 4)
+		c.stop()
+		p.end(refuseRequest(http.StatusBadGateway, "the service answered %d in place of a change to %s", p.resp.Status, tidy(p.told.Upgrade)))
+	default:
 		p.respond(c)
 	}
 	p.conclude()
@@ -254,6 +258,7 @@ func (p *passage) readHead() error {
 func (p *passage) awaitAnswer() {
 	if within := p.answerWithin(); within > 0 {
 		p.wait.expectOf(serviceSends, within)
+		p.f.c.awake()
 	}
 }
 
