@@ -30,7 +30,7 @@ var (
 const (
 	didRequests = "Keep-alive on both sides of the proxy. A request with seven fields of its own; narthex decides it by 21 rules on methods and paths, strips what says who calls, and sets the identity, where it comes from and the id; " +
 		"nginx and haproxy choose by a pattern of the path and refuse other methods, set the identity and where it comes from, and pass the id on. Each writes a record of each request to a file (nginx and narthex many at a time, haproxy each by itself). Handshakes are not counted."
-	didTransfer = "As above, 16 connections, HTTP/1.1 with Content-Length; nginx does not buffer bodies (proxy_request_buffering off), as none of the others does."
+	didTransfer = "As above, 16 connections, HTTP/1.1 with Content-Length; nginx does not hold bodies back (proxy_request_buffering off) and puts none into files (proxy_max_temp_file_size 0), as none of the others does."
 )
 
 // The rows of requests.
@@ -122,14 +122,18 @@ func prepareRequests(connections, up, down int) func(context.Context, client, in
 			for _, t := range conns {
 				g.Go(func() error {
 					buf := make([]byte, min(128*kib, down+4*kib))
+					took := make([]float64, 0, n/connections)
 					for range n / connections {
+						begin := time.Now()
 						if err := exchange(t, message, buf, down); err != nil {
 							return err
 						}
+						took = append(took, microseconds(time.Since(begin)))
 						if ctx.Err() != nil {
 							return ctx.Err()
 						}
 					}
+					c.took.add(took)
 					return nil
 				})
 			}
@@ -220,18 +224,14 @@ func readRequest(r *bufio.Reader) (size, body int, err error) {
 
 // measureIdleHTTP measures the memory of proxies by keep-alive connection.
 func measureIdleHTTP(ctx context.Context, b *bench) error {
-	kinds := b.proxies(httpProxies)
-	return b.rounds(ctx, len(kinds), func(side int) error {
-		p, err := b.startProxy(ctx, kinds[side], logged, tls.X25519)
-		if err != nil {
-			return err
-		}
-		defer p.stop()
-		return p.complain(b.holdIdleHTTP(ctx, p))
+	return b.afresh(ctx, httpProxies, func(p *proxy) error {
+		return b.holdIdleRequests(ctx, p, rowIdleHTTP, b.connections)
 	})
 }
 
-func (b *bench) holdIdleHTTP(ctx context.Context, p *proxy) error {
+// holdIdleRequests measures one proxy with n connections after one request
+// each.
+func (b *bench) holdIdleRequests(ctx context.Context, p *proxy, row *row, n int) error {
 	if err := pause(ctx, silence); err != nil { // what only a start needs is given back by then
 		return err
 	}
@@ -239,19 +239,26 @@ func (b *bench) holdIdleHTTP(ctx context.Context, p *proxy) error {
 	if err != nil {
 		return err
 	}
-	conns, end, err := p.client.hold(ctx, b.connections)
+	_, end, err := p.client.hold(ctx, n)
 	if err != nil {
 		return err
 	}
 	defer end()
-	if err := pause(ctx, silence); err != nil {
-		return err
-	}
-	full, err := memory(p.pid())
-	if err == nil {
-		b.results.add(rowIdleHTTP, p.kind.name, (full-empty)/kib/float64(len(conns)))
-	}
-	return err
+	return b.idleOf(ctx, p, row, empty, n)
+}
+
+// afresh has the proxies of kinds take turns, a new process each time: what a
+// connection once took is not given back by all.
+func (b *bench) afresh(ctx context.Context, kinds []*proxyKind, measure func(*proxy) error) error {
+	kinds = b.proxies(kinds)
+	return b.rounds(ctx, len(kinds), func(side int) error {
+		p, err := b.startProxy(ctx, kinds[side], logged, tls.X25519)
+		if err != nil {
+			return err
+		}
+		defer p.stop()
+		return p.complain(measure(p))
+	})
 }
 
 // measureLatencyHTTP measures what a proxy adds to the time a request takes.

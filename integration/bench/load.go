@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,20 +19,39 @@ type client struct {
 	address string
 	config  *tls.Config
 	greet   func(net.Conn) error // makes sure that the backend is there
+	took    *waits               // of its requests; nil where nobody wants to know
 }
+
+// waits are times, in µs, that many goroutines measure.
+type waits struct {
+	mu   sync.Mutex // guards the following
+	list []float64
+}
+
+// add adds to them, unless they are nil.
+func (w *waits) add(list []float64) {
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.list = append(w.list, list...)
+}
+
+func microseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 
 // newClient returns a client that speaks TLS 1.3 with one key exchange. It asks
 // for tickets or not, and takes none up. It does not verify the proxy: who is
 // measured is at the other end.
 func newClient(address string, certificate tls.Certificate, curve tls.CurveID, tickets bool) client {
-	return client{address, &tls.Config{
+	return client{address: address, greet: ping, config: &tls.Config{
 		Certificates:           []tls.Certificate{certificate},
 		MinVersion:             tls.VersionTLS13,
 		CurvePreferences:       []tls.CurveID{curve},
 		SessionTicketsDisabled: !tickets,
 		ClientSessionCache:     forgetful{},
 		InsecureSkipVerify:     true,
-	}, ping}
+	}}
 }
 
 // forgetful is a session cache without sessions: a client with a cache says
@@ -99,7 +119,8 @@ func (c client) check(ctx context.Context) error {
 	if s.Version != tls.VersionTLS13 || s.CipherSuite != tls.TLS_AES_128_GCM_SHA256 || s.CurveID != c.config.CurvePreferences[0] {
 		return fmt.Errorf("it negotiates %s, %s and %s", tls.VersionName(s.Version), tls.CipherSuiteName(s.CipherSuite), s.CurveID)
 	}
-	stranger := client{c.address, c.config.Clone(), c.greet}
+	stranger := c
+	stranger.config = c.config.Clone()
 	stranger.config.Certificates = nil
 	if t, err := stranger.connect(ctx); err == nil {
 		_ = t.Close()

@@ -176,6 +176,7 @@ type bench struct {
 	certificate tls.Certificate // the client's
 	other       tls.Certificate // of a client whom new rules will refuse
 	results     results
+	p99         results // of requests, in µs, in the rows that measure it beside CPU time
 	notes       notes
 	folders     int
 	port        int
@@ -184,7 +185,7 @@ type bench struct {
 // measure runs the experiments and reports. Whatever it starts has ended when
 // it returns.
 func measure(ctx context.Context, o options) (err error) {
-	b := &bench{options: o, results: results{}, notes: notes{}, keeper: newKeeper(), port: firstPort}
+	b := &bench{options: o, results: results{}, p99: results{}, notes: notes{}, keeper: newKeeper(), port: firstPort}
 	defer b.keeper.close()
 	stop := context.AfterFunc(ctx, b.keeper.close)
 	defer stop()
@@ -220,7 +221,7 @@ func measure(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	r := report{options: o, results: b.results, notes: b.notes, machine: figures.DescribeMachine(), versions: versions, took: time.Since(begin)}
+	r := report{options: o, results: b.results, p99: b.p99, notes: b.notes, machine: figures.DescribeMachine(), versions: versions, took: time.Since(begin)}
 	fmt.Print(r.text())
 	if o.out == "" {
 		return nil

@@ -17,6 +17,7 @@ import (
 type report struct {
 	options  options
 	results  results
+	p99      results
 	notes    notes
 	machine  figures.Machine
 	versions map[string]string
@@ -91,6 +92,12 @@ func (r *report) text() string {
 		for _, row := range rows {
 			fmt.Fprintf(w, "%s\n", strings.Join(append([]string{row.id, row.unit}, r.cells(row, t.sides)...), "\t"))
 		}
+		if late := r.lateOf(rows); len(late) > 0 {
+			fmt.Fprintf(w, "\n%s\n", strings.Join(append([]string{"p99", "unit"}, t.sides...), "\t"))
+			for _, row := range late {
+				fmt.Fprintf(w, "%s\n", strings.Join(append([]string{row.id, "µs"}, r.waits(row, t.sides)...), "\t"))
+			}
+		}
 		_ = w.Flush() // a strings.Builder takes all
 		for _, row := range rows {
 			for _, note := range r.notes[row.id] {
@@ -122,6 +129,31 @@ func (r *report) cells(row *row, sides []string) []string {
 	}
 	goal, met := r.judge(row)
 	return append(cells, best, goal, met)
+}
+
+// lateOf returns those of rows of whose requests it was measured how long they
+// took.
+func (r *report) lateOf(rows []*row) []*row {
+	return slices.DeleteFunc(slices.Clone(rows), func(row *row) bool { return r.p99[row.id] == nil })
+}
+
+// waits are the µs within which all but one of a hundred of a row's requests
+// were answered, by side.
+func (r *report) waits(row *row, sides []string) []string {
+	var cells []string
+	for _, side := range sides {
+		values, ok := r.p99[row.id][side]
+		switch {
+		case !ok:
+			cells = append(cells, "–")
+		case side == ours:
+			cells = append(cells, figures.Number(values.Median()))
+		default:
+			ratio := r.p99[row.id][ours].Over(values).Median()
+			cells = append(cells, fmt.Sprintf("%s (%s)", figures.Number(values.Median()), figures.Times(ratio)))
+		}
+	}
+	return cells
 }
 
 // judge says what the target is and whether it was met.
@@ -190,8 +222,7 @@ func (r *report) splice(page string) (titles []string, spliced string) {
 		fmt.Fprintf(&b, "Measured by itself, in %.0f minutes: %s.\n\n", math.Ceil(r.took.Minutes()), r.versions[ours])
 		begin := strings.Index(page, "## "+t.title+"\n")
 		if begin < 0 { // it is new: before the one that follows it
-			begin = strings.Index(page, "## "+after(t.title)+"\n")
-			if begin < 0 {
+			if begin = indexAfter(page, t.title); begin < 0 {
 				continue
 			}
 			page = page[:begin] + b.String() + page[begin:]
@@ -207,14 +238,17 @@ func (r *report) splice(page string) (titles []string, spliced string) {
 	return titles, page
 }
 
-// after returns the title of the table behind another.
-func after(title string) string {
-	for i := range len(tables) - 1 {
-		if tables[i].title == title {
-			return tables[i+1].title
+// indexAfter returns where the first of the tables begins that come after
+// another and that the page has, or -1.
+func indexAfter(page, title string) int {
+	behind := false
+	for _, t := range tables {
+		if begin := strings.Index(page, "## "+t.title+"\n"); behind && begin >= 0 {
+			return begin
 		}
+		behind = behind || t.title == title
 	}
-	return ""
+	return -1
 }
 
 // did is what each proxy does on every connection.
@@ -273,6 +307,13 @@ func (r *report) writeTable(b *strings.Builder, title string, sides []string, ro
 			cells = append(cells, cell)
 		}
 		fmt.Fprintf(b, "| `%s` | %s |\n", row.id, strings.Join(cells, " | "))
+	}
+	if late := r.lateOf(rows); len(late) > 0 {
+		fmt.Fprintf(b, "\nMicroseconds within which 99 of 100 requests of these rows were answered, the cores being full (the client, the proxy and the service share them):\n\n| Row | %s |\n|---|%s\n",
+			strings.Join(sides, " | "), strings.Repeat("---:|", len(sides)))
+		for _, row := range late {
+			fmt.Fprintf(b, "| `%s` | %s |\n", row.id, strings.Join(r.waits(row, sides), " | "))
+		}
 	}
 	b.WriteString("\nWhat was done:\n\n")
 	for _, row := range rows {

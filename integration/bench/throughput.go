@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"time"
+
+	"github.com/narthex-id/narthex/integration/internal/figures"
 )
 
 // throughput is a row that counts the CPU time of a proxy by what it carried.
@@ -88,35 +90,70 @@ func (t throughput) run(ctx context.Context, b *bench) error {
 	})
 }
 
-// add adds the time that n units took to the row.
-func (t throughput) add(b *bench, p *proxy, used time.Duration, n int) {
-	b.results.add(t.row, p.kind.name, used.Seconds()/t.each.Seconds()*float64(t.per)/float64(n))
+// add adds what n units took to the row.
+func (t throughput) add(b *bench, p *proxy, used spent, n int) {
+	b.results.add(t.row, p.kind.name, used.cpu.Seconds()/t.each.Seconds()*float64(t.per)/float64(n))
+	if len(used.waits) > 0 {
+		b.p99.add(t.row, p.kind.name, figures.Quantile(used.waits, 0.99))
+	}
+}
+
+// spent is what some work took.
+type spent struct {
+	cpu   time.Duration // of the proxy
+	waits []float64     // µs of each request, where they were measured
 }
 
 // Before its time is read, a proxy finishes what it has left of the work:
 // connections to close, records to write.
 const finish = 100 * time.Millisecond
 
-// work does n units and returns the CPU time that the proxy used.
-func (t throughput) work(ctx context.Context, p *proxy, n int) (time.Duration, error) {
-	work, end, err := t.prepare(ctx, p.client, n)
+// work does n units and returns what that took.
+func (t throughput) work(ctx context.Context, p *proxy, n int) (spent, error) {
+	c := p.client
+	c.took = &waits{}
+	work, end, err := t.prepare(ctx, c, n)
 	if err != nil {
-		return 0, err
+		return spent{}, err
 	}
 	defer end()
-	if err := pause(ctx, finish); err != nil {
-		return 0, err
-	}
-	before, err := cpuTime(p.pid())
+	used, err := cpuOf(ctx, work, []*process{p.process})
 	if err != nil {
-		return 0, err
+		return spent{}, err
+	}
+	return spent{used[0], c.took.list}, nil
+}
+
+// cpuOf returns the CPU time that each group of processes used for some work.
+func cpuOf(ctx context.Context, work func() error, groups ...[]*process) (used []time.Duration, err error) {
+	before, err := clocks(ctx, groups)
+	if err != nil {
+		return nil, err
 	}
 	if err := work(); err != nil {
-		return 0, err
+		return nil, err
 	}
+	used, err = clocks(ctx, groups)
+	for i := range used {
+		used[i] -= before[i]
+	}
+	return used, err
+}
+
+// clocks returns the CPU time of groups of processes once they have finished.
+func clocks(ctx context.Context, groups [][]*process) ([]time.Duration, error) {
 	if err := pause(ctx, finish); err != nil {
-		return 0, err
+		return nil, err
 	}
-	after, err := cpuTime(p.pid())
-	return after - before, err
+	sums := make([]time.Duration, len(groups))
+	for i, group := range groups {
+		for _, p := range group {
+			used, err := cpuTime(p.pid())
+			if err != nil {
+				return nil, err
+			}
+			sums[i] += used
+		}
+	}
+	return sums, nil
 }
