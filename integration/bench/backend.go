@@ -88,7 +88,7 @@ func (b *backend) serve(c net.Conn) {
 		if _, err := io.ReadFull(c, op[:]); err != nil {
 			return
 		}
-		if op[0] == 'G' || op[0] == 'P' { // of GET and PUT
+		if op[0] == 'G' || op[0] == 'P' { // of GET and PUT, and of HTTP/2's preface
 			b.serveHTTP(c, op[0])
 			return
 		}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/narthex-id/narthex/integration/internal/figures"
@@ -20,9 +21,9 @@ import (
 
 // The proxies that read HTTP. ghostunnel does not.
 var (
-	kindNarthexHTTP = &proxyKind{ours, []string{"narthex-http.yaml", "narthex-http-rules.yaml"}, kindNarthex.command, true}
-	kindNginxHTTP   = &proxyKind{nginx, []string{"nginx-http.conf"}, kindNginx.command, true}
-	kindHAProxyHTTP = &proxyKind{haproxy, []string{"haproxy-http.cfg"}, kindHAProxy.command, true}
+	kindNarthexHTTP = &proxyKind{name: ours, files: []string{"narthex-http.yaml", "narthex-http-rules.yaml"}, command: kindNarthex.command, greet: greetHTTP}
+	kindNginxHTTP   = &proxyKind{name: nginx, files: []string{"nginx-http.conf"}, command: kindNginx.command, greet: greetHTTP}
+	kindHAProxyHTTP = &proxyKind{name: haproxy, files: []string{"haproxy-http.cfg"}, command: kindHAProxy.command, greet: greetHTTP}
 
 	httpProxies = []*proxyKind{kindNarthexHTTP, kindNginxHTTP, kindHAProxyHTTP}
 )
@@ -186,6 +187,10 @@ func greetHTTP(c net.Conn) error { return exchange(c, request(0, kib), make([]by
 // serveHTTP answers requests, of the first of which one byte was read.
 func (b *backend) serveHTTP(c net.Conn, first byte) {
 	r := bufio.NewReaderSize(io.MultiReader(bytes.NewReader([]byte{first}), c), chunk)
+	if begin, err := r.Peek(3); err == nil && string(begin) == http2.ClientPreface[:3] {
+		_ = serveH2(c, r) // whoever asked sees that it ended
+		return
+	}
 	for {
 		size, body, err := readRequest(r)
 		if err != nil {

@@ -119,6 +119,9 @@ func (c client) check(ctx context.Context) error {
 	if s.Version != tls.VersionTLS13 || s.CipherSuite != tls.TLS_AES_128_GCM_SHA256 || s.CurveID != c.config.CurvePreferences[0] {
 		return fmt.Errorf("it negotiates %s, %s and %s", tls.VersionName(s.Version), tls.CipherSuiteName(s.CipherSuite), s.CurveID)
 	}
+	if want := c.config.NextProtos; len(want) > 0 && s.NegotiatedProtocol != want[0] {
+		return fmt.Errorf("it speaks %q, not %s", s.NegotiatedProtocol, want[0])
+	}
 	stranger := c
 	stranger.config = c.config.Clone()
 	stranger.config.Certificates = nil

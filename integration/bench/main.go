@@ -15,7 +15,7 @@
 //
 // The files: rows.go has the table of what is measured; proxies.go and
 // agents.go start the sides, throughput.go, idle.go, agents.go and demo.go
-// measure them, and so do many.go, latency.go, http.go and rules.go; report.go prints.
+// measure them, and so do many.go, latency.go, http.go, h2.go and rules.go; report.go prints.
 // Decisions by rules are measured by a program of its own, in policypeers, on
 // what rulemix makes. It measures and judges nothing else: what must not be slow
 // is asserted by tests, with wider bounds.

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"embed"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -17,6 +19,8 @@ import (
 	"syscall"
 	"text/template"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 // peers holds the configurations of all sides, as templates.
@@ -44,27 +48,30 @@ type proxyKind struct {
 	files []string // its templates; the first is the configuration
 	// command returns what to run, given the path of the configuration.
 	command func(b *bench, config string) ([]string, error)
-	http    bool // it reads HTTP
+	greet   func(net.Conn) error // makes sure that the service behind it is there; nil: ping
+	h2      bool                 // clients speak HTTP/2 with it
+	h2c     bool                 // it speaks HTTP/2 with the service
+	behind  string               // the address of the service that is not the backend
 }
 
 var (
-	kindNarthex = &proxyKind{ours, []string{"narthex.yaml", "narthex-rules.yaml"}, func(b *bench, config string) ([]string, error) {
+	kindNarthex = &proxyKind{name: ours, files: []string{"narthex.yaml", "narthex-rules.yaml"}, command: func(b *bench, config string) ([]string, error) {
 		return []string{b.narthex, "proxy", "-c", config}, nil
-	}, false}
-	kindNginx = &proxyKind{nginx, []string{"nginx.conf"}, func(_ *bench, config string) ([]string, error) {
+	}}
+	kindNginx = &proxyKind{name: nginx, files: []string{"nginx.conf"}, command: func(_ *bench, config string) ([]string, error) {
 		return []string{"nginx", "-e", "stderr", "-c", config, "-p", filepath.Dir(config)}, nil
-	}, false}
-	kindHAProxy = &proxyKind{haproxy, []string{"haproxy.cfg"}, func(_ *bench, config string) ([]string, error) {
+	}}
+	kindHAProxy = &proxyKind{name: haproxy, files: []string{"haproxy.cfg"}, command: func(_ *bench, config string) ([]string, error) {
 		return []string{"haproxy", "-db", "-f", config}, nil
-	}, false}
-	kindGhostunnel = &proxyKind{ghostunnel, []string{"ghostunnel.args"}, func(_ *bench, config string) ([]string, error) {
+	}}
+	kindGhostunnel = &proxyKind{name: ghostunnel, files: []string{"ghostunnel.args"}, command: func(_ *bench, config string) ([]string, error) {
 		program, err := tool("NARTHEX_GHOSTUNNEL", "ghostunnel", "ghostunnel")
 		if err != nil {
 			return nil, err
 		}
 		args, err := os.ReadFile(config)
 		return append([]string{program}, strings.Fields(string(args))...), err
-	}, false}
+	}}
 
 	allProxies = []*proxyKind{kindNarthex, kindNginx, kindHAProxy, kindGhostunnel}
 )
@@ -97,6 +104,8 @@ type proxyValues struct {
 	User                            string // and group, for nginx's workers
 	NginxModules                    string
 	CPUs                            int
+	HTTP2                           bool // in front
+	H2C                             bool // HTTP/2 behind
 	Logged                          bool
 	Tickets                         bool // session tickets, as each program has them by default
 	Profiled                        bool // which the sandbox does not allow
@@ -122,6 +131,27 @@ type proxy struct {
 // startProxy starts a proxy in front of the backend and waits until it serves
 // as all of them have to.
 func (b *bench) startProxy(ctx context.Context, kind *proxyKind, how manner, curve tls.CurveID) (*proxy, error) {
+	p, err := b.launchProxy(kind, how)
+	if err != nil {
+		return nil, err
+	}
+	p.client = newClient(p.values.Listen, b.certificate, curve, p.values.Tickets)
+	if kind.greet != nil {
+		p.client.greet = kind.greet
+	}
+	if kind.h2 {
+		p.client.config.NextProtos = []string{http2.NextProtoTLS}
+	}
+	if err := p.ready(ctx); err != nil {
+		p.stop()
+		return nil, fmt.Errorf("%s: %w", kind.name, err)
+	}
+	return p, nil
+}
+
+// launchProxy starts a proxy in front of the backend, or of what kind has
+// behind it.
+func (b *bench) launchProxy(kind *proxyKind, how manner) (*proxy, error) {
 	dir, err := b.folder()
 	if err != nil {
 		return nil, err
@@ -135,7 +165,8 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, how manner, cur
 		return nil, err
 	}
 	values := proxyValues{
-		Dir: dir, Certs: b.certs(), Listen: "127.0.0.1:" + itoa(port), Backend: b.backend.address(),
+		Dir: dir, Certs: b.certs(), Listen: "127.0.0.1:" + itoa(port), Backend: cmp.Or(kind.behind, b.backend.address()),
+		HTTP2: kind.h2, H2C: kind.h2c,
 		TrustDomain: trustDomain, ClientID: clientID, ServerID: serverID, OtherID: otherID,
 		User: account, NginxModules: nginxModules, CPUs: runtime.NumCPU(), Logged: how == logged, Tickets: how == ticketed, Profiled: kind.name == ours && b.profiles != "",
 	}
@@ -164,15 +195,7 @@ func (b *bench) startProxy(ctx context.Context, kind *proxyKind, how manner, cur
 	if values.Profiled {
 		started.first = syscall.SIGUSR1
 	}
-	p := &proxy{started, kind, newClient(values.Listen, b.certificate, curve, values.Tickets), dir, values}
-	if kind.http {
-		p.client.greet = greetHTTP
-	}
-	if err := p.ready(ctx); err != nil {
-		p.stop()
-		return nil, fmt.Errorf("%s: %w", kind.name, err)
-	}
-	return p, nil
+	return &proxy{process: started, kind: kind, dir: dir, values: values}, nil
 }
 
 // accountAndGroup names the user and group we run as.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/narthex-id/narthex/integration/bench/rulemix"
 	"github.com/narthex-id/narthex/integration/internal/figures"
@@ -270,6 +271,11 @@ func init() {
 	}
 	add("idle keep-alive connections", measureIdleHTTP, rowIdleHTTP)
 	add("latency of requests", measureLatencyHTTP, rowLatencyHTTP)
+	for _, t := range slices.Concat(h2Throughputs, h2cThroughputs) {
+		add(t.row.id, t.run, t.row)
+	}
+	add("idle connections of HTTP/2", measureIdleH2, rowH2Idle)
+	add("open streams", measureStreams, rowH2Stream)
 	add("agents", measureAgents, rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency)
 	add("rules by identities", identityRules.run, identityRules.rows()...)
 	add("rules with HTTP", httpRules.run, httpRules.rows()...)
