@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net/url"
@@ -24,9 +25,10 @@ const (
 	otherID     = "spiffe://" + trustDomain + "/other"
 )
 
-// makeCertificates writes an authority and a server's certificate into dir
-// and returns those of two clients. All keys are ECDSA P-256; both leaves are X.509-SVIDs
-// signed by the root, as SPIRE Server signs them.
+// makeCertificates writes the certificates of an authority, a server and two
+// clients into dir, the keys too, and returns those of the clients. All keys are
+// ECDSA P-256; the leaves are X.509-SVIDs signed by the root, as SPIRE Server
+// signs them.
 func makeCertificates(dir string) (client, other tls.Certificate, err error) {
 	ca := &x509.Certificate{
 		Subject: pkix.Name{CommonName: "benchmark"}, IsCA: true, BasicConstraintsValid: true,
@@ -40,34 +42,41 @@ func makeCertificates(dir string) (client, other tls.Certificate, err error) {
 	if ca, err = x509.ParseCertificate(caDER); err != nil {
 		return client, other, err
 	}
-	serverKey, serverDER, err := sign(leaf("/server"), ca, caKey)
-	if err != nil {
+	if err := writePEM(dir, "ca.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER})); err != nil {
 		return client, other, err
 	}
-	for path, to := range map[string]*tls.Certificate{"/client": &client, "/other": &other} {
-		key, der, err := sign(leaf(path), ca, caKey)
+	var server tls.Certificate
+	for name, to := range map[string]*tls.Certificate{"server": &server, "client": &client, "other": &other} {
+		key, der, err := sign(leaf("/"+name), ca, caKey)
 		if err != nil {
 			return client, other, err
 		}
 		*to = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(serverKey)
-	if err != nil {
-		return client, other, err
-	}
-	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: serverDER})
-	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})
-	for name, text := range map[string][]byte{
-		"ca.pem":             pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}),
-		"server.pem":         certPEM,
-		"server.key":         keyPEM,
-		"server-and-key.pem": append(append([]byte{}, certPEM...), keyPEM...),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+		if err := writeLeaf(dir, name, key, der); err != nil {
 			return client, other, err
 		}
 	}
 	return client, other, nil
+}
+
+// writeLeaf writes a certificate and its key, each by itself and both in one
+// file.
+func writeLeaf(dir, name string, key *ecdsa.PrivateKey, der []byte) error {
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+	return errors.Join(
+		writePEM(dir, name+".pem", certPEM),
+		writePEM(dir, name+".key", keyPEM),
+		writePEM(dir, name+"-and-key.pem", append(append([]byte{}, certPEM...), keyPEM...)),
+	)
+}
+
+func writePEM(dir, name string, text []byte) error {
+	return os.WriteFile(filepath.Join(dir, name), text, 0o600)
 }
 
 func leaf(path string) *x509.Certificate {

@@ -195,6 +195,57 @@ func TestClientObeysStreamLimit(t *testing.T) {
 	}
 }
 
+// Both clients of gRPC call the service: the benchmark's own, and grpc-go's,
+// which also does with mTLS.
+func TestCalls(t *testing.T) {
+	t.Parallel()
+	certs := t.TempDir()
+	if _, _, err := makeCertificates(certs); err != nil {
+		t.Fatal(err)
+	}
+	for name, folder := range map[string][]string{"plaintext": nil, "mTLS": {certs}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := startTestGRPC(t, folder)
+			secure, err := grpcCredentials(roleClient, folder)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var told bytes.Buffer
+			if err := callGRPC(address, secure, strings.NewReader("1 1\n160 16\n"), &told); err != nil {
+				t.Error(err)
+			}
+			if lines := strings.Count(told.String(), "\n"); lines != 2 {
+				t.Errorf("told %q", told.String())
+			}
+			if folder != nil {
+				return
+			}
+			c, err := openH2(dialTest(t, address), grpcQuestion())
+			if err == nil {
+				_, err = c.ask(grpcQuestion(), 200, 16)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// startTestGRPC starts a service until the test ends.
+func startTestGRPC(t *testing.T, certs []string) (address string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure, err := grpcCredentials(roleService, certs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(startGRPC(l, secure))
+	return l.Addr().String()
+}
+
 // How long requests took has a table of its own, in both forms of the report.
 func TestReportTellsWaits(t *testing.T) {
 	t.Parallel()

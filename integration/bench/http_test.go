@@ -76,7 +76,7 @@ func TestNamedRows(t *testing.T) {
 		{"", 0, ""}, // all of them
 		{"handshake", 1, "handshake"},
 		{"http-*", 10, "http-1"},
-		{"h2-*", 14, "h2-1x1"},
+		{"h2-*", 17, "h2-1x1"},
 		{"echo,http-1*", 3, "echo"},
 		{"http", 0, ""},
 		{"x*", 0, ""},

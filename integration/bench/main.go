@@ -15,7 +15,7 @@
 //
 // The files: rows.go has the table of what is measured; proxies.go and
 // agents.go start the sides, throughput.go, idle.go, agents.go and demo.go
-// measure them, and so do many.go, latency.go, http.go, h2.go and rules.go; report.go prints.
+// measure them, and so do many.go, latency.go, http.go, h2.go, grpc.go and rules.go; report.go prints.
 // Decisions by rules are measured by a program of its own, in policypeers, on
 // what rulemix makes. It measures and judges nothing else: what must not be slow
 // is asserted by tests, with wider bounds.
@@ -43,6 +43,13 @@ import (
 func main() { os.Exit(run()) }
 
 func run() int {
+	if len(os.Args) > 2 && (os.Args[1] == roleService || os.Args[1] == roleClient) {
+		if err := runGRPC(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", os.Args[1], err)
+			return 1
+		}
+		return 0
+	}
 	var o options
 	flag.StringVar(&o.narthex, "narthex", "bin/narthex", "the binary that is measured")
 	flag.StringVar(&o.policies, "policypeers", "bin/policypeers", "the program that decisions by rules are measured with")

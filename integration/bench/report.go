@@ -39,10 +39,10 @@ var tables = []struct {
 	{"HTTP", []string{ours, nginx, haproxy}, []*row{
 		rowRequests1, rowRequests16, rowRequests256, rowPosts, rowDown64, rowDown1M, rowUp64, rowUp1M, rowIdleHTTP, rowLatencyHTTP,
 	}},
-	{"HTTP/2", []string{ours, nginx, haproxy}, []*row{
+	{"HTTP/2", []string{ours, nginx, haproxy, grpcGo}, []*row{
 		rowH2One, rowH2Streams, rowH2Connections, rowH2Put, rowH2Down64, rowH2Down1M,
 		rowH2COne, rowH2CStreams, rowH2CConnections, rowH2CPut, rowH2CDown64, rowH2CDown1M,
-		rowH2Idle, rowH2Stream,
+		rowGRPC, rowGRPCBoth, rowGRPCProxies, rowH2Idle, rowH2Stream,
 	}},
 	{"The agent", []string{ours, spireAgent}, []*row{
 		rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency,
@@ -266,7 +266,7 @@ var did = []string{
 	"haproxy: `mode tcp`, one thread a core, buffers of 16 KiB (the default). Verifies the chain, and does not look at who the client is.",
 	"ghostunnel: `--allow-uri` with the client's SPIFFE ID. GOMAXPROCS is the number of cores.",
 	"HTTP: as above, but requests go to the backend on connections that are kept for those that follow. ghostunnel reads no HTTP and is left out.",
-	"HTTP/2: the same, the client offering h2 alone.",
+	"HTTP/2: the same, the client offering h2 alone. gRPC: the service, and the client where two proxies are measured, are grpc-go's.",
 	"Agents: the same SPIRE Server on loopback, join_token, the unix attestor alone, keys on disk, logs from `warn` on.",
 	"Rules: " + rulemix.About(),
 	"The programs that decide by rules are Go libraries, each in a process of its own. The answers of all are compared. Denies win over allows in each.",

@@ -35,11 +35,12 @@ const (
 	opa        = "opa"
 	cedarGo    = "cedar-go"
 	casbin     = "casbin"
+	grpcGo     = "grpc-go"
 
 	bestPeer = "best"
 )
 
-var allSides = []string{ours, nginx, haproxy, ghostunnel, spireAgent, opa, cedarGo, casbin}
+var allSides = []string{ours, nginx, haproxy, ghostunnel, grpcGo, spireAgent, opa, cedarGo, casbin}
 
 // results are the values by row and side.
 type results map[string]map[string]figures.Series
@@ -274,6 +275,8 @@ func init() {
 	for _, t := range slices.Concat(h2Throughputs, h2cThroughputs) {
 		add(t.row.id, t.run, t.row)
 	}
+	add("gRPC", measureGRPC, rowGRPC)
+	add("gRPC through two proxies", measureGRPCBoth, rowGRPCBoth, rowGRPCProxies)
 	add("idle connections of HTTP/2", measureIdleH2, rowH2Idle)
 	add("open streams", measureStreams, rowH2Stream)
 	add("agents", measureAgents, rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"debug/buildinfo"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -50,6 +51,13 @@ func (b *bench) version(ctx context.Context, side string) (string, error) {
 		return "haproxy " + fields[2], nil
 	case ghostunnel:
 		return toolVersion("NARTHEX_GHOSTUNNEL", "ghostunnel", "ghostunnel")
+	case grpcGo:
+		program, err := os.Executable()
+		if err != nil {
+			return "", err
+		}
+		line, err := libraryVersion(program, "grpc")
+		return strings.Replace(line, "grpc", grpcGo, 1), err
 	case opa, cedarGo, casbin:
 		return libraryVersion(b.policies, side)
 	}
