@@ -342,11 +342,11 @@ func TestPeerExpiry(t *testing.T) {
 	closes, drains, aged := in, in, in
 	closes.Name, closes.OnPeerExpiry = "closes", ActionClose
 	drains.Name, drains.OnPeerExpiry = "drains", ActionDrain
-	aged.Name, aged.MaxAge = "aged", 300*time.Millisecond
+	aged.Name, aged.MaxAge = "aged", 3*time.Second
 	p := run(t, Config{Listeners: []Listener{in, closes, drains, aged}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/orders"), ca)})
 	old := dialTLS(t, p.addr("aged"), clientConfig(ca.SVID("/web")))
 	gone(t, old)
-	if a := p.next(); a.Closed != "expiry" || a.Reason != "older than max_age 300ms" {
+	if a := p.next(); a.Closed != "expiry" || a.Reason != "older than max_age 3s" {
 		t.Errorf("access record %+v", a)
 	}
 	cc := clientConfig(ca.SVID("/web", func(c *x509.Certificate) { c.NotAfter = expiry() }))

@@ -24,7 +24,7 @@ func TestProtocolWords(t *testing.T) {
 	}
 }
 
-// TestVersionsByDefault: an HTTP listener of which nothing is said takes both,
+// TestVersionsByDefault: an HTTP listener of which nothing is said takes HTTP/1.1,
 // and what is said stays as it is.
 func TestVersionsByDefault(t *testing.T) {
 	t.Parallel()
@@ -33,7 +33,7 @@ func TestVersionsByDefault(t *testing.T) {
 		versions []string
 		streams  int
 	}{
-		{HTTP{}, []string{"h2", "http/1.1"}, 250},
+		{HTTP{}, []string{"http/1.1"}, 250},
 		{HTTP{Versions: []string{"http/1.1"}, MaxStreams: 1}, []string{"http/1.1"}, 1},
 		{HTTP{Versions: []string{"http/1.1", "h2"}, MaxStreams: 1000}, []string{"http/1.1", "h2"}, 1000},
 	} {
