@@ -56,7 +56,7 @@ func TestBody(t *testing.T) {
 		{UntilClose, 0, "abc", "abc", "", "[]", "until the end", ""},
 		{Chunked, 0, "3\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\nGET /", "abc0123456789", "GET /", "[]", "chunks", ""},
 		{Chunked, 0, "000\r\n\r\n", "", "", "[]", "zeros", ""},
-		{Chunked, 0, "03\r\na\r\n\r\n00\r\nX-Sum: 1 \r\ngrpc-status: 0\r\n\r\nX", "a\r\n", "X", "[{x-sum 1 false} {grpc-status 0 false}]", "trailers", ""},
+		{Chunked, 0, "03\r\na\r\n\r\n00\r\nX-Sum: 1 \r\ngrpc-status: 0\r\n\r\nX", "a\r\n", "X", "[{x-sum 1 false false} {grpc-status 0 false false}]", "trailers", ""},
 		{Chunked, 0, "3\r\nabc\r\n", "abc", "", "[]", "no last chunk", "400 cut_short"},
 		{Chunked, 0, "0\r\nX: 1\r\n", "", "0\r\nX: 1\r\n", "[]", "trailers that do not end", "400 cut_short"},
 	} {

@@ -19,6 +19,7 @@ type head struct {
 	hostLines    int
 	length       int64 // -1: none
 	chunked      bool
+	ended        bool // there is no body, though nothing in the fields says so
 	closes       bool
 	persists     bool
 	options      int  // that Connection lists

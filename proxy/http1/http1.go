@@ -51,6 +51,9 @@ type Field struct {
 	// section 7.6.1), or says how the message is framed. It is not passed on,
 	// so rules are not to see it either.
 	Hop bool
+	// Sensitive is set where HTTP/2 brought it so that it lands in no table, in
+	// which it is to be passed on as well (RFC 7541, section 7.1.3).
+	Sensitive bool
 }
 
 // Framing is how a message's end is found (RFC 9112, section 6.3).

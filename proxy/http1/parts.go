@@ -20,8 +20,8 @@ type Parts struct {
 
 // Assemble makes the request of its parts, held to what Parse demands. It
 // copies the list of fields and none of the strings. An extended CONNECT is
-// a GET that offers to change the protocol, as it would be in HTTP/1.1. The
-// error is an [*Error].
+// a GET that offers to change the protocol, as it would be in HTTP/1.1, and has
+// no length. The error is an [*Error].
 func (r *Request) Assemble(p *Parts) error {
 	r.Forget()
 	h := &r.head
@@ -48,16 +48,28 @@ func (r *Request) Assemble(p *Parts) error {
 	if r.Host, err = h.authority(p.Authority); err != nil {
 		return err
 	}
-	if h.chunked {
-		return bad("coding", "Transfer-Encoding, which HTTP/2 does not have")
-	}
 	r.Fields = h.fields
-	h.chunked = !p.Ended && h.length < 0
 	if p.Protocol != "" {
-		h.upgrades, h.upgrade, h.protocols = true, p.Protocol, 1
-		h.chunked, h.length = false, -1
+		return r.offer(p.Protocol)
 	}
+	if p.Ended && h.length > 0 {
+		return bad("length_of_none", "Content-Length of a request that ends with its head; send as much, or leave it out")
+	}
+	h.chunked = !p.Ended && h.length < 0
 	return r.frame()
+}
+
+// offer makes an extended CONNECT an offer to change the protocol.
+func (r *Request) offer(protocol string) error {
+	h := &r.head
+	h.upgrades, h.upgrade, h.protocols, h.length = true, protocol, 1, -1
+	if err := r.frame(); err != nil {
+		return err
+	}
+	if r.Upgrade == "" {
+		return bad("bad_protocol", ":protocol: want one name, as of Upgrade (RFC 8441, section 4)")
+	}
+	return nil
 }
 
 var errConnect = refuse(http.StatusNotImplemented, "connect", "CONNECT is not served: there is no path to decide on")
@@ -86,16 +98,23 @@ func (h *head) authority(authority string) (string, error) {
 
 // assemble takes up fields that came as such.
 func (h *head) assemble(fields []Field) error {
+	if len(fields) > MaxFields {
+		return errTooManyFields
+	}
 	cookies := 0
 	for i := range fields {
 		f := fields[i]
 		f.Hop = false
 		var err error
-		if _, err = canonical.HeaderName(f.Name); err != nil {
+		if f.Name, err = canonical.HeaderName(f.Name); err != nil {
 			return uncanonical(err)
 		}
 		if f.Value, err = canonical.HeaderValue(f.Value); err != nil {
 			return uncanonical(err)
+		}
+		switch f.Name {
+		case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
+			return bad("connection_field", "a field that is for one connection of HTTP/1.1 alone; leave it out (RFC 9113, section 8.2.2)")
 		}
 		if err = h.note(&f); err != nil {
 			return err
@@ -106,29 +125,36 @@ func (h *head) assemble(fields []Field) error {
 		h.fields = append(h.fields, f)
 	}
 	if cookies > 1 {
-		h.joinCookies()
+		return h.joinCookies()
 	}
 	return nil
 }
 
 // joinCookies makes one field of several cookies, which HTTP/2 may part (RFC
-// 9113, section 8.2.3).
-func (h *head) joinCookies() {
+// 9113, section 8.2.3). It is held to the bound of one.
+func (h *head) joinCookies() error {
 	var all []string
 	kept := h.fields[:0]
-	first := 0
+	first, sensitive := 0, false
 	for _, f := range h.fields {
 		if f.Name != "cookie" {
 			kept = append(kept, f)
 			continue
 		}
+		sensitive = sensitive || f.Sensitive
 		if all = append(all, f.Value); len(all) == 1 {
 			first = len(kept)
 			kept = append(kept, f)
 		}
 	}
+	clear(h.fields[len(kept):])
 	h.fields = kept
-	h.fields[first].Value = strings.Join(all, "; ")
+	joined, err := canonical.HeaderValue(strings.Join(all, "; "))
+	if err != nil {
+		return uncanonical(err)
+	}
+	h.fields[first].Value, h.fields[first].Sensitive = joined, sensitive
+	return nil
 }
 
 // Assemble makes the response of its parts, as [Request.Assemble] does. The
@@ -144,17 +170,17 @@ func (r *Response) Assemble(p *Parts, asked Asked) error {
 	if err := h.assemble(p.Fields); err != nil {
 		return ofService(err)
 	}
-	if h.chunked {
-		return ofService(bad("coding", "Transfer-Encoding, which HTTP/2 does not have"))
+	empty := p.Status < 200 || p.Status == http.StatusNoContent || p.Status == http.StatusNotModified || asked.Method == http.MethodHead
+	switch {
+	case empty:
+	case p.Ended && h.length > 0:
+		return ofService(bad("length_of_none", "Content-Length of a response that ends with its head"))
+	case h.length < 0:
+		h.ended, h.chunked = p.Ended, !p.Ended
 	}
 	r.Fields, r.Length = h.fields, h.length
-	empty := p.Status < 200 || p.Status == http.StatusNoContent || p.Status == http.StatusNotModified || asked.Method == http.MethodHead
-	h.chunked = h.length < 0 && !p.Ended && !empty
 	if err := r.frame(asked); err != nil {
 		return ofService(err)
-	}
-	if p.Ended {
-		r.Body, h.chunked = NoBody, false
 	}
 	return nil
 }

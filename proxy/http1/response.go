@@ -132,7 +132,7 @@ func (r *Response) frame(asked Asked) error {
 		r.Body = Chunked
 	case h.length > 0:
 		r.Body = Counted
-	case h.length < 0:
+	case h.length < 0 && !h.ended:
 		r.Body, r.KeepAlive = UntilClose, false
 	}
 	return nil

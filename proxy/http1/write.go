@@ -68,6 +68,8 @@ func (r *Response) Append(dst []byte, e *Edit) []byte {
 		dst = append(dst, "transfer-encoding: chunked\r\n"...)
 	case r.Length >= 0:
 		dst = appendLength(dst, r.Length)
+	case r.head.ended:
+		dst = appendLength(dst, 0)
 	}
 	if unchunked || r.Body == UntilClose {
 		closing := *e
