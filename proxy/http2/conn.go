@@ -3,7 +3,10 @@ package http2
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/narthex-id/narthex/proxy/http1"
 )
@@ -33,15 +36,18 @@ type Receiver interface {
 	Head(p *http1.Parts, large bool)
 	// Data offers content, and with ended its end. It returns how much of it was
 	// taken; what was not is held for Stream.Held and Stream.Next, and nothing
-	// more is offered before. A take of all takes the end too.
+	// more is offered before. A take of all takes the end too, but for an end
+	// without content: it is offered again by Held, and told by Next.
 	Data(b []byte, ended bool) int
-	// Trailers tells of the fields behind the content, which end it.
+	// Trailers tells of the fields behind the content, which end it. The list is
+	// good until it returns.
 	Trailers(fields []http1.Field)
 	// Room tells that Stream.Write, which took less than it was given, may take
 	// more. Other than the rest it may come at any time from any goroutine.
 	Room()
 	// Ended tells that the stream was reset, or its connection ended, before its
-	// time. It comes once at most, and not for what its owner reset.
+	// time. It comes once at most, and not for what its owner reset. Like Room
+	// it may come while another goroutine tells of something else.
 	Ended(err *Error)
 }
 
@@ -65,22 +71,24 @@ type Conn struct {
 	streams  map[uint32]*Stream
 	waiting  queue // streams that have more to send than there was room for
 	last     uint32
-	next     uint32     // of the streams that we open
-	recent   [64]uint32 // streams that ended; bit 0 is that of reset by us (a client's are odd)
-	recentAt int
-	held     int   // places taken
-	most     int   // places there are
-	send     int64 // what we may send
-	recv     int64 // what the peer may send
-	unacked  int64 // of what it has sent, what was taken and not told it yet
-	window   int64 // of new streams, to send in
-	frame    int   // the largest that the peer takes
-	connects bool  // the peer takes extended CONNECT
+	next     uint32 // of the streams that we open
+	ended    memory // streams that ended
+	resets   memory // those of them that we reset: what was on its way is passed over
+	held     int    // places taken
+	most     int    // places there are
+	send     int64  // what we may send
+	recv     int64  // what the peer may send
+	unacked  int64  // of what it has sent, what was taken and not told it yet
+	window   int64  // of new streams, to send in
+	table    int64  // the largest HPACK table that the peer takes, in bytes
+	shrinks  bool   // our next head says that ours is empty
+	connects bool   // the peer takes extended CONNECT
 	patience patience
 	leaving  bool   // no stream may be opened any more, by either
 	final    uint32 // the last stream of the peer that is looked at, once leaving
-	failed   *Error // the connection is over
 	pumps    bool   // a stream may have room again
+
+	failed atomic.Pointer[Error] // the connection is over; stored with mu held
 }
 
 // NewServer returns the end of a server.
@@ -104,8 +112,8 @@ func NewClient(s Settings, events Events) *Conn {
 func newConn(client bool, s Settings, events Events) *Conn {
 	return &Conn{
 		client: client, ours: s, events: events, decoder: newDecoder(), streams: map[uint32]*Stream{},
-		most: s.MaxStreams, send: defaultWindow, recv: Window, window: defaultWindow, frame: MaxFrame,
-		patience: newPatience(), final: maxStreamID,
+		most: s.MaxStreams, send: defaultWindow, recv: Window, window: defaultWindow, table: tableSize,
+		patience: newPatience(s.MaxStreams), final: maxStreamID, ended: memory{most: maxEnded}, resets: memory{most: maxResets},
 	}
 }
 
@@ -132,7 +140,7 @@ func (c *Conn) greet(preface string) {
 // never more than a frame of MaxFrame. An error is the connection's end:
 // GOAWAY is there to be sent, and nothing more is to be received.
 func (c *Conn) Receive(b []byte) (used int, err error) {
-	for {
+	for c.failed.Load() == nil {
 		n, err := c.receiveOne(b[used:])
 		if err == nil && n == 0 {
 			break
@@ -169,7 +177,10 @@ func (c *Conn) receiveOne(b []byte) (int, *Error) {
 		return 0, nil
 	}
 	length := int(b[0])<<16 | int(b[1])<<8 | int(b[2])
-	if length > MaxFrame {
+	switch {
+	case !c.settled && strings.HasPrefix(string(b[:frameHead]), "HTTP/1."):
+		return 0, broken(ProtocolError, "the peer answers in HTTP/1.1; set the protocol that it speaks")
+	case length > MaxFrame:
 		return 0, broken(FrameSizeError, "a frame that is larger than it may be")
 	}
 	if len(b) < frameHead+length {
@@ -245,19 +256,25 @@ func (c *Conn) spendLocked(n int) *Error {
 	return nil
 }
 
-// resetFor resets a stream for what was received on it.
+// resetFor resets a stream for what was received on it. One that was never
+// opened cannot be reset (RFC 9113, section 6.4): then it is the connection
+// that is broken.
 func (c *Conn) resetFor(err *Error) *Error {
 	c.mu.Lock()
-	if calm := c.spendLocked(costReset); calm != nil {
+	if c.idle(err.Stream) {
+		c.mu.Unlock()
+		return broken(err.Code, err.why)
+	}
+	s := c.streams[err.Stream]
+	if calm := c.spendLocked(c.costOfReset(s)); calm != nil {
 		c.mu.Unlock()
 		return calm
 	}
-	s := c.streams[err.Stream]
 	c.sendReset(err.Stream, err.Code)
 	if s != nil {
 		c.bury(s, err, true)
 	} else {
-		c.remember(err.Stream, true)
+		c.resets.note(err.Stream)
 	}
 	c.mu.Unlock()
 	if s != nil {
@@ -295,7 +312,7 @@ func (c *Conn) takeReset(f *frame) *Error {
 	s := c.streams[f.stream]
 	cost := costFrame
 	if s != nil {
-		cost = costReset
+		cost = c.costOfReset(s)
 	}
 	if calm := c.spendLocked(cost); calm != nil || s == nil {
 		c.mu.Unlock()
@@ -390,7 +407,7 @@ func (c *Conn) takeWindowUpdate(f *frame) *Error {
 	case s == nil && c.idle(f.stream):
 		return broken(ProtocolError, "WINDOW_UPDATE of a stream that was never opened")
 	case s == nil:
-		return nil
+		return c.spendLocked(costFrame)
 	case n == 0:
 		return brokenStream(f.stream, ProtocolError, "a WINDOW_UPDATE of nothing")
 	case s.send+n > maxWindow:
@@ -440,6 +457,9 @@ func (c *Conn) setAll(b []byte) *Error {
 // set takes up one setting of the peer, with c.mu held.
 func (c *Conn) set(id uint16, n uint32) *Error {
 	switch id {
+	case setTableSize:
+		c.shrinks = c.shrinks || int64(n) < c.table
+		c.table = int64(n)
 	case setPush:
 		if n > 1 || c.client && n != 0 {
 			return broken(ProtocolError, "SETTINGS_ENABLE_PUSH: want 0 or 1, of a server 0")
@@ -494,25 +514,30 @@ func (c *Conn) idle(id uint32) bool {
 	return id > c.last
 }
 
-// recently returns whether a stream ended a moment ago, and whether it was us
-// who reset it, with c.mu held.
-func (c *Conn) recently(id uint32) (ended, byUs bool) {
-	for _, r := range c.recent {
-		if r|1 == id {
-			return true, r&1 == 0
-		}
-	}
-	return false, false
+// memory is the streams that something happened to last.
+type memory struct {
+	ids  []uint32
+	at   int // the oldest, once they are as many as are kept
+	most int
 }
 
-// remember notes that a stream ended, with c.mu held.
-func (c *Conn) remember(id uint32, byUs bool) {
-	if byUs {
-		id &^= 1
+// How many are kept. Of those that we reset, as many may be told of as a peer
+// can have open; there is no more than an error code in the others.
+const (
+	maxEnded  = 16
+	maxResets = 1 << 10
+)
+
+func (m *memory) note(id uint32) {
+	if len(m.ids) < m.most {
+		m.ids = append(m.ids, id)
+		return
 	}
-	c.recent[c.recentAt%len(c.recent)] = id
-	c.recentAt++
+	m.ids[m.at] = id
+	m.at = (m.at + 1) % m.most
 }
+
+func (m *memory) has(id uint32) bool { return slices.Contains(m.ids, id) }
 
 // bury takes a stream out, with c.mu held.
 func (c *Conn) bury(s *Stream, err *Error, byUs bool) {
@@ -522,7 +547,11 @@ func (c *Conn) bury(s *Stream, err *Error, byUs bool) {
 	s.over, s.err = true, err
 	delete(c.streams, s.id)
 	c.waiting.remove(s)
-	c.remember(s.id, byUs)
+	if byUs {
+		c.resets.note(s.id)
+	} else {
+		c.ended.note(s.id)
+	}
 }
 
 // sendReset sends RST_STREAM, with c.mu held.
@@ -533,13 +562,13 @@ func (c *Conn) sendReset(id uint32, code Code) {
 // Fail ends the connection: GOAWAY is sent, and every stream told.
 func (c *Conn) Fail(err *Error) {
 	c.mu.Lock()
-	if c.failed != nil {
+	if !c.failed.CompareAndSwap(nil, err) {
 		c.mu.Unlock()
 		return
 	}
-	c.failed, c.leaving = err, true
+	c.leaving = true
 	if !err.Remote {
-		b := append32(appendHead(c.buffer(frameHead+8), goAway, 0, 0, 8), c.last)
+		b := append32(appendHead(c.buffer(frameHead+8), goAway, 0, 0, 8), min(c.last, c.final))
 		*c.out = append32(b, uint32(err.Code))
 	}
 	var all []*Stream
@@ -554,11 +583,7 @@ func (c *Conn) Fail(err *Error) {
 }
 
 // Failed returns why the connection is over, or nil.
-func (c *Conn) Failed() *Error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.failed
-}
+func (c *Conn) Failed() *Error { return c.failed.Load() }
 
 // Cut ends the connection because there is nobody to send to any more: the
 // network's error, told to every stream as one that the peer may have seen.
@@ -571,7 +596,7 @@ func (c *Conn) Cut(why string) {
 func (c *Conn) Leave(final bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.failed != nil || final && c.final != maxStreamID || !final && c.leaving {
+	if c.failed.Load() != nil || final && c.final != maxStreamID || !final && c.leaving {
 		return
 	}
 	last := uint32(maxStreamID)

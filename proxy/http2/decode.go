@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"net/http"
 	"strconv"
 
 	"golang.org/x/net/http2/hpack"
@@ -88,7 +89,7 @@ func (d *decoder) take(f hpack.HeaderField) {
 	if f.Name == "content-length" {
 		d.takeLength(f.Value)
 	}
-	d.parts.Fields = append(d.parts.Fields, http1.Field{Name: f.Name, Value: f.Value})
+	d.parts.Fields = append(d.parts.Fields, http1.Field{Name: f.Name, Value: f.Value, Sensitive: f.Sensitive})
 }
 
 // checkField returns what makes a message with such a field malformed (RFC
@@ -126,7 +127,7 @@ func isBlank(b byte) bool { return b == ' ' || b == '\t' }
 // equal.
 func (d *decoder) takeLength(value string) {
 	n, err := strconv.ParseUint(value, 10, 62)
-	if d.length >= 0 || err != nil || value[0] == '+' {
+	if d.length >= 0 || err != nil {
 		d.refuse("content-length: want one number")
 		return
 	}
@@ -142,8 +143,8 @@ func (d *decoder) takePseudo(f hpack.HeaderField) {
 		return
 	case d.response && f.Name == ":status":
 		which = hasStatus
-		if p.Status = statusOf(f.Value); p.Status == 0 {
-			d.refuse(":status: want three digits")
+		if p.Status = statusOf(f.Value); p.Status == 0 || p.Status == http.StatusSwitchingProtocols {
+			d.refuse(":status: want three digits, and not 101 (RFC 9113, section 8.6)")
 		}
 	case d.response:
 	case f.Name == ":method":
@@ -200,7 +201,7 @@ func (d *decoder) check(ended bool) {
 		if has != hasStatus {
 			d.refuse("a response without :status")
 		}
-		if ended && d.length > 0 && d.parts.Status != 304 {
+		if ended && d.length > 0 && d.parts.Status != http.StatusNotModified {
 			d.refuse(noContent)
 		}
 	case d.parts.Method == "CONNECT" && has&hasProtocol == 0:

@@ -38,25 +38,41 @@ var static, staticPairs = func() (names map[string]int, pairs map[[2]string]int)
 
 const staticSize = 61
 
+// emptyTable is a change of our table's size to 0 (RFC 7541, section 6.3). A peer
+// that allows for a smaller table than before waits for one (RFC 9113, section
+// 4.3.1), even where the table was never used.
+const emptyTable = 0x20
+
 // appendIndexed appends a field of the static table.
 func appendIndexed(dst []byte, index int) []byte { return appendInt(dst, 0x80, 7, index) }
 
 // appendField appends a field written out. Its name may be in the static table.
-func appendField(dst []byte, name, value string) []byte {
-	if index := static[name]; index > 0 {
-		dst = appendInt(dst, 0, 4, index)
-	} else {
-		dst = appendString(append(dst, 0), name)
+func appendField(dst []byte, f *http1.Field) []byte {
+	first := byte(literal)
+	if f.Sensitive {
+		first = neverIndexed
 	}
-	return appendString(dst, value)
+	if index := static[f.Name]; index > 0 {
+		dst = appendInt(dst, first, 4, index)
+	} else {
+		dst = appendString(append(dst, first), f.Name)
+	}
+	return appendString(dst, f.Value)
 }
+
+// How a field that is written out begins: others may put it into a table of
+// theirs further on, or may not (RFC 7541, sections 6.2.2 and 6.2.3).
+const (
+	literal      = 0
+	neverIndexed = 0x10
+)
 
 // appendPair appends a pseudo-field, of which the value may be in the table too.
 func appendPair(dst []byte, name, value string) []byte {
 	if index := staticPairs[[2]string{name, value}]; index > 0 {
 		return appendIndexed(dst, index)
 	}
-	return appendField(dst, name, value)
+	return appendField(dst, &http1.Field{Name: name, Value: value})
 }
 
 func appendString(dst []byte, s string) []byte {
@@ -81,14 +97,14 @@ func appendInt(dst []byte, first byte, bits, n int) []byte {
 func appendFields(dst []byte, fields []http1.Field, e *http1.Edit) []byte {
 	for i := range fields {
 		if f := &fields[i]; e.Keeps(f) {
-			dst = appendField(dst, f.Name, f.Value)
+			dst = appendField(dst, f)
 		}
 	}
 	for i := range e.Set {
-		dst = appendField(dst, e.Set[i].Name, e.Set[i].Value)
+		dst = appendField(dst, &e.Set[i])
 	}
 	for i := range e.Append {
-		dst = appendField(dst, e.Append[i].Name, e.Append[i].Value)
+		dst = appendField(dst, &e.Append[i])
 	}
 	return dst
 }
@@ -96,15 +112,15 @@ func appendFields(dst []byte, fields []http1.Field, e *http1.Edit) []byte {
 func appendNumber(dst []byte, name string, n int64) []byte {
 	var digits [20]byte
 	value := strconv.AppendInt(digits[:0], n, 10)
-	dst = appendInt(dst, 0, 4, static[name])
+	dst = appendInt(dst, literal, 4, static[name])
 	return append(appendInt(dst, 0, 7, len(value)), value...)
 }
 
 // appendRequest appends the block of a request as it goes to a service.
 func appendRequest(dst []byte, r *http1.Request, e *http1.Edit, scheme string) []byte {
 	if e.Upgrade != "" {
-		dst = appendField(dst, ":method", http.MethodConnect)
-		dst = appendField(dst, ":protocol", e.Upgrade)
+		dst = appendPair(dst, ":method", http.MethodConnect)
+		dst = appendPair(dst, ":protocol", e.Upgrade)
 	} else {
 		dst = appendPair(dst, ":method", r.Method)
 	}
@@ -114,14 +130,14 @@ func appendRequest(dst []byte, r *http1.Request, e *http1.Edit, scheme string) [
 	if e.Host != "" {
 		host = e.Host
 	}
-	dst = appendField(dst, ":authority", host)
+	dst = appendField(dst, &http1.Field{Name: ":authority", Value: host})
 	for i := range r.Fields {
 		if f := &r.Fields[i]; f.Name != "host" && e.Keeps(f) {
-			dst = appendField(dst, f.Name, f.Value)
+			dst = appendField(dst, f)
 		}
 	}
 	if r.Trailers {
-		dst = appendField(dst, "te", "trailers")
+		dst = appendPair(dst, "te", "trailers")
 	}
 	if n := r.ContentLength(); n >= 0 && e.Upgrade == "" {
 		dst = appendNumber(dst, "content-length", n)
@@ -133,7 +149,7 @@ func appendTarget(dst []byte, r *http1.Request) []byte {
 	if !r.Target.HasQuery {
 		return appendPair(dst, ":path", r.Target.Path)
 	}
-	dst = appendInt(dst, 0, 4, static[":path"])
+	dst = appendInt(dst, literal, 4, static[":path"])
 	dst = appendInt(dst, 0, 7, len(r.Target.Path)+1+len(r.Target.Query))
 	dst = append(append(dst, r.Target.Path...), '?')
 	return append(dst, r.Target.Query...)

@@ -7,20 +7,32 @@ import (
 )
 
 // This file is content on its way to its receiver. What is not taken at once is
-// held, in as much memory as the windows allow.
+// held, in as much memory as the windows allow, and at most smallChunk more for
+// each stream, or a chunk where it holds more than that.
 
-const chunkSize = MaxFrame
+// The sizes of what it is held in, in bytes. Many streams hold a little each.
+const (
+	smallChunk = 2 << 10
+	chunkSize  = MaxFrame
+)
 
-var chunks = sync.Pool{New: func() any { b := make([]byte, 0, chunkSize); return &b }}
+var (
+	smallChunks = sync.Pool{New: func() any { b := make([]byte, 0, smallChunk); return &b }}
+	chunks      = sync.Pool{New: func() any { b := make([]byte, 0, chunkSize); return &b }}
+)
 
 // deliver offers content to the receiver, behind what is held.
 func (s *Stream) deliver(b []byte, ended bool) {
 	s.order.Lock()
 	defer s.unlock()
+	if s.gone.Load() {
+		s.Credit(len(b))
+		return
+	}
 	if len(s.chunks) == 0 && !s.heldEnd {
 		n := s.receiver.Data(b, ended)
 		s.Credit(n)
-		if n == len(b) && (n > 0 || ended) {
+		if n == len(b) && n > 0 {
 			return
 		}
 		b = b[n:]
@@ -33,7 +45,11 @@ func (s *Stream) deliver(b []byte, ended bool) {
 func (s *Stream) hold(b []byte) {
 	for len(b) > 0 {
 		if n := len(s.chunks); n == 0 || len(*s.chunks[n-1]) == cap(*s.chunks[n-1]) {
-			s.chunks = append(s.chunks, chunks.Get().(*[]byte))
+			from := &chunks
+			if n == 0 && len(b) <= smallChunk {
+				from = &smallChunks
+			}
+			s.chunks = append(s.chunks, from.Get().(*[]byte))
 		}
 		last := s.chunks[len(s.chunks)-1]
 		n := min(len(b), cap(*last)-len(*last))
@@ -86,7 +102,11 @@ func (s *Stream) Held(take func(b []byte, ended bool) int) {
 
 func (s *Stream) give(first *[]byte) {
 	*first = (*first)[:0]
-	chunks.Put(first)
+	if cap(*first) == smallChunk {
+		smallChunks.Put(first)
+	} else {
+		chunks.Put(first)
+	}
 	s.chunks[0] = nil
 	if s.chunks = s.chunks[1:]; len(s.chunks) == 0 {
 		s.chunks = nil

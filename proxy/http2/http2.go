@@ -32,6 +32,7 @@ const (
 	MaxStreams    = 250       // at a time, of a client, where Settings say nothing
 	maxUnsent     = 64 << 10  // of data that waits to be sent; in bytes
 	maxControl    = 64 << 10  // of other frames that wait to be sent: who reads none is not answered for ever; in bytes
+	maxBacklog    = 256 << 10 // of all that waits to be sent, from which on no request is taken up; in bytes
 	defaultWindow = 65535     // RFC 9113, section 6.9.2
 	maxWindow     = 1<<31 - 1
 	tableSize     = 4 << 10 // of the HPACK table of what comes; in bytes

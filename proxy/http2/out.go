@@ -34,6 +34,20 @@ func (c *Conn) buffer(n int) []byte {
 	return *c.out
 }
 
+// backlog returns how many bytes wait to be sent, with c.mu held.
+func (c *Conn) backlog() int {
+	if c.out == nil {
+		return 0
+	}
+	return len(*c.out)
+}
+
+func (c *Conn) backlogged() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.backlog() >= maxUnsent
+}
+
 // put stores what a frame was appended to that answers the peer, with c.mu
 // held, unless it has read none of many.
 func (c *Conn) put(b []byte) *Error {
@@ -85,9 +99,9 @@ func (c *Conn) Pump() {
 		if s == nil {
 			break
 		}
-		s.waits = false
+		receiver := s.receiver
 		c.mu.Unlock()
-		s.receiver.Room()
+		receiver.Room()
 		c.mu.Lock()
 	}
 	c.mu.Unlock()
@@ -95,11 +109,7 @@ func (c *Conn) Pump() {
 
 // roomFor returns how much of its data a stream may send now, with c.mu held.
 func (c *Conn) roomFor(s *Stream) int64 {
-	room := int64(maxUnsent)
-	if c.out != nil {
-		room -= int64(len(*c.out))
-	}
-	return min(room, s.send, c.send)
+	return min(int64(maxUnsent-c.backlog()), s.send, c.send)
 }
 
 // queue is streams in the order in which they came.

@@ -3,8 +3,9 @@ package http2
 import "time"
 
 // Patience is how much a connection may ask of us for nothing. It has so much at
-// first and at most; frames that carry nothing take from it, what is of use to
-// both gives some of it back, and it grows with time. A connection that has
+// first and at most, and as much more as it costs to cancel all streams that it
+// may have open at once; frames that carry nothing take from it, what is of use
+// to both gives some of it back, and it grows with time. A connection that has
 // spent it is ended with ENHANCE_YOUR_CALM.
 const (
 	Patience        = 1000
@@ -25,17 +26,20 @@ const (
 const smallUpdate = 1 << 10
 
 type patience struct {
-	left  int
-	since time.Time // when it was last seen to
+	left, most int
+	since      time.Time // when it was last seen to
 }
 
-func newPatience() patience { return patience{left: Patience, since: time.Now()} }
+func newPatience(streams int) patience {
+	most := Patience + costReset*streams
+	return patience{left: most, most: most, since: time.Now()}
+}
 
-func (p *patience) gain(n int) { p.left = min(Patience, p.left+n) }
+func (p *patience) gain(n int) { p.left = min(p.most, p.left+n) }
 
 // spend reports whether there was so much left.
 func (p *patience) spend(n int) bool {
-	if p.left < n+Patience/2 { // a clock is read only by those who spend much
+	if p.left < n+p.most/2 { // a clock is read only by those who spend much
 		now := time.Now()
 		if grown := int(now.Sub(p.since) * PatienceASecond / time.Second); grown > 0 {
 			p.gain(grown)
@@ -44,4 +48,17 @@ func (p *patience) spend(n int) bool {
 	}
 	p.left -= n
 	return p.left >= 0
+}
+
+// costOfReset returns what it costs the peer that a stream is reset; s is nil
+// for one that is over. A server resets what we have opened: that is bounded by
+// what we ask for.
+func (c *Conn) costOfReset(s *Stream) int {
+	switch {
+	case c.client && s != nil:
+		return 0
+	case c.client:
+		return costFrame
+	}
+	return costReset
 }

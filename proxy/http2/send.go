@@ -1,6 +1,8 @@
 package http2
 
 import (
+	"net/http"
+
 	"github.com/narthex-id/narthex/proxy/http1"
 )
 
@@ -9,7 +11,7 @@ import (
 func (c *Conn) Reserve() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.leaving || c.failed != nil || c.held >= c.most || c.next > maxStreamID-2*maxOpen {
+	if c.leaving || c.failed.Load() != nil || c.held >= c.most || c.next > maxStreamID-2*maxOpen {
 		return false
 	}
 	c.held++
@@ -30,14 +32,14 @@ func (c *Conn) Request(r *http1.Request, e *http1.Edit, scheme string, ended boo
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.failed != nil:
-		return nil, c.failed
+	case c.failed.Load() != nil:
+		return nil, c.failed.Load()
 	case c.leaving:
 		return nil, ErrLeaving
 	}
 	s := c.open(c.next, receiver)
 	c.next += 2
-	s.place, s.asksHead = true, r.Method == "HEAD"
+	s.place, s.bare = true, r.Method == http.MethodHead
 	from := c.begin()
 	*c.out = closeBlock(appendRequest(*c.out, r, e, scheme), from, s.id, ended)
 	s.endSend(ended)
@@ -48,13 +50,22 @@ func (c *Conn) Request(r *http1.Request, e *http1.Edit, scheme string, ended boo
 func (c *Conn) begin() (from int) {
 	b := c.buffer(MaxHead / 16) // most are smaller; others make it grow
 	from = len(b)
-	*c.out = openBlock(b)
+	b = openBlock(b)
+	if c.shrinks {
+		b = append(b, emptyTable)
+		c.shrinks = false
+	}
+	*c.out = b
 	return from
 }
 
 // Respond sends the head of a response; with ended nothing follows. Interim ones
-// may come before it. The error is an [*Error].
+// may come before it; they are left out where as much waits to be sent as may.
+// The error is an [*Error].
 func (s *Stream) Respond(r *http1.Response, e *http1.Edit, ended bool) error {
+	if r.Interim() && s.c.backlogged() {
+		return nil
+	}
 	return s.sendHead(ended, func(b []byte) []byte { return appendResponse(b, r, e) })
 }
 
@@ -62,10 +73,7 @@ func (s *Stream) Respond(r *http1.Response, e *http1.Edit, ended bool) error {
 func (s *Stream) Answer(status int, fields []http1.Field, ended bool) error {
 	return s.sendHead(ended, func(b []byte) []byte {
 		b = appendStatus(b, status)
-		for i := range fields {
-			b = appendField(b, fields[i].Name, fields[i].Value)
-		}
-		return b
+		return appendFields(b, fields, &http1.Edit{})
 	})
 }
 
@@ -73,10 +81,7 @@ func (s *Stream) Answer(status int, fields []http1.Field, ended bool) error {
 // nothing: everything was written before. The error is an [*Error].
 func (s *Stream) Trailers(fields []http1.Field) error {
 	return s.sendHead(true, func(b []byte) []byte {
-		for i := range fields {
-			b = appendField(b, fields[i].Name, fields[i].Value)
-		}
-		return b
+		return appendFields(b, fields, &http1.Edit{})
 	})
 }
 
@@ -142,7 +147,7 @@ func (s *Stream) Write(b []byte, ended bool) (n int, err error) {
 func (s *Stream) fill(b []byte, ended bool) (n int) {
 	c := s.c
 	for {
-		size := min(len(b)-n, c.frame, int(max(0, c.roomFor(s))))
+		size := min(len(b)-n, MaxFrame, int(max(0, c.roomFor(s))))
 		last := ended && n+size == len(b)
 		if size == 0 && (!last || n > 0 || len(b) > 0) {
 			return n

@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -26,7 +27,9 @@ type Stream struct {
 	over          bool
 	err           *Error // why, where it was before its time
 	place         bool   // it holds one
-	asksHead      bool   // the response has no content, whatever it says
+	bare          bool   // the response has no content, whatever it says
+	opening       bool   // its owner is being told of it
+	untold        *Error // of a stream that ended meanwhile
 	waits         bool
 	before, after *Stream
 
@@ -43,7 +46,11 @@ func (s *Stream) ID() uint32 { return s.id }
 
 // Attend has a receiver told what comes on a stream that a client has opened. It
 // is to be called from Events.Opened; who is not attended is passed over.
-func (s *Stream) Attend(r Receiver) { s.receiver = r }
+func (s *Stream) Attend(r Receiver) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.receiver = r
+}
 
 // open makes a stream, with c.mu held.
 func (c *Conn) open(id uint32, receiver Receiver) *Stream {
@@ -137,10 +144,10 @@ func (c *Conn) takeBlock(f *frame, block []byte) *Error {
 func (c *Conn) takeLate(f *frame) *Error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch ended, byUs := c.recently(f.stream); {
-	case byUs, c.client: // it was on its way
+	switch {
+	case c.client, c.resets.has(f.stream), f.stream > c.final: // it was on its way
 		return c.spendLocked(costFrame)
-	case ended:
+	case c.ended.has(f.stream):
 		return broken(StreamClosed, "HEADERS of a stream that has ended")
 	}
 	return broken(ProtocolError, "a stream whose number is lower than that of one before")
@@ -150,26 +157,50 @@ func (c *Conn) takeRequest(f *frame) *Error {
 	d := c.decoder
 	c.mu.Lock()
 	c.last = f.stream
-	if f.stream > c.final { // it could know that it is not looked at
-		c.mu.Unlock()
-		return nil
+	if f.stream > c.final || c.failed.Load() != nil { // it is not looked at, which the peer was told
+		defer c.mu.Unlock()
+		return c.spendLocked(costFrame)
 	}
-	switch {
-	case d.bad != "":
+	if err := c.refuses(f.stream); err != nil {
 		c.mu.Unlock()
-		return brokenStream(f.stream, ProtocolError, d.bad)
-	case c.held >= c.ours.MaxStreams:
-		c.mu.Unlock()
-		return brokenStream(f.stream, RefusedStream, "more streams than there may be")
+		return err
 	}
 	s := c.open(f.stream, nobody{})
-	s.headed, s.length, s.recvEnded, s.place = true, d.length, f.has(endStream), true
+	s.headed, s.length, s.recvEnded, s.place, s.opening = true, d.length, f.has(endStream), true, true
 	c.held++
 	c.mu.Unlock()
-	s.order.Lock()
-	defer s.unlock()
-	c.events.Opened(s, &d.parts, d.large)
+	c.opened(s)
 	return nil
+}
+
+// refuses returns why a request is not taken up, with c.mu held. A place may be
+// held for a moment longer than its stream is open: a client that opens the next
+// one at once is not refused for that.
+func (c *Conn) refuses(id uint32) *Error {
+	switch {
+	case c.decoder.bad != "":
+		return brokenStream(id, ProtocolError, c.decoder.bad)
+	case len(c.streams) >= c.ours.MaxStreams, c.held >= 2*c.ours.MaxStreams:
+		return brokenStream(id, RefusedStream, "more streams than there may be")
+	case c.backlog() >= maxBacklog:
+		return brokenStream(id, RefusedStream, "more answers wait to be read than there may be")
+	}
+	return nil
+}
+
+// opened tells the owner of a request. The connection may end meanwhile, which
+// its receiver is told once it is there.
+func (c *Conn) opened(s *Stream) {
+	s.order.Lock()
+	c.events.Opened(s, &c.decoder.parts, c.decoder.large)
+	s.unlock()
+	c.mu.Lock()
+	s.opening = false
+	untold := s.untold
+	c.mu.Unlock()
+	if untold != nil {
+		s.tell(untold)
+	}
 }
 
 // nobody receives what comes on a stream that nobody attends.
@@ -185,7 +216,7 @@ func (c *Conn) takeResponse(s *Stream, f *frame) *Error {
 	d := c.decoder
 	interim := d.parts.Status >= 100 && d.parts.Status < 200
 	switch {
-	case d.bad != "" && (!s.asksHead || d.bad != noContent):
+	case d.bad != "" && (!s.bare || d.bad != noContent):
 		return brokenStream(f.stream, ProtocolError, d.bad)
 	case interim && f.has(endStream):
 		return brokenStream(f.stream, ProtocolError, "an interim response that ends its stream")
@@ -195,9 +226,10 @@ func (c *Conn) takeResponse(s *Stream, f *frame) *Error {
 		}
 	}
 	c.mu.Lock()
-	if !interim {
+	if !interim && !s.over {
 		s.headed = true
-		if s.length = d.length; s.asksHead || d.parts.Status == 304 {
+		s.bare = s.bare || d.parts.Status == http.StatusNoContent || d.parts.Status == http.StatusNotModified
+		if s.length = d.length; s.bare {
 			s.length = -1
 		}
 		s.endRecv(f.has(endStream))
@@ -205,7 +237,9 @@ func (c *Conn) takeResponse(s *Stream, f *frame) *Error {
 	c.mu.Unlock()
 	s.order.Lock()
 	defer s.unlock()
-	s.receiver.Head(&d.parts, d.large)
+	if !s.gone.Load() {
+		s.receiver.Head(&d.parts, d.large)
+	}
 	return nil
 }
 
@@ -213,6 +247,9 @@ func (c *Conn) takeTrailers(s *Stream, f *frame) *Error {
 	d := c.decoder
 	c.mu.Lock()
 	switch {
+	case s.over: // its owner has reset it since
+		c.mu.Unlock()
+		return nil
 	case s.recvEnded:
 		c.mu.Unlock()
 		return brokenStream(f.stream, StreamClosed, "HEADERS behind the end of the stream")
@@ -234,6 +271,9 @@ func (c *Conn) takeTrailers(s *Stream, f *frame) *Error {
 	s.order.Lock()
 	defer s.unlock()
 	fields := d.parts.Fields
+	if s.gone.Load() {
+		return nil
+	}
 	if len(s.chunks) > 0 {
 		s.trailers, s.heldEnd = slices.Clone(fields), true
 		if s.trailers == nil {
@@ -279,6 +319,7 @@ func (c *Conn) countData(f *frame, b []byte, ended bool) (*Stream, *Error) {
 		return nil, c.strayData(f, s, size)
 	}
 	if !s.headed {
+		c.credit(nil, size)
 		return nil, brokenStream(f.stream, ProtocolError, "DATA before the head")
 	}
 	if s.recv -= size; s.recv < 0 {
@@ -290,9 +331,9 @@ func (c *Conn) countData(f *frame, b []byte, ended bool) (*Stream, *Error) {
 		c.credit(nil, size)
 		return nil, brokenStream(f.stream, ProtocolError, "more or less content than content-length says")
 	}
-	if s.asksHead && len(b) > 0 {
+	if s.bare && len(b) > 0 {
 		c.credit(nil, size)
-		return nil, brokenStream(f.stream, ProtocolError, "content in the response to HEAD")
+		return nil, brokenStream(f.stream, ProtocolError, "content in a response to HEAD, or of a status that has none")
 	}
 	if len(b) > 0 {
 		c.patience.gain(gainData)
@@ -312,7 +353,7 @@ func (c *Conn) strayData(f *frame, s *Stream, size int64) *Error {
 		return broken(ProtocolError, "DATA of a stream that was never opened")
 	}
 	c.credit(nil, size)
-	if _, byUs := c.recently(f.stream); s == nil && byUs { // it was on its way
+	if s == nil && (c.resets.has(f.stream) || !c.client && f.stream > c.final) { // it was on its way
 		if size == 0 {
 			return c.spendLocked(costFrame)
 		}
@@ -341,7 +382,7 @@ func (s *Stream) settle() {
 // c.mu held. Without a stream, or where that has ended, it is of the connection
 // alone.
 func (c *Conn) credit(s *Stream, n int64) {
-	if n == 0 || c.failed != nil {
+	if n == 0 || c.failed.Load() != nil {
 		return
 	}
 	if c.unacked += n; c.unacked >= Window/4 {
@@ -366,8 +407,16 @@ func (c *Conn) open32(k kind, stream, n uint32) {
 
 // tell tells the receiver that the stream has ended before its time.
 func (s *Stream) tell(err *Error) {
+	s.c.mu.Lock()
+	receiver := s.receiver
+	if s.opening {
+		s.untold = err
+		s.c.mu.Unlock()
+		return
+	}
+	s.c.mu.Unlock()
 	s.leave()
-	s.receiver.Ended(err)
+	receiver.Ended(err)
 }
 
 // leave drops what is held, now or once nobody is at it.
