@@ -1,8 +1,10 @@
 package http2
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -363,15 +365,15 @@ func (c *Conn) takeGoAway(f *frame) *Error {
 	}
 	c.leaving = c.leaving || c.client
 	var unseen []*Stream
-	for id, s := range c.streams {
-		if c.client && id > last {
+	for _, s := range c.inOrder() {
+		if c.client && s.id > last {
 			unseen = append(unseen, s)
-			c.bury(s, &Error{Code: RefusedStream, Stream: id, Remote: true, Unseen: true}, false)
+			c.bury(s, &Error{Code: RefusedStream, Stream: s.id, Remote: true, Unseen: true}, false)
 		}
 	}
 	c.mu.Unlock()
 	for _, s := range unseen {
-		s.tell(&Error{Code: RefusedStream, Stream: s.id, Remote: true, Unseen: true})
+		s.tell(s.err)
 	}
 	if code != NoError && !c.client {
 		return &Error{Code: code, Remote: true}
@@ -571,15 +573,19 @@ func (c *Conn) Fail(err *Error) {
 		b := append32(appendHead(c.buffer(frameHead+8), goAway, 0, 0, 8), min(c.last, c.final))
 		*c.out = append32(b, uint32(err.Code))
 	}
-	var all []*Stream
-	for _, s := range c.streams {
+	all := c.inOrder()
+	for _, s := range all {
 		c.bury(s, err, true)
-		all = append(all, s)
 	}
 	c.mu.Unlock()
 	for _, s := range all {
 		s.tell(err)
 	}
+}
+
+// inOrder returns the streams as they were opened, with c.mu held.
+func (c *Conn) inOrder() []*Stream {
+	return slices.SortedFunc(maps.Values(c.streams), func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
 }
 
 // Failed returns why the connection is over, or nil.

@@ -175,6 +175,9 @@ func (s *Stream) Reset(code Code) {
 	c := s.c
 	c.mu.Lock()
 	if !s.over {
+		if s.sentEnded { // it was answered, and what else the peer sends is not needed
+			c.patience.gain(gainRequest)
+		}
 		c.sendReset(s.id, code)
 		c.bury(s, brokenStream(s.id, code, "it was reset here"), true)
 	}

@@ -311,9 +311,10 @@ func (c *Conn) takeData(f *frame) *Error {
 // held. It returns no stream where it is for one that is to get nothing more.
 func (c *Conn) countData(f *frame, b []byte, ended bool) (*Stream, *Error) {
 	size := int64(len(f.payload))
-	if c.recv -= size; c.recv < 0 {
+	if size > c.recv {
 		return nil, broken(FlowControlError, "more data than the window of the connection")
 	}
+	c.recv -= size
 	s := c.streams[f.stream]
 	if s == nil || s.recvEnded {
 		return nil, c.strayData(f, s, size)
@@ -322,10 +323,11 @@ func (c *Conn) countData(f *frame, b []byte, ended bool) (*Stream, *Error) {
 		c.credit(nil, size)
 		return nil, brokenStream(f.stream, ProtocolError, "DATA before the head")
 	}
-	if s.recv -= size; s.recv < 0 {
+	if size > s.recv {
 		c.credit(nil, size)
 		return nil, brokenStream(f.stream, FlowControlError, "more data than the window of the stream")
 	}
+	s.recv -= size
 	s.got += int64(len(b))
 	if s.length >= 0 && (s.got > s.length || ended && s.got < s.length) {
 		c.credit(nil, size)
