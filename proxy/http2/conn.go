@@ -62,6 +62,7 @@ type Conn struct {
 	// The following belong to who calls Receive.
 	begun   bool // the preface came
 	settled bool // and SETTINGS
+	acked   bool // ours were acknowledged
 	decoder *decoder
 	block   []byte // of the head that is coming in several frames
 	opening frame  // that it began with; its stream is 0 while none is coming
@@ -408,10 +409,10 @@ func (c *Conn) takeWindowUpdate(f *frame) *Error {
 	switch {
 	case s == nil && c.idle(f.stream):
 		return broken(ProtocolError, "WINDOW_UPDATE of a stream that was never opened")
-	case s == nil:
-		return c.spendLocked(costFrame)
 	case n == 0:
 		return brokenStream(f.stream, ProtocolError, "a WINDOW_UPDATE of nothing")
+	case s == nil:
+		return c.spendLocked(costFrame)
 	case s.send+n > maxWindow:
 		return brokenStream(f.stream, FlowControlError, "a window that is too large")
 	}
@@ -426,8 +427,11 @@ func (c *Conn) takeSettings(f *frame) *Error {
 		return broken(ProtocolError, "SETTINGS on a stream")
 	case f.has(ack) && len(f.payload) > 0, len(f.payload)%6 != 0:
 		return broken(FrameSizeError, "SETTINGS of a wrong length")
+	case f.has(ack) && c.acked:
+		return broken(ProtocolError, "an acknowledgement of SETTINGS that were not sent")
 	case f.has(ack):
-		return c.spend()
+		c.acked = true
+		return nil
 	}
 	if err := c.setAll(f.payload); err != nil {
 		return err

@@ -55,7 +55,6 @@ func TestAttacks(t *testing.T) {
 		{"acknowledgements of PING", nil, "", always(raw(ping, ack, 0, "12345678")), true, all},
 		{"SETTINGS", nil, "", always(noSettings), true, all / costSettings},
 		{"many settings", nil, "", always(raw(settings, 0, 0, strings.Repeat(setting(setInitialWindow, 1), 96))), true, all / 100},
-		{"acknowledgements of SETTINGS", nil, "", always(raw(settings, ack, 0, "")), true, all},
 		{"PRIORITY", nil, "", func(i int) string { return raw(priority, 0, of(i), number(0)+"\x00") }, true, all},
 		{"unknown kinds", nil, "", always(raw(99, 0, 0, "")), true, all},
 		{"GOAWAY", nil, "", always(raw(goAway, 0, 0, number(0)+number(0))), true, all},

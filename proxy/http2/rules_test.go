@@ -180,6 +180,8 @@ func TestControl(t *testing.T) {
 		{"6.5.2: frames that are too large", raw(settings, 0, 0, setting(setMaxFrame, 1<<24)), none + "PROTOCOL_ERROR"},
 		{"6.5.2: an unknown one", raw(settings, 0, 0, setting(0xabcd, 1<<31)), "SETTINGS ack"},
 		{"6.5.3: each is acknowledged", noSettings + raw(settings, 0, 0, setting(setMaxFrame, 1<<20)), "SETTINGS ack; SETTINGS ack"},
+		{"6.5.3: ours are acknowledged", raw(settings, ack, 0, ""), ""},
+		{"6.5.3: and others", raw(settings, ack, 0, "") + raw(settings, ack, 0, ""), none + "PROTOCOL_ERROR"},
 		{"RFC 8441, section 3: ENABLE_CONNECT_PROTOCOL of 2", raw(settings, 0, 0, setting(setConnect, 2)), none + "PROTOCOL_ERROR"},
 		{"RFC 8441, section 3: taken back", raw(settings, 0, 0, setting(setConnect, 1)+setting(setConnect, 0)), none + "PROTOCOL_ERROR"},
 		{"6.6: PUSH_PROMISE by a client", raw(pushPromise, endHeaders, 1, number(2)), none + "PROTOCOL_ERROR"},
