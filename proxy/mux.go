@@ -164,9 +164,8 @@ func (m *mux) sendAll(b []byte) error {
 // drain waits until the peer has taken what is there for it, and sends on.
 func (m *mux) drain() {
 	defer m.senders.Done()
-	err := m.spool.drain()
-	m.slow(0)
-	if err != nil {
+	if err := m.spool.drain(); err != nil {
+		m.slow(0)
 		m.broke(err)
 		m.sending.Store(false)
 		return
@@ -175,6 +174,7 @@ func (m *mux) drain() {
 	if m.send() {
 		return
 	}
+	m.slow(0)
 	m.sending.Store(false)
 	m.flush()
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -16,9 +17,12 @@ type spool struct {
 	raw   syscall.RawConn
 	ready func(fd uintptr) bool // s.try, made once
 
+	unsent atomic.Int64 // bytes of kept, and of what drain is at
+
 	mu      sync.Mutex // guards the following
 	kept    []byte     // not sent yet
-	collect bool       // nothing is sent before flush
+	collect bool       // nothing is sent before together ends
+	drains  bool       // drain is at what came before kept
 	trying  []byte     // of try
 	sent    int        // likewise
 	err     error      // of the socket
@@ -44,13 +48,28 @@ func (s *spool) write(b []byte) (int, error) {
 		return 0, s.err
 	}
 	n := 0
-	if len(s.kept) == 0 && !s.collect {
+	if len(s.kept) == 0 && !s.collect && !s.drains {
 		if n = s.attempt(b); s.err != nil {
 			return n, s.err
 		}
 	}
-	s.kept = append(s.kept, b[n:]...)
+	if len(s.kept) > maxKept {
+		s.err = errTakesNothing
+		return n, s.err
+	}
+	s.keep(b[n:])
 	return len(b), nil
+}
+
+// maxKept bounds what is kept, in bytes. Who sends waits once there is any: more
+// comes of TLS alone, which answers a peer that asks for new keys.
+const maxKept = 1 << 20
+
+var errTakesNothing = errors.New("it takes nothing of what it is sent")
+
+func (s *spool) keep(b []byte) { // with s.mu held
+	s.kept = append(s.kept, b...)
+	s.unsent.Add(int64(len(b)))
 }
 
 // attempt sends what the socket takes of b, with s.mu held.
@@ -98,7 +117,7 @@ func (s *spool) together(write func() error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.collect = false
-	if err == nil && s.err == nil {
+	if err == nil && s.err == nil && !s.drains {
 		s.settle(s.attempt(s.kept))
 	}
 	return errors.Join(err, s.err)
@@ -106,35 +125,43 @@ func (s *spool) together(write func() error) error {
 
 // settle takes what was sent from what is kept, with s.mu held.
 func (s *spool) settle(sent int) {
+	s.unsent.Add(-int64(sent))
 	s.kept = s.kept[:copy(s.kept, s.kept[sent:])]
-	if len(s.kept) > 0 {
-		return
+	if len(s.kept) == 0 {
+		giveSpool(s.kept)
+		s.kept = nil
 	}
-	if cap(s.kept) == spoolSize {
-		b := s.kept
-		spools.Put(&b)
-	}
-	s.kept = nil
 }
 
-// pending returns how much is kept.
-func (s *spool) pending() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err != nil {
-		return 0
+func giveSpool(b []byte) {
+	if cap(b) == spoolSize {
+		b = b[:0]
+		spools.Put(&b)
 	}
-	return len(s.kept)
 }
+
+// pending returns how much is kept. It does not wait for drain.
+func (s *spool) pending() int { return int(s.unsent.Load()) }
 
 // drain sends what is kept, and waits for that.
 func (s *spool) drain() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.err == nil && len(s.kept) > 0 {
-		n, err := s.end.Write(s.kept)
-		s.settle(n)
-		s.err = err
+		out := s.kept
+		s.kept, s.drains = nil, true
+		s.mu.Unlock() // who reads from the peer is not to wait for it
+		_, err := s.end.Write(out)
+		s.mu.Lock()
+		s.drains = false
+		s.unsent.Add(-int64(len(out)))
+		giveSpool(out)
+		if s.err == nil {
+			s.err = err
+		}
+	}
+	if s.err != nil {
+		s.unsent.Store(0)
 	}
 	return s.err
 }
