@@ -223,6 +223,7 @@ func (q *question) handshake(t *secured, s *settings, record *telemetry.Access, 
 		c.endBy(endHandshake, time.Now().Add(s.Timeouts.Handshake), closing{"error", fmt.Sprintf("the handshake took longer than %s", s.Timeouts.Handshake)})
 	} else {
 		waits.expectOf(serviceSends, s.Timeouts.Handshake)
+		c.hasten(time.Now().Add(s.Timeouts.Handshake))
 		defer waits.forget(serviceSends)
 	}
 	begin := time.Now()

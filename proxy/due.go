@@ -65,6 +65,15 @@ func (c *conn) awake() {
 	}
 }
 
+// hasten sees to it that the connection is looked after by then.
+func (c *conn) hasten(by time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing == nil {
+		c.l.proxy.table.hasten(c, by)
+	}
+}
+
 // check ends the connection, or what is decided on it, if one of its times has
 // come, with c.mu held.
 func (c *conn) check(now time.Time) {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,9 +21,7 @@ type far struct {
 	settled chan struct{} // closed once the service's settings came
 	once    sync.Once     // of settled
 	leaving atomic.Bool   // no further request is taken
-	dead    atomic.Bool
 	stalled atomic.Int64 // since when the service takes nothing of what waits for it, in ns since the epoch; 0: it does
-	read    atomic.Uint64
 }
 
 // newFar begins HTTP/2 on a connection that was made to a service.
@@ -43,7 +42,6 @@ func (b *far) run() {
 	for {
 		err := b.in.fill()
 		if err == nil {
-			b.read.Add(1)
 			err = b.receive()
 		}
 		if err != nil {
@@ -52,6 +50,7 @@ func (b *far) run() {
 		}
 	}
 	b.flush()
+	_ = b.raw.SetWriteDeadline(time.Now().Add(lingerHTTP.time)) // fails on a closed socket; a service that takes nothing keeps nobody
 	b.senders.Wait()
 	b.in.drop()
 	_ = b.end.Close()
@@ -59,9 +58,13 @@ func (b *far) run() {
 
 // cut ends the connection and what is on it.
 func (b *far) cut(why string) {
-	b.dead.Store(true)
-	b.leaving.Store(true)
 	b.h2.Cut(why)
+	b.part()
+}
+
+// part has the goroutine end the connection.
+func (b *far) part() {
+	b.leaving.Store(true)
 	b.once.Do(func() { close(b.settled) })
 	_ = b.raw.SetReadDeadline(past) // fails on a closed socket, which its reader finds out
 }
@@ -112,7 +115,8 @@ func (b *far) Close() error {
 // settle ends the connection where nothing is left to be done on it.
 func (b *far) settle() {
 	if b.leaving.Load() && b.h2.Held() == 0 {
-		b.cut("nobody needs it any more")
+		b.h2.Fail(&http2.Error{Remote: true}) // there is nobody to tell, and no need to
+		b.part()
 	}
 }
 
@@ -122,12 +126,13 @@ func (b *far) retire() { b.leaving.Store(true) }
 
 // connects reports whether the service takes extended CONNECT (RFC 8441), once
 // it has said so.
-func (b *far) connects(within time.Duration) bool {
+func (b *far) connects(ctx context.Context, within time.Duration) bool {
 	timer := time.NewTimer(within)
 	defer timer.Stop()
 	select {
 	case <-b.settled:
 	case <-timer.C:
+	case <-ctx.Done():
 	}
 	return b.h2.Connects()
 }

@@ -36,6 +36,8 @@ type front struct {
 	served int        // passages that came to an end
 	warned bool       // the client was told to open no more
 	last   bool       // and that none is looked at any more
+	unsent bool       // it has not taken all that there is for it
+	why    closing    // of leaving
 }
 
 // serveHTTP2 serves the streams of a connection whose ends are known.
@@ -96,10 +98,11 @@ func (f *front) run() {
 // frames.
 func (f *front) bound() {
 	switch {
-	case f.h2.Midway():
+	case f.h2.Midway() || len(f.in.b) > 0 && f.h2.Open() == 0: // or within a frame, which may be a head
 		if f.patience[clientSends].Load() == 0 {
-			f.expectOf(clientSends, f.c.began.Timeouts.Head)
-			f.c.awake()
+			within := f.c.began.Timeouts.Head
+			f.expectOf(clientSends, within)
+			f.c.hasten(time.Now().Add(within))
 		}
 	default:
 		f.forget(clientSends)
@@ -118,10 +121,14 @@ func (f *front) over(err error) {
 	default:
 		f.end("client: " + explainBroken(err))
 	}
-	f.h2.Cut("the client's connection has ended")
+	f.h2.Fail(&http2.Error{Remote: true}) // unless we have failed it and say so
 	f.work.Wait()
 	f.state.Store(over)
+	_ = c.down.SetWriteDeadline(time.Now().Add(lingerHTTP.time)) // fails on a closed socket; a client that takes nothing keeps nobody
 	f.flush()
+	c.mu.Lock()
+	f.warned, f.last = true, true // nobody needs help any more
+	c.mu.Unlock()
 	f.helpers.Wait()
 	if c.ended() == nil || errors.As(err, &broken) {
 		f.lastWords()
@@ -143,10 +150,11 @@ func (f *front) lastWords() {
 // this goroutine must not touch then.
 func (f *front) await() (parkedNow bool, err error) {
 	for {
-		if f.goes.Load() {
+		f.state.CompareAndSwap(busy, moving)
+		if f.goes.Load() { // else who has it go finds it moving
+			f.begin()
 			return false, errLeaving
 		}
-		f.state.CompareAndSwap(busy, moving)
 		err := f.in.fill()
 		switch {
 		case err == nil:
@@ -155,10 +163,6 @@ func (f *front) await() (parkedNow bool, err error) {
 		case !isInterrupt(err):
 			f.begin()
 			return false, err
-		case f.late[clientSends].Load():
-			f.begin()
-			f.end(fmt.Sprintf("the client sent no whole head, or no settings, within %s", f.c.began.Timeouts.Head))
-			return false, errLeaving
 		case f.goes.Load():
 		case len(f.in.b) > 0:
 			f.begin()
@@ -197,12 +201,17 @@ func (f *front) rouse() {
 }
 
 func (f *front) noteSlow(n int) {
-	if n == 0 {
+	c := f.c
+	if n > 0 {
+		f.expectTaken(c.began, n)
+		c.hasten(time.Unix(0, f.patience[clientTakes].Load()))
+	} else {
 		f.forget(clientTakes)
-		return
 	}
-	f.expectTaken(f.c.began, n)
-	f.c.awake()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f.unsent = n > 0
+	f.leaveIfDone()
 }
 
 // Opened implements http2.Events.
@@ -217,9 +226,11 @@ func (f *front) Settled() {}
 
 // Leaving implements http2.Events: the client opens no more streams.
 func (f *front) Leaving() {
-	f.leaving.Store(true)
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
+	if !f.leaving.Swap(true) {
+		f.why = closing{reason: "peer", why: "ended by the client"}
+	}
 	f.leaveIfDone()
 }
 
@@ -250,12 +261,16 @@ func (f *front) remove(p *passage) {
 	f.leaveIfDone()
 }
 
-// leaveIfDone ends a connection that is to end and has no stream, with c.mu
-// held.
+// leaveIfDone ends a connection that is to end, has no stream and nothing to
+// send, with c.mu held.
 func (f *front) leaveIfDone() {
-	if f.leaving.Load() && len(f.live) == 0 && !f.goes.Swap(true) {
-		f.rouse()
+	if !f.leaving.Load() || len(f.live) > 0 || f.unsent || f.goes.Swap(true) {
+		return
 	}
+	if f.c.closing == nil { // no stream is added any more
+		f.c.closing, f.c.orderly = &f.why, true
+	}
+	f.rouse()
 }
 
 // leave has the connection end once it has no stream, with c.mu held.
@@ -263,9 +278,7 @@ func (f *front) leave(why closing) {
 	if f.leaving.Swap(true) {
 		return
 	}
-	if f.c.closing == nil && len(f.live) == 0 {
-		f.c.closing, f.c.orderly = &why, true
-	}
+	f.why = why
 	f.refuseFurther(true)
 	f.leaveIfDone()
 }
@@ -297,6 +310,10 @@ func (f *front) check(now time.Time, s *settings) {
 	for w := range f.overdue(now) {
 		switch w {
 		case clientSends:
+			if c.closing == nil {
+				c.closing = &closing{"peer", fmt.Sprintf("the client sent no whole head, or no settings, within %s", c.began.Timeouts.Head)}
+				c.orderly = true
+			}
 			f.goes.Store(true)
 			f.rouse()
 		case clientTakes:

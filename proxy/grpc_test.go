@@ -1,8 +1,14 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -10,95 +16,332 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/health"
-	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/narthex-id/narthex/internal/testca"
 )
 
-const webCalls = `version: 1
-rules:
-  - {id: calls, effect: allow, from: ["spiffe://example.org/web"], grpc: {services: [grpc.health.v1.Health]}}
-`
-
-// callee is a gRPC server, and callers of it through proxies.
-func callee(t testing.TB) (*health.Server, string) {
+// callee serves gRPC on loopback, every method of every service by the same
+// handler, and returns its address.
+func callee(t testing.TB, handle grpc.StreamHandler) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	service := health.NewServer()
-	s := grpc.NewServer()
-	grpc_health_v1.RegisterHealthServer(s, service)
-	done := make(chan struct{})
-	go func() { defer close(done); _ = s.Serve(l) }()
-	t.Cleanup(func() { s.Stop(); <-done })
-	return service, l.Addr().String()
+	s := grpc.NewServer(grpc.UnknownServiceHandler(handle), grpc.MaxRecvMsgSize(64<<20))
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = s.Serve(l) })
+	t.Cleanup(func() { s.Stop(); serving.Wait() })
+	return l.Addr().String()
 }
 
-func dialCalls(t testing.TB, address string, creds credentials.TransportCredentials) grpc_health_v1.HealthClient {
+// dialGRPC calls over mTLS; in plaintext where ca is nil.
+func dialGRPC(t testing.TB, addr string, ca *testca.Authority) *grpc.ClientConn {
 	t.Helper()
-	c, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(creds), grpc.WithNoProxy())
+	creds := insecure.NewCredentials()
+	if ca != nil {
+		creds = credentials.NewTLS(clientConfig(ca.SVID("/web")))
+	}
+	c, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	return grpc_health_v1.NewHealthClient(c)
+	return c
 }
 
-// TestCalls: unary and streaming calls of gRPC through one proxy and through
-// two, statuses of the service and of ours, and a stream that ends with its
-// rule.
-func TestCalls(t *testing.T) {
+func message(s string) *wrapperspb.BytesValue { return wrapperspb.Bytes([]byte(s)) }
+
+// echoing says back each message, and at the end what it was told beside them.
+func echoing(_ any, s grpc.ServerStream) error {
+	told, _ := metadata.FromIncomingContext(s.Context())
+	method, _ := grpc.MethodFromServerStream(s)
+	if err := s.SetHeader(metadata.Pairs("x-method", method, "x-caller", strings.Join(told.Get("x-spiffe-id"), "|"))); err != nil {
+		return err
+	}
+	s.SetTrailer(metadata.Pairs("x-told-bin", strings.Join(told.Get("x-bin"), "|")))
+	if strings.HasSuffix(method, "/fails") {
+		return status.Error(codes.FailedPrecondition, "not now: ü")
+	}
+	for {
+		var m wrapperspb.BytesValue
+		if err := s.RecvMsg(&m); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		if err := s.SendMsg(&m); err != nil {
+			return err
+		}
+	}
+}
+
+var bidi = &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+
+func opens(t testing.TB, ctx context.Context, c *grpc.ClientConn, method string) grpc.ClientStream {
+	t.Helper()
+	s, err := c.NewStream(ctx, bidi, method)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func echoes1(s grpc.ClientStream, text string) error {
+	if err := s.SendMsg(message(text)); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	var m wrapperspb.BytesValue
+	if err := s.RecvMsg(&m); err != nil {
+		return err
+	}
+	if string(m.Value) != text {
+		return fmt.Errorf("echo of %d bytes is %d bytes", len(text), len(m.Value))
+	}
+	return nil
+}
+
+// calls is a proxy in front of a service of gRPC, and a client of it: through
+// the proxy alone, or through a second one, by plaintext.
+func calls(t *testing.T, service string, change ...func(*Config)) (*running, map[string]*grpc.ClientConn) {
+	t.Helper()
+	p, ca := web(t, service, append([]func(*Config){speaking(ProtocolAuto)}, change...)...)
+	l := outbound(t, "out", p.addr("web"), "spiffe://example.org/orders")
+	l.HTTP = &HTTP{Versions: []string{protocolH2, protocolHTTP}}
+	out := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/web"), ca)})
+	return p, map[string]*grpc.ClientConn{"one": dialGRPC(t, p.addr("web"), ca), "both": dialGRPC(t, out.addr("out"), nil)}
+}
+
+func TestGRPC(t *testing.T) {
 	t.Parallel()
+	_, clients := calls(t, callee(t, echoing))
+	for name, c := range clients {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-bin", "a b"), patience)
+			defer cancel()
+			for _, size := range []int{0, 1, 20_000, 3 << 20} {
+				s := opens(t, ctx, c, "/v1/echo")
+				for range 5 {
+					if err := echoes1(s, strings.Repeat("x", size)); err != nil {
+						t.Fatal(size, err)
+					}
+				}
+				head, err := s.Header()
+				if err != nil || head.Get("x-caller")[0] != "spiffe://example.org/web" || head.Get("x-method")[0] != "/v1/echo" {
+					t.Errorf("header %v, %v", head, err)
+				}
+				if err := s.CloseSend(); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.RecvMsg(message("")); !errors.Is(err, io.EOF) || s.Trailer().Get("x-told-bin")[0] != "a b" {
+					t.Errorf("end %v, trailers %v", err, s.Trailer())
+				}
+			}
+			var m wrapperspb.BytesValue
+			if err := c.Invoke(ctx, "/v1/once", message("hello"), &m); err != nil || string(m.Value) != "hello" {
+				t.Errorf("unary: %q, %v", m.Value, err)
+			}
+			err := c.Invoke(ctx, "/v1/fails", message("hello"), &m)
+			if s := status.Convert(err); s.Code() != codes.FailedPrecondition || s.Message() != "not now: ü" {
+				t.Errorf("trailers alone: %v", err)
+			}
+		})
+	}
+}
+
+// What we refuse is told as gRPC tells it.
+func TestGRPCRefused(t *testing.T) {
+	t.Parallel()
+	p, clients := calls(t, callee(t, echoing), func(c *Config) {
+		c.Listeners[0].HTTP.MaxBody = 1000
+		c.Policy = rulesOf(t, webReads+"limits:\n  - {id: few, from: [\"spiffe://example.org/web\"], rps: 0.001, burst: 4}\n")
+	})
+	dead, deadClients := calls(t, "127.0.0.1:1")
+	for _, name := range []string{"one", "both"} {
+		c := clients[name]
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			for _, test := range []struct {
+				client *grpc.ClientConn
+				method string
+				size   int
+				code   codes.Code
+				status int
+			}{
+				{c, "/v2/echo", 3, codes.PermissionDenied, 403},
+				{c, "/v1/../v1/echo", 3, codes.InvalidArgument, 400},
+				{c, "/v1/echo", 2000, codes.ResourceExhausted, 413},
+				{deadClients[name], "/v1/echo", 3, codes.Unavailable, 502},
+				{c, "/v1/echo", 3, codes.OK, 200},
+			} {
+				var m wrapperspb.BytesValue
+				err := test.client.Invoke(ctx, test.method, message(strings.Repeat("x", test.size)), &m)
+				if status.Code(err) != test.code {
+					t.Errorf("%s: %v, want %s", test.method, err, test.code)
+				}
+				if test.code != codes.OK && !strings.Contains(status.Convert(err).Message(), "request ") && !(name == "both" && test.status == 400) {
+					t.Errorf("%s: %v", test.method, err)
+				}
+				from := p
+				if test.client != c {
+					from = dead
+				}
+				if name == "both" && test.status == 400 {
+					continue // the first of them refuses it
+				}
+				a := from.next()
+				if a.HTTP == nil || a.HTTP.Status != test.status || a.Protocol != "h2" || (a.Outcome == "success") != (test.code == codes.OK) {
+					t.Errorf("%s: record %+v %+v", test.method, a, a.HTTP)
+				}
+			}
+		})
+	}
+	err := clients["one"].Invoke(t.Context(), "/v1/echo", message(""), message(""))
+	if a := p.next(); status.Code(err) != codes.ResourceExhausted || a.HTTP.Status != 429 || a.Limit != "few" {
+		t.Errorf("more than the limit: %v, record %+v", err, a)
+	}
+}
+
+// Who cancels is told to the other side, whichever it is.
+func TestGRPCCancelled(t *testing.T) {
+	t.Parallel()
+	ended := make(chan error, 1)
+	p, clients := calls(t, callee(t, func(_ any, s grpc.ServerStream) error {
+		if err := s.SendMsg(message("hi")); err != nil {
+			return err
+		}
+		if method, _ := grpc.MethodFromServerStream(s); strings.HasSuffix(method, "/leaves") {
+			return status.Error(codes.Aborted, "enough")
+		}
+		<-s.Context().Done()
+		ended <- s.Context().Err()
+		return s.Context().Err()
+	}))
+	for name, c := range clients {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			mine, leave := context.WithCancel(ctx)
+			s := opens(t, mine, c, "/v1/waits")
+			if err := s.RecvMsg(message("")); err != nil {
+				t.Fatal(err)
+			}
+			leave()
+			<-ended
+			if a := p.next(); a.HTTP.Status != 200 || a.Closed != "peer" || !strings.Contains(a.Reason, "CANCEL") {
+				t.Errorf("record %+v %+v", a, a.HTTP)
+			}
+			mine, leave = context.WithTimeout(ctx, 100*time.Millisecond)
+			defer leave()
+			s = opens(t, mine, c, "/v1/waits")
+			if err := s.RecvMsg(message("")); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.RecvMsg(message("")); status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("past its time: %v", err)
+			}
+			<-ended
+			p.next()
+			s = opens(t, ctx, c, "/v1/leaves")
+			if err := s.RecvMsg(message("")); err != nil {
+				t.Fatal(err)
+			}
+			for err := error(nil); err == nil; {
+				err = s.SendMsg(message("more"))
+			}
+			if err := s.RecvMsg(message("")); status.Code(err) != codes.Aborted {
+				t.Errorf("the service left: %v", err)
+			}
+			p.next()
+		})
+	}
+}
+
+// A reader that is slow holds its sender up, and nobody else.
+func TestGRPCBackPressure(t *testing.T) {
+	t.Parallel()
+	const each, count = 32 << 10, 1000
+	sent := make(chan int, count+1)
+	on := make(chan struct{})
+	_, clients := calls(t, callee(t, func(_ any, s grpc.ServerStream) error {
+		method, _ := grpc.MethodFromServerStream(s)
+		var m wrapperspb.BytesValue
+		switch {
+		case strings.HasSuffix(method, "/down"):
+			for n := range count {
+				if err := s.SendMsg(wrapperspb.Bytes(bytes.Repeat([]byte("x"), each))); err != nil {
+					return err
+				}
+				sent <- n
+			}
+			return nil
+		case strings.HasSuffix(method, "/up"):
+			<-on
+			for {
+				if err := s.RecvMsg(&m); err != nil {
+					if errors.Is(err, io.EOF) {
+						return nil
+					}
+					return err
+				}
+			}
+		}
+		return echoing(nil, s)
+	}))
+	c := clients["both"]
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	service, address := callee(t)
-	p, ca := web(t, address, speaking(ProtocolAuto))
-	p.apply(webCalls)
-	l := outbound(t, "out", p.addr("web"), "spiffe://example.org/orders")
-	l.HTTP = &HTTP{Versions: []string{protocolH2}}
-	out := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, webCalls), Identities: source(t, ca.SVID("/web"), ca)})
-	for name, client := range map[string]grpc_health_v1.HealthClient{
-		"inbound": dialCalls(t, p.addr("web"), credentials.NewTLS(clientConfig(ca.SVID("/web")))),
-		"both":    dialCalls(t, out.addr("out"), insecure.NewCredentials()),
-	} {
-		p.apply(webCalls)
-		service.SetServingStatus("shop", grpc_health_v1.HealthCheckResponse_SERVING)
-		r, err := client.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: "shop"})
-		if err != nil || r.Status != grpc_health_v1.HealthCheckResponse_SERVING {
-			t.Fatalf("%s: %v, %v", name, r, err)
-		}
-		if _, err := client.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: "none"}); status.Code(err) != codes.NotFound {
-			t.Errorf("%s: a status of the service: %v", name, err)
-		}
-		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-		watch, err := client.Watch(short, &grpc_health_v1.HealthCheckRequest{Service: "shop"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for err == nil {
-			_, err = watch.Recv()
-		}
-		if cancel(); status.Code(err) != codes.DeadlineExceeded {
-			t.Errorf("%s: a deadline: %v", name, err)
-		}
-		watch, err = client.Watch(ctx, &grpc_health_v1.HealthCheckRequest{Service: "shop"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, want := range []grpc_health_v1.HealthCheckResponse_ServingStatus{grpc_health_v1.HealthCheckResponse_SERVING, grpc_health_v1.HealthCheckResponse_NOT_SERVING} {
-			if r, err := watch.Recv(); err != nil || r.Status != want {
-				t.Fatalf("%s: %v, %v", name, r, err)
+	down, up := opens(t, ctx, c, "/v1/down"), opens(t, ctx, c, "/v1/up")
+	var sending sync.WaitGroup
+	uploaded := make(chan int, count+1)
+	sending.Go(func() {
+		for n := range count {
+			if err := up.SendMsg(wrapperspb.Bytes(bytes.Repeat([]byte("x"), each))); err != nil {
+				t.Error(err)
+				return
 			}
-			service.SetServingStatus("shop", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+			uploaded <- n
 		}
-		p.apply(webReads)
-		if _, err := watch.Recv(); status.Code(err) != codes.PermissionDenied {
-			t.Errorf("%s: a stream that is not allowed any more: %v", name, err)
+		_ = up.CloseSend()
+	})
+	stops := func(c chan int) {
+		t.Helper()
+		n := 0
+		for {
+			select {
+			case n = <-c:
+				continue
+			case <-time.After(time.Second):
+			}
+			break
 		}
-		if _, err := client.Check(ctx, &grpc_health_v1.HealthCheckRequest{}); status.Code(err) != codes.PermissionDenied {
-			t.Errorf("%s: a call that is not allowed: %v", name, err)
+		if n > 200 { // 6 MiB: the windows of four connections and their sockets
+			t.Errorf("%d messages went to a reader that takes none", n)
 		}
+	}
+	stops(sent)
+	stops(uploaded)
+	if err := echoes1(opens(t, ctx, c, "/v1/echo"), "meanwhile"); err != nil {
+		t.Error(err)
+	}
+	close(on)
+	for range count {
+		var m wrapperspb.BytesValue
+		if err := down.RecvMsg(&m); err != nil || len(m.Value) != each {
+			t.Fatal(len(m.Value), err)
+		}
+	}
+	if err := down.RecvMsg(message("")); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	sending.Wait()
+	if err := up.RecvMsg(message("")); !errors.Is(err, io.EOF) {
+		t.Error(err)
 	}
 }

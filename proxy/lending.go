@@ -166,9 +166,9 @@ func (x *call) shake(raw end, s *session, shares bool) (*secured, backed, error)
 	}
 	config := s.offering(x.loan.Target, x.protocols(shares))
 	t := secure(raw, tls.Client, config)
-	if err := x.c.handshake(t, s.settings, &x.record, x.w); err != nil {
+	if err := x.q.handshake(t, s.settings, &x.record, x.w); err != nil {
 		var failed *handshakeError
-		if errors.As(err, &failed) && !failed.late {
+		if errors.As(err, &failed) && !failed.late && x.q.dialContext().Err() == nil { // else nobody waits for it any more
 			x.loan.Failed(errors.New(tidy(err.Error())))
 		}
 		return nil, backed{}, err

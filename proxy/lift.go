@@ -31,6 +31,7 @@ type lifted struct {
 	trailers []http1.Field
 	ended    bool // with the head, or by trailers
 	err      *http2.Error
+	done     bool     // nobody wants what comes: x may be another request's
 	sentAll  bool     // of the request
 	refused  *refused // why the client's body is no good
 	gone     error    // how the client left within it
@@ -97,6 +98,9 @@ func (l *lifted) close() (read bool) {
 		l.upload.Wait()
 		x.d.resume()
 	}
+	l.mu.Lock()
+	l.done = true
+	l.mu.Unlock()
 	far := x.far
 	x.leaveFar(l.stream)
 	far.flush()
@@ -109,6 +113,9 @@ func (l *lifted) answer() (again, next bool) {
 	d.expectOf(serviceSends, x.s.responseWithin(x.bound()))
 	refused, again := l.await()
 	d.forget(serviceSends)
+	l.mu.Lock()
+	gone := l.gone
+	l.mu.Unlock()
 	switch {
 	case again:
 		l.close()
@@ -117,9 +124,9 @@ func (l *lifted) answer() (again, next bool) {
 		l.close()
 		x.left("the client went away before the response")
 		return false, false
-	case l.gone != nil:
+	case gone != nil:
 		l.close()
-		x.left("the client broke off within the body of its request: " + explainBroken(l.gone))
+		x.left("the client broke off within the body of its request: " + explainBroken(gone))
 		return false, false
 	case d.c.ended() != nil:
 		l.close()
@@ -136,7 +143,7 @@ func (l *lifted) await() (why *refused, again bool) {
 	x, d := l.x, l.x.d
 	for {
 		l.mu.Lock()
-		interim, headed, bad, err, refused := l.interim, l.headed, l.bad, l.err, l.refused
+		interim, headed, bad, err, refused, gone := l.interim, l.headed, l.bad, l.err, l.refused, l.gone
 		l.interim = nil
 		l.mu.Unlock()
 		for _, r := range interim {
@@ -164,7 +171,7 @@ func (l *lifted) await() (why *refused, again bool) {
 			return refuseRequest(http.StatusGatewayTimeout, "the service took nothing of the request for %s", x.s.Timeouts.Stall), false
 		case d.late[serviceSends].Load():
 			return refuseRequest(http.StatusGatewayTimeout, "the service did not answer within %s", x.s.responseWithin(x.bound())), false
-		case d.gone.Load() || l.gone != nil || d.c.ended() != nil:
+		case d.gone.Load() || gone != nil || d.c.ended() != nil:
 			return nil, false
 		}
 		<-l.came
@@ -255,6 +262,7 @@ func (l *lifted) passBody(chunked bool) error {
 func (l *lifted) wait() {
 	if idle := l.x.s.Timeouts.Idle; idle > 0 {
 		l.x.d.expectOf(serviceSends, idle)
+		defer l.x.d.forget(serviceSends)
 	}
 	<-l.came
 }
@@ -391,6 +399,9 @@ func (l *lifted) push(b []byte, ended bool) bool {
 func (l *lifted) Head(p *http1.Parts, large bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.done {
+		return
+	}
 	defer l.signal()
 	asked := http1.Asked{Method: l.x.req.Method}
 	switch {
@@ -411,7 +422,12 @@ func (l *lifted) Head(p *http1.Parts, large bool) {
 }
 
 // Data implements http2.Receiver.
-func (l *lifted) Data([]byte, bool) int {
+func (l *lifted) Data(b []byte, ended bool) int {
+	if len(b) == 0 && ended { // which leaves nothing behind for Next
+		l.mu.Lock()
+		l.ended = true
+		l.mu.Unlock()
+	}
 	signal(l.came)
 	return 0
 }

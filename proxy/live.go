@@ -139,12 +139,13 @@ func (c *conn) askNow(now time.Time) (a answer, audits []passing) {
 		return notAsked, nil
 	}
 	w, was, generation := c.l.proxy.world.Load(), c.latest, c.decision.Generation
-	against := false
+	against, reset := false, false
 	for q := range c.questions {
 		if q.askAgain(w, now) {
 			audits = append(audits, q.passing())
 		}
-		against = against || q.against != ""
+		against = against || q.against != "" && q.reset == nil
+		reset = reset || q.reset != nil && q.reset.why == q.against
 		if c.closing != nil {
 			break
 		}
@@ -161,7 +162,7 @@ func (c *conn) askNow(now time.Time) (a answer, audits []passing) {
 	switch {
 	case c.closing != nil && !against:
 		return ended, audits
-	case c.closing != nil:
+	case c.closing != nil, reset:
 		return killed, audits
 	case against:
 		return kept, audits

@@ -9,8 +9,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/narthex-id/narthex/proxy/forwarded"
 	"github.com/narthex-id/narthex/proxy/http1"
 	"github.com/narthex-id/narthex/proxy/http2"
+	"github.com/narthex-id/narthex/proxy/policy"
 )
 
 // passage is one request that came as a stream of HTTP/2, on its way to a
@@ -37,16 +39,18 @@ type passage struct {
 	seen    int64         // of both when last looked at; guarded by conn.mu
 	moved   time.Time     // when they were last seen to have changed; guarded by conn.mu
 
-	turn sync.Mutex // who passes frames on, or concludes it, does so alone
+	turn   sync.Mutex // who passes frames on, or concludes it, does so alone
+	passed bool       // something of what follows the head was; guarded by turn
 
 	mu       sync.Mutex // guards the following; conn.mu may be held when it is taken, never the other way round
 	alone    bool       // it has a goroutine
 	over     bool       // end has come
 	why      *refused   // why, where the response is not whole
 	left     bool       // the client has
+	cut      bool       // its goroutine was interrupted
 	out      *http2.Stream
 	to       *far          // that out is of
-	trailers []http1.Field // of the request, while there is nowhere to send them; empty, not nil, where there are none
+	trailers []http1.Field // with which the request ended, while there is nowhere to send them; empty, not nil, where it had none
 	sent     bool          // the client got the head of a final response
 	answered bool          // and all of it
 }
@@ -67,7 +71,7 @@ func (p *passage) begin(parts *http1.Parts, large bool) {
 		return
 	}
 	if refused := p.admitParts(parts, large); refused != nil {
-		p.end(refused)
+		p.close(refused)
 		p.conclude()
 		return
 	}
@@ -78,20 +82,35 @@ func (p *passage) admitParts(parts *http1.Parts, large bool) *refused {
 	p.s = p.f.c.began
 	p.req.Options = p.s.HTTP.Literal
 	err := p.req.Assemble(parts)
+	if err == nil && !large {
+		return p.admitWhole()
+	}
+	p.id, p.notes = forwarded.NewID(p.notes) // what was sent of one is not relied on
+	p.asked.Method = p.req.Method
+	for _, f := range parts.Fields {
+		if f.Name == "content-type" { // by which its client is answered in the right form
+			p.asked.Headers = append(p.asked.Headers, policy.Header{Name: f.Name, Value: f.Value})
+		}
+	}
 	var bad *http1.Error
 	switch {
 	case large:
 		return refuseRequest(http.StatusRequestHeaderFieldsTooLarge, "request: its fields are too many or too long; send less")
 	case errors.As(err, &bad):
 		return refuseRequest(bad.Status, "request: %v", bad)
-	case err != nil:
-		return refuseRequest(http.StatusBadRequest, "request: %v", err)
 	}
+	return refuseRequest(http.StatusBadRequest, "request: %v", err)
+}
+
+// admitWhole is admit for a request that could be read. One that offers to change
+// to what hides requests would be a GET to its service, whose answer the client
+// takes for the change.
+func (p *passage) admitWhole() *refused {
 	if refused := p.admit(); refused != nil {
 		return refused
 	}
-	if parts.Protocol != "" && p.told.Upgrade == "" { // else it would be a GET to the service, whose answer the client takes for a change
-		return refuseRequest(http.StatusNotImplemented, "request: an extended CONNECT to a protocol that hides requests, or is none")
+	if p.req.Upgrade != "" && p.told.Upgrade == "" {
+		return refuseRequest(http.StatusNotImplemented, "request: an extended CONNECT to a protocol that hides requests")
 	}
 	return nil
 }
@@ -101,7 +120,7 @@ func (p *passage) admitParts(parts *http1.Parts, large bool) *refused {
 func (p *passage) run() {
 	for {
 		if refused := p.borrow(); refused != nil {
-			p.end(refused)
+			p.close(refused)
 			p.conclude()
 			return
 		}
@@ -115,8 +134,27 @@ func (p *passage) run() {
 	}
 }
 
-// end ends the passage: whole where why is nil. It reports whether the caller
-// has to conclude it.
+// close ends the passage for the goroutine that it has, which concludes it: whole
+// where why is nil. It reports false where it was ended before.
+func (p *passage) close(why *refused) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return false
+	}
+	p.over, p.why = true, why
+	return true
+}
+
+// expect bounds a wait from now on.
+func (p *passage) expect(w wait, most time.Duration) {
+	until := time.Now().Add(most)
+	p.wait.expect(w, until)
+	p.f.c.hasten(until)
+}
+
+// end is close for anybody else. It reports whether the caller has to conclude
+// it.
 func (p *passage) end(why *refused) (mine bool) {
 	c := p.f.c
 	c.mu.Lock()
@@ -134,9 +172,7 @@ func (p *passage) endLocked(why *refused) (mine bool) { // with c.mu held
 	if !p.alone {
 		return true
 	}
-	if why == nil {
-		return false
-	}
+	p.cut = true
 	if p.matter.cancel != nil {
 		p.matter.cancel()
 	}
@@ -179,10 +215,15 @@ func (p *passage) stop(why *refused) {
 
 // conclude tells client and service that it is over, and records it.
 func (p *passage) conclude() {
+	c := p.f.c
+	c.mu.Lock()
+	p.nameEnds()
+	c.mu.Unlock()
 	p.turn.Lock()
 	p.tellClient()
 	p.mu.Lock()
 	out, to := p.out, p.to
+	p.used = p.used || p.cut // what was interrupted is no good for another request
 	p.mu.Unlock()
 	if to != nil {
 		p.leaveFar(out)
@@ -196,10 +237,6 @@ func (p *passage) conclude() {
 	} else {
 		p.f.flush()
 	}
-	c := p.f.c
-	c.mu.Lock()
-	p.nameEnds()
-	c.mu.Unlock()
 	p.account(uint64(p.taken.Load()), uint64(p.given.Load()))
 	c.mu.Lock()
 	p.f.remove(p)
@@ -225,7 +262,7 @@ func (p *passage) tellClient() {
 		p.in.Release(http2.Cancel)
 	case !sent:
 		p.reply(why)
-	case p.asked.GRPC() && p.in.Trailers(callStatus(nil, why.status, p.id)) == nil:
+	case p.asked.GRPC() && p.in.Trailers(p.callStatus(nil, why.status)) == nil:
 		p.in.Release(http2.NoError)
 	default:
 		p.in.Release(resetCode(why))
@@ -247,7 +284,7 @@ func (p *passage) reply(r *refused) {
 	p.logRefused(r)
 	if p.asked.GRPC() {
 		fields := append(slices.Clone(r.fields), http1.Field{Name: "content-type", Value: "application/grpc"})
-		_ = p.in.Answer(http.StatusOK, callStatus(fields, r.status, p.id), true) // fails where the client is gone
+		_ = p.in.Answer(http.StatusOK, p.callStatus(fields, r.status), true) // fails where the client is gone
 		p.in.Release(http2.NoError)
 		return
 	}
@@ -278,7 +315,7 @@ func (p *passage) Data(b []byte, ended bool) int {
 	case over:
 		return len(b)
 	case out == nil || alone:
-		signal(p.arrived)
+		p.await(b, ended)
 		return 0
 	}
 	return p.forth(b, ended)
@@ -294,17 +331,15 @@ func (p *passage) Trailers(fields []http1.Field) {
 			return
 		}
 	}
+	p.noteEnd(fields)
 	p.mu.Lock()
 	out, to := p.out, p.to
-	if out == nil {
-		p.trailers = append([]http1.Field{}, fields...)
-	}
 	p.mu.Unlock()
 	if out == nil {
 		signal(p.arrived)
 		return
 	}
-	_ = out.Trailers(fields) // fails where the stream has ended, which its receiver was told
+	p.forthEnd()
 	p.f.touch(&to.mux)
 }
 
@@ -330,10 +365,15 @@ func (p *passage) Ended(err *http2.Error) {
 	if p.sent {
 		why = "the client reset the stream within the response: " + err.Code.String()
 	}
-	p.mu.Unlock()
-	if !err.Remote {
-		why = err.Error()
+	if err.Stream == 0 {
+		why = "the client went away before the response"
+		if p.sent {
+			why = "the client went away within the response"
+		}
+	} else if !err.Remote {
+		why = "the client's stream: " + err.Error()
 	}
+	p.mu.Unlock()
 	if p.end(&refused{status: statusLeft, why: why, closed: "peer"}) {
 		p.conclude()
 	}
@@ -354,6 +394,8 @@ func (p *passage) check(now time.Time, s *settings) {
 	}
 	if sum := p.taken.Load() + p.given.Load(); sum != p.seen || p.moved.IsZero() {
 		p.seen, p.moved = sum, now
+	} else if p.wait.patience[serviceSends].Load() != 0 {
+		p.moved = now // that has a bound of its own
 	} else if s.Timeouts.Idle > 0 && now.Sub(p.moved) >= s.Timeouts.Idle {
 		p.stop(&refused{status: http.StatusGatewayTimeout, why: fmt.Sprintf("the stream was idle for %s", s.Timeouts.Idle), closed: "peer"})
 	}
@@ -374,12 +416,6 @@ func (p *passage) lateFor(w wait, s *settings) *refused {
 
 func (p *passage) sooner(s *settings, tell func(time.Time)) {
 	p.wait.sooner(tell)
-	p.mu.Lock()
-	alone := p.alone
-	p.mu.Unlock()
-	if alone { // and begins waits without telling
-		tell(time.Now().Add(parkAfter))
-	}
 	if s.Timeouts.Idle > 0 && !p.moved.IsZero() {
 		tell(p.moved.Add(s.Timeouts.Idle))
 	}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/narthex-id/narthex/proxy/http1"
 	"github.com/narthex-id/narthex/proxy/http2"
@@ -21,7 +22,7 @@ import (
 func (p *passage) relay() (again bool) {
 	far := p.far
 	p.tries++
-	if p.told.Upgrade != "" && !far.connects(p.s.Timeouts.Connect) {
+	if p.told.Upgrade != "" && !far.connects(p.matter.dialContext(), p.s.Timeouts.Connect) {
 		return p.fail(refuseRequest(http.StatusNotImplemented, "the service takes no extended CONNECT (RFC 8441), by which it would change to %s", tidy(p.told.Upgrade)))
 	}
 	p.awaitAnswer()
@@ -43,22 +44,52 @@ func (p *passage) relay() (again bool) {
 	}
 	p.out, p.to, p.alone = out, far, false
 	p.mu.Unlock()
+	p.f.holds.Add(1) // a batch: what is passed on has locked its stream
 	p.in.Held(p.forth)
-	p.passTrailers()
+	p.forthEnd()
+	p.f.letGo()
 	far.flush()
 	p.f.flush()
 	return false
 }
 
-// passTrailers passes those on that came before there was where to.
-func (p *passage) passTrailers() {
+// await leaves content of the client where it is until there is where to.
+func (p *passage) await(b []byte, ended bool) {
+	if len(b) == 0 && ended { // which leaves nothing behind
+		p.noteEnd(nil)
+	}
+	signal(p.arrived)
+}
+
+// noteEnd keeps the end of the request for who sends it on.
+func (p *passage) noteEnd(trailers []http1.Field) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trailers = append([]http1.Field{}, trailers...)
+}
+
+// forthEnd passes on the end of the request, with its trailers, where that came
+// before there was where to.
+func (p *passage) forthEnd() {
+	if !p.enter() {
+		return
+	}
 	p.mu.Lock()
 	trailers, out := p.trailers, p.out
-	p.trailers = nil
-	p.mu.Unlock()
-	if trailers != nil && out != nil {
-		_ = out.Trailers(trailers) // fails where the stream has ended, which its receiver was told
+	if out != nil {
+		p.trailers = nil
 	}
+	p.mu.Unlock()
+	switch { // what fails is a stream that has ended, which its receiver was told
+	case trailers == nil || out == nil:
+	case len(trailers) > 0:
+		p.passed = true
+		_ = out.Trailers(trailers)
+	default:
+		p.passed = true
+		_, _ = out.Write(nil, true)
+	}
+	p.leave(nil)
 }
 
 // scheme is what the service is told of how the client came: it is what the
@@ -100,18 +131,43 @@ func (p *passage) forth(b []byte, ended bool) int {
 	if !p.enter() {
 		return len(b)
 	}
-	if taken := p.taken.Load() + int64(len(b)); p.s.HTTP.MaxBody > 0 && taken > p.s.HTTP.MaxBody {
+	p.mu.Lock()
+	out := p.out
+	p.mu.Unlock()
+	if out == nil { // the service has not looked at it: it goes to another one
+		p.leave(nil)
+		p.await(b, ended)
+		return 0
+	}
+	if taken := p.taken.Load() + int64(len(b)); p.told.Upgrade == "" && p.s.HTTP.MaxBody > 0 && taken > p.s.HTTP.MaxBody {
 		p.leave(p.largeBody())
 		return len(b)
 	}
-	n, err := p.out.Write(b, ended)
+	n, err := out.Write(b, ended)
 	if err != nil {
 		n = len(b) // the stream has ended, which its receiver was told
 	}
+	p.passed = p.passed || n > 0 || len(b) == 0
 	p.taken.Add(int64(n))
+	p.mayWait(serviceTakes, len(b)-n, n > 0)
 	p.leave(nil)
 	p.touch()
 	return n
+}
+
+// mayWait bounds how long who is sent content may take none of what is left of a
+// piece.
+func (p *passage) mayWait(w wait, left int, moved bool) {
+	waits := p.wait.patience[w].Load() != 0
+	switch {
+	case left == 0 && waits:
+		p.wait.forget(w)
+	case left == 0 || waits && !moved:
+	case w == clientTakes:
+		p.expect(w, p.s.Timeouts.Stall+time.Duration(left)*time.Second/slowestTaken)
+	default:
+		p.expect(w, p.s.Timeouts.Stall)
+	}
 }
 
 // back passes on content of the service.
@@ -124,6 +180,7 @@ func (p *passage) back(b []byte, ended bool) int {
 		n = len(b)
 	}
 	p.given.Add(int64(n))
+	p.mayWait(clientTakes, len(b)-n, n > 0)
 	whole := err == nil && ended && n == len(b)
 	p.turn.Unlock()
 	if whole {
@@ -216,8 +273,10 @@ func (a *returning) Ended(err *http2.Error) {
 		p.turn.Unlock()
 		return
 	}
-	again := err.Unseen && !sent && p.taken.Load() == 0 && p.tries <= maxStale
+	again := err.Unseen && !sent && !p.passed && p.tries <= maxStale
 	if again {
+		p.wait.forget(serviceSends)
+		p.wait.forget(serviceTakes)
 		p.out, p.to, p.alone = nil, nil, true
 	}
 	p.mu.Unlock()

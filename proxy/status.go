@@ -46,13 +46,17 @@ func callCode(status int) int {
 
 // callStatus appends the fields that end a call: its status, and a message with
 // the request's id, by which whoever reads the log finds why.
-func callStatus(fields []http1.Field, status int, id string) []http1.Field {
+func (x *call) callStatus(fields []http1.Field, status int) []http1.Field {
 	message := strconv.Itoa(status) + " " + http.StatusText(status)
-	if id != "" {
-		message += ", request " + id
+	if x.id != "" {
+		message += ", request " + x.id
+	}
+	code := callCode(status)
+	if within, ok := x.callTime(); ok && status == http.StatusGatewayTimeout && time.Since(x.began) >= within {
+		code = grpcDeadlineExceeded
 	}
 	return append(fields,
-		http1.Field{Name: "grpc-status", Value: strconv.Itoa(callCode(status))},
+		http1.Field{Name: "grpc-status", Value: strconv.Itoa(code)},
 		http1.Field{Name: "grpc-message", Value: message})
 }
 
@@ -67,14 +71,20 @@ func (x *call) answerWithin() time.Duration {
 	if !x.asked.GRPC() {
 		return x.s.responseWithin(x.bound())
 	}
-	for i := range x.asked.Headers {
-		if h := &x.asked.Headers[i]; h.Name == "grpc-timeout" {
-			if within, ok := callTimeout(h.Value); ok {
-				return within + graceForAnswer
-			}
-		}
+	if within, ok := x.callTime(); ok {
+		return within + graceForAnswer
 	}
 	return 0
+}
+
+// callTime is how long the client of a call waits, if it says so.
+func (x *call) callTime() (within time.Duration, ok bool) {
+	for i := range x.asked.Headers {
+		if h := &x.asked.Headers[i]; h.Name == "grpc-timeout" {
+			return callTimeout(h.Value)
+		}
+	}
+	return 0, false
 }
 
 // callTimeout reads a grpc-timeout: at most eight digits and a unit.

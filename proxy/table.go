@@ -62,6 +62,22 @@ func (t *table) schedule(c *conn, due time.Time) {
 	}
 }
 
+// hasten has c looked after by then, if it is not sooner.
+func (t *table) hasten(c *conn, by time.Time) {
+	t.mu.Lock()
+	if c.index < 0 || !c.due.IsZero() && !by.Before(c.due) {
+		t.mu.Unlock()
+		return
+	}
+	c.due = by
+	heap.Fix(&t.conns, c.index)
+	wakes := t.wakes(by)
+	t.mu.Unlock()
+	if wakes {
+		t.kick()
+	}
+}
+
 // wakes reports whether the sleep has to end sooner because of due, with t.mu
 // held.
 func (t *table) wakes(due time.Time) bool {

@@ -25,6 +25,10 @@ import (
 func (p *passage) tunnel() (again bool) {
 	p.tries++
 	p.used = true
+	if p.isOver() { // before there was a connection to interrupt
+		p.conclude()
+		return false
+	}
 	c := &courier{p: p, stopped: make(chan struct{})}
 	err := c.sendHead()
 	if err == nil || c.running {
@@ -39,7 +43,7 @@ func (p *passage) tunnel() (again bool) {
 		p.switchOver(c)
 	case p.told.Upgrade != "" && p.resp.Status/100 == 2: // which the client would take for the change (RFC 8441, section 4)
 		c.stop()
-		p.end(refuseRequest(http.StatusBadGateway, "the service answered %d in place of a change to %s", p.resp.Status, tidy(p.told.Upgrade)))
+		p.close(refuseRequest(http.StatusBadGateway, "the service answered %d in place of a change to %s", p.resp.Status, tidy(p.told.Upgrade)))
 	default:
 		p.respond(c)
 	}
@@ -80,10 +84,10 @@ func (c *courier) sendHead() error {
 		}
 	}
 	if p.tooMuch(len(read)) {
-		p.end(p.largeBody())
+		p.close(p.largeBody())
 		return io.ErrShortWrite
 	}
-	p.wait.expectOf(serviceTakes, p.s.Timeouts.Stall)
+	p.expect(serviceTakes, p.s.Timeouts.Stall)
 	_, err := p.b.Write(out)
 	p.wait.forget(serviceTakes)
 	p.in.Credit(len(read))
@@ -158,8 +162,11 @@ func (c *courier) run() {
 		got, ended, trailers := c.next((*content)[:0])
 		if len(got) == 0 && !ended {
 			bufferPools[headClass].Put(content)
+			if p.isOver() {
+				return
+			}
 			if !c.raw && !p.asked.GRPC() {
-				p.wait.expect(clientSends, bodyDue(p.s, since, p.taken.Load()-before))
+				p.expect(clientSends, time.Until(bodyDue(p.s, since, p.taken.Load()-before)))
 			}
 			select {
 			case <-p.arrived:
@@ -193,7 +200,7 @@ func (c *courier) bring(got []byte, ended bool, trailers []http1.Field) error {
 	if ended {
 		out = c.finish(out, trailers)
 	}
-	p.wait.expectOf(serviceTakes, p.s.Timeouts.Stall)
+	p.expect(serviceTakes, p.s.Timeouts.Stall)
 	_, err := p.b.Write(out)
 	p.wait.forget(serviceTakes)
 	p.in.Credit(len(got))
@@ -257,8 +264,7 @@ func (p *passage) readHead() error {
 // so itself, or takes as long as it does.
 func (p *passage) awaitAnswer() {
 	if within := p.answerWithin(); within > 0 {
-		p.wait.expectOf(serviceSends, within)
-		p.f.c.awake()
+		p.expect(serviceSends, within)
 	}
 }
 
@@ -277,16 +283,35 @@ func (p *passage) respond(c *courier) {
 	}
 	c.stop()
 	if err != nil {
-		p.end(refuseRequest(http.StatusBadGateway, "the response broke off: %s", p.explain(err)))
+		p.close(p.brokenOff(err))
 		return
 	}
+	if p.closeWhole() && c.whole.Load() && p.resp.KeepAlive && p.resp.Body != http1.UntilClose && len(in.b) == 0 && !p.wait.cut() {
+		p.returnBackend()
+	}
+}
+
+// closeWhole is close for a response that is whole.
+func (p *passage) closeWhole() bool {
 	p.mu.Lock()
 	p.answered = true
 	p.mu.Unlock()
-	p.end(nil)
-	if c.whole.Load() && p.resp.KeepAlive && p.resp.Body != http1.UntilClose && len(in.b) == 0 && !p.wait.cut() {
-		p.returnBackend()
+	return p.close(nil)
+}
+
+// brokenOff is why a response is not whole.
+func (p *passage) brokenOff(err error) *refused {
+	if errors.Is(err, errClient) { // which its stream is about to be told
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.left = true
+		why := "the client went away before the response"
+		if p.sent {
+			why = "the client went away within the response"
+		}
+		return &refused{status: statusLeft, why: why, closed: "peer"}
 	}
+	return refuseRequest(http.StatusBadGateway, "the response broke off: %s", p.explain(err))
 }
 
 // passBody passes on all of the response's content, and its trailers.
@@ -327,7 +352,7 @@ func (p *passage) passBody(in *intake) error {
 // awaitMore waits for more of the response.
 func (p *passage) awaitMore(in *intake) error {
 	if idle := p.s.Timeouts.Idle; idle > 0 && !p.asked.GRPC() {
-		p.wait.expectOf(serviceSends, idle)
+		p.expect(serviceSends, idle)
 		defer p.wait.forget(serviceSends)
 	}
 	return in.fill()
@@ -345,7 +370,7 @@ func (p *passage) push(b []byte, ended bool) error {
 			return nil
 		}
 		p.f.flush()
-		p.wait.expectTaken(p.s, len(b))
+		p.expect(clientTakes, p.s.Timeouts.Stall+time.Duration(len(b))*time.Second/slowestTaken)
 		<-p.room
 		p.wait.forget(clientTakes)
 		if p.isOver() {
@@ -357,6 +382,9 @@ func (p *passage) push(b []byte, ended bool) error {
 // failed is for a request that got no response. It reports whether it is to be
 // sent again.
 func (p *passage) failed(err error, c *courier) (again bool) {
+	if errors.Is(err, errClient) {
+		p.close(p.brokenOff(err))
+	}
 	if p.isOver() {
 		p.conclude()
 		return false
@@ -382,7 +410,7 @@ func (p *passage) failed(err error, c *courier) (again bool) {
 // fail ends the passage for a reason, and reports that it is not to be sent
 // again.
 func (p *passage) fail(why *refused) (again bool) {
-	p.end(why)
+	p.close(why)
 	p.conclude()
 	return false
 }
@@ -391,7 +419,7 @@ func (p *passage) fail(why *refused) (again bool) {
 // protocol.
 func (p *passage) switchOver(c *courier) {
 	if p.resp.Upgrade == "" || !strings.EqualFold(p.resp.Upgrade, p.told.Upgrade) {
-		p.end(refuseRequest(http.StatusBadGateway, "the service took another protocol than it was offered"))
+		p.close(refuseRequest(http.StatusBadGateway, "the service took another protocol than it was offered"))
 		return
 	}
 	p.http.Status = http.StatusOK
@@ -422,13 +450,10 @@ func (p *passage) switchOver(c *courier) {
 		if err = p.push(nil, true); err == nil {
 			p.f.flush()
 			c.work.Wait() // the client may have more to say
-			p.mu.Lock()
-			p.answered = true
-			p.mu.Unlock()
-			p.end(nil)
+			p.closeWhole()
 			return
 		}
 	}
-	p.end(refuseRequest(http.StatusBadGateway, "the service broke off: %s", explainBroken(err)))
+	p.close(p.brokenOff(err))
 	c.stop()
 }
