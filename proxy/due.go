@@ -289,8 +289,8 @@ func (q *question) end(why closing) {
 		q.c.kill(why)
 	case q.closed() == nil:
 		q.reset = &why
+		q.alone(why) // first: why it ended is not that its target was let go of
 		q.letGo()
-		q.alone(why)
 	}
 }
 
