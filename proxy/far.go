@@ -49,9 +49,8 @@ func (b *far) run() {
 			break
 		}
 	}
-	b.flush()
 	_ = b.raw.SetWriteDeadline(time.Now().Add(lingerHTTP.time)) // fails on a closed socket; a service that takes nothing keeps nobody
-	b.senders.Wait()
+	b.finish()
 	b.in.drop()
 	_ = b.end.Close()
 }

@@ -125,7 +125,6 @@ func (f *front) over(err error) {
 	f.work.Wait()
 	f.state.Store(over)
 	_ = c.down.SetWriteDeadline(time.Now().Add(lingerHTTP.time)) // fails on a closed socket; a client that takes nothing keeps nobody
-	f.flush()
 	c.mu.Lock()
 	f.warned, f.last = true, true // nobody needs help any more
 	c.mu.Unlock()
@@ -133,7 +132,7 @@ func (f *front) over(err error) {
 	if c.ended() == nil || errors.As(err, &broken) {
 		f.lastWords()
 	}
-	f.senders.Wait()
+	f.finish()
 	f.in.drop()
 	c.finish(&c.record, nil)
 }

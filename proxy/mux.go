@@ -30,6 +30,8 @@ type mux struct {
 	sending atomic.Bool    // somebody sends
 	holds   atomic.Int32   // batches that send once, at their end
 	senders sync.WaitGroup // goroutines that wait for a slow peer
+	ends    atomic.Bool    // finish waits for who sends
+	rested  chan struct{}  // who sent has ended, after ends was set
 
 	mu      sync.Mutex // guards the following
 	touched []*mux     // that are to send at the end of a batch
@@ -37,6 +39,7 @@ type mux struct {
 
 // spoolTo has the mux write to e without waiting.
 func (m *mux) spoolTo(e end) {
+	m.rested = make(chan struct{}, 1)
 	t, ok := e.(*secured)
 	if !ok {
 		m.spool = newSpool(e)
@@ -111,8 +114,26 @@ func (m *mux) flush() {
 		if m.send() {
 			return
 		}
-		m.sending.Store(false)
+		m.rest()
 	}
+}
+
+// rest lets others send.
+func (m *mux) rest() {
+	m.sending.Store(false)
+	if m.ends.Load() {
+		signal(m.rested)
+	}
+}
+
+// finish sends what is left and waits for all who send; from then on nobody
+// does.
+func (m *mux) finish() {
+	m.ends.Store(true)
+	for !m.sending.CompareAndSwap(false, true) || m.send() {
+		<-m.rested
+	}
+	m.senders.Wait()
 }
 
 // pump has streams go on that waited for room.
@@ -167,7 +188,7 @@ func (m *mux) drain() {
 	if err := m.spool.drain(); err != nil {
 		m.slow(0)
 		m.broke(err)
-		m.sending.Store(false)
+		m.rest()
 		return
 	}
 	m.pump()
@@ -175,6 +196,6 @@ func (m *mux) drain() {
 		return
 	}
 	m.slow(0)
-	m.sending.Store(false)
+	m.rest()
 	m.flush()
 }

@@ -149,6 +149,9 @@ func (p *passage) forth(b []byte, ended bool) int {
 	}
 	p.passed = p.passed || n > 0 || len(b) == 0
 	p.taken.Add(int64(n))
+	if n > 0 {
+		p.stretch()
+	}
 	p.mayWait(serviceTakes, len(b)-n, n > 0)
 	p.leave(nil)
 	p.touch()

@@ -211,7 +211,7 @@ func (c *courier) bring(got []byte, ended bool, trailers []http1.Field) error {
 	if c.raw && ended {
 		return p.b.CloseWrite()
 	}
-	p.wait.stretch(serviceSends, time.Now().Add(p.s.responseWithin(p.bound())))
+	p.stretch()
 	c.whole.Store(ended)
 	return nil
 }
@@ -268,6 +268,14 @@ func (p *passage) awaitAnswer() {
 	}
 }
 
+// stretch gives the service time to answer anew: it got more of the request. A
+// call has said for how long it waits.
+func (p *passage) stretch() {
+	if p.wait.patience[serviceSends].Load() != 0 && !p.asked.GRPC() {
+		p.wait.stretch(serviceSends, time.Now().Add(p.s.responseWithin(p.bound())))
+	}
+}
+
 // respond passes the response on.
 func (p *passage) respond(c *courier) {
 	in := &p.b.in
@@ -283,7 +291,7 @@ func (p *passage) respond(c *courier) {
 	}
 	c.stop()
 	if err != nil {
-		p.close(p.brokenOff(err))
+		p.breakOff(err)
 		return
 	}
 	if p.closeWhole() && c.whole.Load() && p.resp.KeepAlive && p.resp.Body != http1.UntilClose && len(in.b) == 0 && !p.wait.cut() {
@@ -299,19 +307,21 @@ func (p *passage) closeWhole() bool {
 	return p.close(nil)
 }
 
-// brokenOff is why a response is not whole.
-func (p *passage) brokenOff(err error) *refused {
-	if errors.Is(err, errClient) { // which its stream is about to be told
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.left = true
-		why := "the client went away before the response"
-		if p.sent {
-			why = "the client went away within the response"
-		}
-		return &refused{status: statusLeft, why: why, closed: "peer"}
+// breakOff is close for a response that is not whole.
+func (p *passage) breakOff(err error) {
+	if !errors.Is(err, errClient) {
+		p.close(refuseRequest(http.StatusBadGateway, "the response broke off: %s", p.explain(err)))
+		return
 	}
-	return refuseRequest(http.StatusBadGateway, "the response broke off: %s", p.explain(err))
+	p.mu.Lock() // its stream is about to be told, or was
+	sent := p.sent
+	p.left = p.left || !p.over
+	p.mu.Unlock()
+	why := "the client went away before the response"
+	if sent {
+		why = "the client went away within the response"
+	}
+	p.close(&refused{status: statusLeft, why: why, closed: "peer"})
 }
 
 // passBody passes on all of the response's content, and its trailers.
@@ -383,7 +393,7 @@ func (p *passage) push(b []byte, ended bool) error {
 // sent again.
 func (p *passage) failed(err error, c *courier) (again bool) {
 	if errors.Is(err, errClient) {
-		p.close(p.brokenOff(err))
+		p.breakOff(err)
 	}
 	if p.isOver() {
 		p.conclude()
@@ -454,6 +464,6 @@ func (p *passage) switchOver(c *courier) {
 			return
 		}
 	}
-	p.close(p.brokenOff(err))
+	p.breakOff(err)
 	c.stop()
 }
