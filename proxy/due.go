@@ -212,7 +212,9 @@ func (c *conn) nextDue() time.Time {
 		}
 	}
 	for q := range c.questions {
-		q.soonerDeadline(sooner)
+		if q.reset == nil { // else it is about to be gone
+			q.soonerDeadline(sooner)
+		}
 	}
 	if c.phase == opening {
 		return next
@@ -220,12 +222,14 @@ func (c *conn) nextDue() time.Time {
 	now := time.Now()
 	s := c.under(c.l.proxy.world.Load())
 	for q := range c.questions {
-		q.soonerExpiry(now, s, sooner)
+		if q.reset == nil {
+			q.soonerExpiry(now, s, sooner)
+		}
 	}
 	if c.lively() {
 		sooner(now.Add(parkAfter))
 	}
-	if s.MaxAge > 0 {
+	if s.MaxAge > 0 && c.deadlines[endAge].at.IsZero() { // once that is over it has a deadline
 		sooner(c.start.Add(s.MaxAge))
 	}
 	if c.http != nil {

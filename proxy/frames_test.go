@@ -68,7 +68,14 @@ func (f *framed) block(fields ...string) []byte {
 // sends sends a head.
 func (f *framed) sends(stream uint32, ended bool, fields ...string) {
 	f.t.Helper()
-	f.must(f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: f.block(fields...), EndHeaders: true, EndStream: ended}))
+	const most = 16 << 10
+	block := f.block(fields...)
+	n := min(len(block), most)
+	f.must(f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block[:n], EndHeaders: n == len(block), EndStream: ended}))
+	for block = block[n:]; len(block) > 0; block = block[n:] {
+		n = min(len(block), most)
+		f.must(f.WriteContinuation(stream, n == len(block), block[:n]))
+	}
 }
 
 // asks sends a request.

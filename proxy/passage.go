@@ -382,6 +382,9 @@ func (p *passage) Ended(err *http2.Error) {
 // The following is what the table does with it, with c.mu held.
 
 func (p *passage) check(now time.Time, s *settings) {
+	if p.isOver() {
+		return
+	}
 	for w := range p.wait.overdue(now) {
 		p.stop(p.lateFor(w, s))
 	}
@@ -415,6 +418,9 @@ func (p *passage) lateFor(w wait, s *settings) *refused {
 }
 
 func (p *passage) sooner(s *settings, tell func(time.Time)) {
+	if p.isOver() {
+		return
+	}
 	p.wait.sooner(tell)
 	if s.Timeouts.Idle > 0 && !p.moved.IsZero() {
 		tell(p.moved.Add(s.Timeouts.Idle))
