@@ -21,7 +21,7 @@ type far struct {
 	settled chan struct{} // closed once the service's settings came
 	once    sync.Once     // of settled
 	leaving atomic.Bool   // no further request is taken
-	stalled atomic.Int64 // since when the service takes nothing of what waits for it, in ns since the epoch; 0: it does
+	stalled atomic.Int64  // since when the service takes nothing of what waits for it, in ns since the epoch; 0: it does
 }
 
 // newFar begins HTTP/2 on a connection that was made to a service.

@@ -185,7 +185,7 @@ func TestGRPCRefused(t *testing.T) {
 				if status.Code(err) != test.code {
 					t.Errorf("%s: %v, want %s", test.method, err, test.code)
 				}
-				if test.code != codes.OK && !strings.Contains(status.Convert(err).Message(), "request ") && !(name == "both" && test.status == 400) {
+				if test.code != codes.OK && !strings.Contains(status.Convert(err).Message(), "request ") {
 					t.Errorf("%s: %v", test.method, err)
 				}
 				from := p

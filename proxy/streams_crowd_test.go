@@ -102,7 +102,7 @@ func rash(ctx context.Context, client *http.Client, url string) error {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil //nolint:nilerr // as it may be
+		return nil // as it may be
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if rand.IntN(3) == 0 {

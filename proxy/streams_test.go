@@ -90,8 +90,7 @@ func TestStreamsAskedAgain(t *testing.T) {
 			if err := echoes1(b, "after"); err != nil {
 				t.Error(err)
 			}
-			var m = message("")
-			if err := clients["one"].Invoke(ctx, "/a/echo", message("x"), m); status.Code(err) != codes.PermissionDenied {
+			if err := clients["one"].Invoke(ctx, "/a/echo", message("x"), message("")); status.Code(err) != codes.PermissionDenied {
 				t.Errorf("a new one: %v", err)
 			}
 		})
