@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -64,12 +65,20 @@ func (t *target) askGRPC(ctx context.Context, c net.Conn) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case status.Code(err) == codes.DeadlineExceeded && passed(ctx):
+		return context.DeadlineExceeded // the far end, which is told the deadline, was first to say so
 	case err != nil:
 		return fmt.Errorf("grpc health of %q: %w", service, unserved(status.Code(err)))
 	case reply.GetStatus() != health.HealthCheckResponse_SERVING:
 		return fmt.Errorf("grpc health of %q: answered %s", service, reply.GetStatus())
 	}
 	return nil
+}
+
+// passed tells whether ctx's deadline is over, which ctx may be late to say.
+func passed(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ok && !time.Now().Before(deadline)
 }
 
 // unserved says what the status of a check that failed means.
