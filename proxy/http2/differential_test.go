@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
 	xhttp2 "golang.org/x/net/http2"
 )
 
@@ -104,7 +104,9 @@ func compose(script []byte) string {
 var badHeads = [][]string{
 	request("GET", "/", "X-A", "b"), request("GET", "/", "x", "a\nb"),
 	append([]string{"x", "y"}, request("GET", "/")...), append([]string{":x", "y"}, request("GET", "/")...), request("GET", "/")[2:], request("GET", ""),
-	append([]string{":path", "/"}, request("GET", "/")...), request("CONNECT", "/"), {":method", "CONNECT"}, append([]string{":protocol", "websocket"}, request("GET", "/")...),
+	append([]string{":path", "/"}, request("GET", "/")...), request("CONNECT", "/"),
+	{":method", "CONNECT"},
+	append([]string{":protocol", "websocket"}, request("GET", "/")...),
 	nil,
 }
 
@@ -158,7 +160,7 @@ func newStandard(f *testing.F) *standard {
 	s := &standard{conns: make(chan net.Conn)}
 	server := &http.Server{
 		Handler:   http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }),
-		Protocols: new(http.Protocols), ErrorLog: log.New(io.Discard, "", 0),
+		Protocols: new(http.Protocols), ErrorLog: hclog.NewNullLogger().StandardLogger(nil),
 	}
 	server.Protocols.SetUnencryptedHTTP2(true)
 	var serving sync.WaitGroup
