@@ -20,6 +20,7 @@ type framed struct {
 	*http2.Framer
 	head    bytes.Buffer
 	encoder *hpack.Encoder
+	came    map[uint32]*came
 }
 
 func framedOn(t testing.TB, c net.Conn) *framed {
@@ -104,62 +105,84 @@ func (f *framed) next() (http2.Frame, error) {
 	}
 }
 
-// answer is what came on a stream until it ended.
+// framedAnswer is what came on a stream until it ended.
 type framedAnswer struct {
 	status, body string
 	trailers     map[string]string
 	reset        http2.ErrCode
 	wasReset     bool
-	goAways      []uint32
+	goAways      []uint32 // while it was waited for
 }
 
-// answer reads what comes on a stream until it has ended.
-func (f *framed) answer(stream uint32) (a framedAnswer) {
+// came is what came on a stream and was not asked for yet.
+type came struct {
+	framedAnswer
+	pieces []string // of content
+	ended  bool
+}
+
+// on returns what came on a stream.
+func (f *framed) on(stream uint32) *came {
+	if f.came == nil {
+		f.came = map[uint32]*came{}
+	}
+	if f.came[stream] == nil {
+		f.came[stream] = &came{framedAnswer: framedAnswer{trailers: map[string]string{}}}
+	}
+	return f.came[stream]
+}
+
+// takes reads a frame, and keeps what it says for whoever asks for its stream.
+func (f *framed) takes() (goAway *http2.GoAwayFrame) {
 	f.t.Helper()
-	a.trailers = map[string]string{}
-	for {
-		frame, err := f.next()
-		f.must(err)
-		if g, ok := frame.(*http2.GoAwayFrame); ok {
-			a.goAways = append(a.goAways, g.LastStreamID)
-			continue
+	frame, err := f.next()
+	f.must(err)
+	if g, ok := frame.(*http2.GoAwayFrame); ok {
+		return g
+	}
+	c := f.on(frame.Header().StreamID)
+	switch frame := frame.(type) {
+	case *http2.MetaHeadersFrame:
+		if s := frame.PseudoValue("status"); s != "" {
+			c.status = strings.TrimLeft(c.status+" "+s, " ")
 		}
-		if frame.Header().StreamID != stream {
-			continue
+		for _, field := range frame.RegularFields() {
+			c.trailers[field.Name] = field.Value
 		}
-		ended := false
-		switch frame := frame.(type) {
-		case *http2.MetaHeadersFrame:
-			if s := frame.PseudoValue("status"); s != "" {
-				a.status = strings.TrimLeft(a.status+" "+s, " ")
-			}
-			for _, field := range frame.RegularFields() {
-				a.trailers[field.Name] = field.Value
-			}
-			ended = frame.StreamEnded()
-		case *http2.DataFrame:
-			a.body += string(frame.Data())
-			ended = frame.StreamEnded()
-		case *http2.RSTStreamFrame:
-			a.reset, a.wasReset = frame.ErrCode, true
-			return a
-		}
-		if ended {
-			return a
+		c.ended = frame.StreamEnded()
+	case *http2.DataFrame:
+		c.pieces = append(c.pieces, string(frame.Data()))
+		c.ended = frame.StreamEnded()
+	case *http2.RSTStreamFrame:
+		c.reset, c.wasReset, c.ended = frame.ErrCode, true, true
+	}
+	return nil
+}
+
+// answer reads until a stream has ended, and returns what came on it.
+func (f *framed) answer(stream uint32) framedAnswer {
+	f.t.Helper()
+	c := f.on(stream)
+	for !c.ended {
+		if g := f.takes(); g != nil {
+			c.goAways = append(c.goAways, g.LastStreamID)
 		}
 	}
+	delete(f.came, stream)
+	c.body = strings.Join(c.pieces, "")
+	return c.framedAnswer
 }
 
 // content waits for content on a stream.
 func (f *framed) content(stream uint32) string {
 	f.t.Helper()
-	for {
-		frame, err := f.next()
-		f.must(err)
-		if d, ok := frame.(*http2.DataFrame); ok && d.StreamID == stream {
-			return string(d.Data())
-		}
+	c := f.on(stream)
+	for len(c.pieces) == 0 {
+		f.takes()
 	}
+	first := c.pieces[0]
+	c.pieces = c.pieces[1:]
+	return first
 }
 
 // framedService serves HTTP/2 with frames on loopback: handle is told of each

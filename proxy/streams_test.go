@@ -122,7 +122,7 @@ func TestStreamEndedByRules(t *testing.T) {
 		<-begun
 		f.content(3)
 		p.apply(onlyB)
-		if a := f.answer(1); a.status != "" || a.body != "" || a.reset != http2.ErrCodeCancel {
+		if a := f.answer(1); a.status != "200" || a.body != "" || a.reset != http2.ErrCodeCancel {
 			t.Errorf("%+v", a)
 		}
 		<-gone
