@@ -1,6 +1,6 @@
 // Package endpoint is the sockets on which local processes ask the agent for
-// their identities: today the SPIFFE Workload API (X.509 part), gRPC health
-// and reflection on one Unix socket.
+// their identities: today the SPIFFE Workload API, gRPC health and reflection on
+// one Unix socket.
 //
 //	s, err := endpoint.Listen(endpoint.Config{
 //		Socket:    "/run/narthex/public/api.sock",
@@ -13,8 +13,9 @@
 // other end of a new connection; calls.go holds it to its limits and asks for
 // the header of the SPIFFE Workload API; stream.go attests the process,
 // watches the registry on its behalf and sends what an encoder makes of each
-// view: {next, encode once, send}. x509.go holds the encoders of the X.509
-// profile.
+// view: {next, encode once, send}. x509.go, jwt.go and wit.go hold the profiles
+// of the Workload API; what is signed when it is asked for, they ask the agent
+// for (Tokens).
 //
 // It leaves to attestor how a process is known, to agent/registry who is
 // entitled to what, and to agent how entries and SVIDs come from the server:
@@ -91,9 +92,12 @@ type Config struct {
 	Agent     Agent
 	Attestors []attestor.Workload
 	// AllowUnauthenticatedVerifiers hands the own trust domain's bundle to
-	// callers without an identity.
+	// callers without an identity, and validates its JWT-SVIDs for them.
 	AllowUnauthenticatedVerifiers bool
-	Limits                        Limits
+	// ForeignJWTClaims are the claims that ValidateJWTSVID tells of a token of
+	// another trust domain, beside sub, exp and aud.
+	ForeignJWTClaims []string
+	Limits           Limits
 
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger // nil: no log
@@ -189,7 +193,7 @@ func Listen(cfg Config) (*Server, error) {
 	}
 	s.grpc = s.newGRPC()
 	services := registrar{s.grpc, s}
-	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, cfg.AllowUnauthenticatedVerifiers))
+	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, &cfg))
 	s.health = newHealth(cfg.Agent)
 	grpc_health_v1.RegisterHealthServer(services, s.health)
 	reflection.Register(services)
