@@ -19,16 +19,13 @@ import (
 )
 
 const (
-	stepJWT = "sign a JWT-SVID"
-	stepWIT = "sign WIT-SVIDs"
+	stepSignJWT = "sign a JWT-SVID"
+	stepSignWIT = "sign WIT-SVIDs"
 
 	// maxToken bounds a token in bytes. Services take header fields of 8 KiB
 	// to 32 KiB, so a longer one would be of no use.
 	maxToken = 16 << 10
 )
-
-// ErrTokensOff: the server signs no tokens of this kind, by its configuration.
-var ErrTokensOff = errors.New("the server does not sign them")
 
 // tokenAlgorithms are those of SPIFFE JWT-SVID §2.1. There is neither `none`
 // nor any with a shared key among them.
@@ -53,7 +50,7 @@ type JWTRequest struct {
 // and ErrTokensOff where it signs no JWT-SVIDs. No part of a token is in it.
 func (c *Client) NewJWTSVID(ctx context.Context, req JWTRequest) (*registry.Token, error) {
 	var token *registry.Token
-	err := c.call(ctx, stepJWT+": entry "+req.EntryID, func(ctx context.Context, cn *conn) error {
+	err := c.call(ctx, stepSignJWT+": entry "+req.EntryID, func(ctx context.Context, cn *conn) error {
 		answer, err := svidv1.NewSVIDClient(cn.cc).NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{EntryId: req.EntryID, Audience: req.Audience})
 		if err != nil {
 			return err
@@ -104,18 +101,18 @@ type SignedWIT struct {
 // that of the call.
 func (c *Client) NewWITSVIDs(ctx context.Context, reqs []WITRequest) ([]SignedWIT, error) {
 	if len(reqs) == 0 || len(reqs) > maxBatch {
-		return nil, fmt.Errorf("%s: %d requests, want 1 to %d", stepWIT, len(reqs), maxBatch)
+		return nil, fmt.Errorf("%s: %d requests, want 1 to %d", stepSignWIT, len(reqs), maxBatch)
 	}
 	params := make([]*svidv1.NewWITSVIDParams, len(reqs))
 	for i, req := range reqs {
 		der, err := x509.MarshalPKIXPublicKey(req.Key)
 		if err != nil {
-			return nil, fmt.Errorf("%s: entry %s: %w", stepWIT, req.EntryID, err)
+			return nil, fmt.Errorf("%s: entry %s: %w", stepSignWIT, req.EntryID, err)
 		}
 		params[i] = &svidv1.NewWITSVIDParams{EntryId: req.EntryID, PublicKey: der, SigningAlgorithm: req.Algorithm}
 	}
 	var signed []SignedWIT
-	err := c.call(ctx, stepWIT, func(ctx context.Context, cn *conn) error {
+	err := c.call(ctx, stepSignWIT, func(ctx context.Context, cn *conn) error {
 		answer, err := svidv1.NewSVIDClient(cn.cc).BatchNewWITSVID(ctx, &svidv1.BatchNewWITSVIDRequest{Params: params})
 		if err != nil {
 			return err
@@ -134,7 +131,7 @@ func (c *Client) NewWITSVIDs(ctx context.Context, reqs []WITRequest) ([]SignedWI
 
 // signedWIT reads one result. One that is good has no status.
 func (c *Client) signedWIT(result *svidv1.BatchNewWITSVIDResponse_Result, req WITRequest) SignedWIT {
-	e := &CallError{Step: stepWIT + ": entry " + req.EntryID, Address: c.address}
+	e := &CallError{Step: stepSignWIT + ": entry " + req.EntryID, Address: c.address}
 	if code := codes.Code(result.GetStatus().GetCode()); code != codes.OK {
 		e.Code, e.Message = code, result.GetStatus().GetMessage()
 		if code == codes.NotFound {
