@@ -154,9 +154,13 @@ func (c *caller) rest() {
 }
 
 // next returns the next view, and attests the caller again when it is time.
-func (c *caller) next(ctx context.Context) (*registry.View, error) {
+func (c *caller) next(ctx context.Context) (*registry.View, error) { return c.nextWithin(ctx, ctx) }
+
+// nextWithin is next for who waits no longer than until wait ends, which is not
+// the end of an attestation that is going on.
+func (c *caller) nextWithin(ctx, wait context.Context) (*registry.View, error) {
 	for {
-		view, err := c.watch.Next(ctx)
+		view, err := c.watch.Next(wait)
 		if !errors.Is(err, registry.ErrInterrupted) {
 			return view, err
 		}

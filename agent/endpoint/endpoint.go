@@ -1,6 +1,6 @@
 // Package endpoint is the sockets on which local processes ask the agent for
-// their identities: today the SPIFFE Workload API (X.509 part), gRPC health
-// and reflection on one Unix socket.
+// their identities: today the SPIFFE Workload API (X.509 part), Envoy's SDS, gRPC
+// health and reflection on one Unix socket.
 //
 //	s, err := endpoint.Listen(endpoint.Config{
 //		Socket:    "/run/narthex/public/api.sock",
@@ -14,7 +14,7 @@
 // the header of the SPIFFE Workload API; stream.go attests the process,
 // watches the registry on its behalf and sends what an encoder makes of each
 // view: {next, encode once, send}. x509.go holds the encoders of the X.509
-// profile.
+// profile. A stream of SDS (sds.go) waits for requests and for views at once.
 //
 // It leaves to attestor how a process is known, to agent/registry who is
 // entitled to what, and to agent how entries and SVIDs come from the server:
@@ -30,6 +30,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	secretservice "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
@@ -74,6 +75,7 @@ type Config struct {
 	// AllowUnauthenticatedVerifiers hands the own trust domain's bundle to
 	// callers without an identity.
 	AllowUnauthenticatedVerifiers bool
+	SDS                           SDS
 	Limits                        Limits
 
 	Metrics *telemetry.Metrics
@@ -115,6 +117,7 @@ type Server struct {
 	limits   *limiter
 	meter    *meter
 	frames   frames
+	secrets  secrets
 	held     held
 	yielding atomic.Bool // between Pause and Resume
 	given    atomic.Bool // likewise, where another process has the socket
@@ -139,6 +142,7 @@ func Listen(cfg Config) (*Server, error) {
 		return nil, errors.New("listen: no agent given")
 	}
 	s := &Server{agent: cfg.Agent, log: log, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
+	s.secrets = newSecrets(cfg.SDS.withDefaults(), cfg.AllowUnauthenticatedVerifiers)
 	for _, a := range cfg.Attestors {
 		if f, ok := a.(attestor.Follower); ok {
 			s.followers = append(s.followers, f)
@@ -171,6 +175,7 @@ func Listen(cfg Config) (*Server, error) {
 	s.grpc = s.newGRPC()
 	services := registrar{s.grpc, s}
 	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, cfg.AllowUnauthenticatedVerifiers))
+	secretservice.RegisterSecretDiscoveryServiceServer(services, newSecretAPI(s))
 	s.health = newHealth(cfg.Agent)
 	grpc_health_v1.RegisterHealthServer(services, s.health)
 	reflection.Register(services)

@@ -35,6 +35,8 @@ type encoder struct {
 	// encode makes the answer. It is called once for a view that is
 	// entitled; equal views make equal parts.
 	encode func(*registry.View) mem.BufferSlice
+	// waits says that a caller no entry matches is held until one does.
+	waits bool
 }
 
 // standing is where a caller stands with one method.
@@ -91,9 +93,7 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 		switch e.standing(view) {
 		case unsynced:
 			if sent != nil {
-				// The agent was banned or evicted. To a client, Unavailable
-				// would mean that what it has is still good.
-				return status.Errorf(codes.PermissionDenied, "what this process was given has been taken back: %v", s.agent.Unready())
+				return takenBack(s.agent.Unready())
 			}
 			return s.notReady(view)
 		case denied:
@@ -175,6 +175,12 @@ func send(stream grpc.ServerStream, c *conn, f *frame) error {
 	return stream.SendMsg(f)
 }
 
+// takenBack is the answer to a caller that had one before the agent was banned
+// or evicted. To a client, Unavailable would mean that what it has is still good.
+func takenBack(why error) error {
+	return status.Errorf(codes.PermissionDenied, "what this process was given has been taken back: %v", why)
+}
+
 func gone(err error) error {
 	return status.Errorf(codes.Unauthenticated, "the process that connected is not the caller any more: %v", err)
 }
@@ -211,7 +217,10 @@ func (c *caller) first(ctx context.Context, selectors []attestor.Selector) (*reg
 			synced, syncErr = true, s.sync(wait)
 			c.watch = s.agent.Watch(selectors)
 		case isDenied && s.agent.Unready() == nil:
-			return nil, c.deny(syncErr)
+			if err := c.deny(syncErr); !c.encoder.waits {
+				return nil, err
+			}
+			return view, nil
 		case isDenied || err != nil:
 			return nil, s.notReady(view)
 		}
