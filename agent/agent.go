@@ -58,6 +58,7 @@ type Config struct {
 	AvailabilityTarget time.Duration // see registry.Options
 
 	Socket  string       // path of the Workload API
+	SDS     endpoint.SDS // on the same socket
 	Inherit net.Listener // for Successor: what the agent before us served at Socket; nil: Socket is opened
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger
@@ -181,6 +182,7 @@ func (a *Agent) open() error {
 		Listener:  a.cfg.Inherit,
 		Agent:     a,
 		Attestors: a.cfg.WorkloadAttestors,
+		SDS:       a.cfg.SDS,
 		Metrics:   a.cfg.Metrics,
 		Log:       a.log.Named("endpoint"),
 	})

@@ -28,14 +28,14 @@ import (
 // SDS says how Envoys are served. A name that is empty has its default; names
 // must differ, and none may be a SPIFFE ID.
 type SDS struct {
-	// DefaultSVID is the resource name of a caller's first SVID in the order
+	// DefaultSVIDName is the resource name of a caller's first SVID in the order
 	// of entries: "default".
-	DefaultSVID string
-	// DefaultBundle is that of the own trust domain's bundle: "ROOTCA".
-	DefaultBundle string
-	// DefaultAllBundles is that of all bundles the caller may verify peers
+	DefaultSVIDName string
+	// DefaultBundleName is that of the own trust domain's bundle: "ROOTCA".
+	DefaultBundleName string
+	// DefaultAllBundlesName is that of all bundles the caller may verify peers
 	// with, each for its own trust domain: "ALL".
-	DefaultAllBundles string
+	DefaultAllBundlesName string
 	// DisableSPIFFECertValidation sends bundles as a trusted_ca rather than as
 	// the configuration of Envoy's SPIFFE validator. An Envoy may say otherwise
 	// in the metadata of its node, as disable_spiffe_cert_validation.
@@ -43,9 +43,9 @@ type SDS struct {
 }
 
 func (c SDS) withDefaults() SDS {
-	c.DefaultSVID = cmp.Or(c.DefaultSVID, "default")
-	c.DefaultBundle = cmp.Or(c.DefaultBundle, "ROOTCA")
-	c.DefaultAllBundles = cmp.Or(c.DefaultAllBundles, "ALL")
+	c.DefaultSVIDName = cmp.Or(c.DefaultSVIDName, "default")
+	c.DefaultBundleName = cmp.Or(c.DefaultBundleName, "ROOTCA")
+	c.DefaultAllBundlesName = cmp.Or(c.DefaultAllBundlesName, "ALL")
 	return c
 }
 

@@ -133,14 +133,14 @@ func (s *secrets) of(key secretKey) *secretSet {
 	}
 	for i, id := range view.Identities {
 		if i == 0 {
-			set.addSVID(s.sds.DefaultSVID, id.SVID, false)
+			set.addSVID(s.sds.DefaultSVIDName, id.SVID, false)
 		}
 		set.addSVID(id.SVID.ID.String(), id.SVID, true)
 	}
 	var all []*registry.Bundle
 	if hasBundle(view) {
 		all = append(all, view.Bundle)
-		set.addBundles(s.sds.DefaultBundle, []*registry.Bundle{view.Bundle}, false)
+		set.addBundles(s.sds.DefaultBundleName, []*registry.Bundle{view.Bundle}, false)
 	}
 	for _, b := range view.Federated {
 		if len(b.DER) > 0 { // one without authorities is no bundle to clients
@@ -156,7 +156,7 @@ func (s *secrets) of(key secretKey) *secretSet {
 	if len(all) > 0 && !key.rootsOnly {
 		// Roots alone do not say which trust domain each is good for: all
 		// could vouch for the identities of all.
-		set.addBundles(s.sds.DefaultAllBundles, all, false)
+		set.addBundles(s.sds.DefaultAllBundlesName, all, false)
 	}
 	slices.SortStableFunc(set.secrets, func(a, b *secret) int { return strings.Compare(a.name, b.name) })
 	// Of two entries with one SPIFFE ID the first in their order counts.

@@ -219,7 +219,7 @@ func (f *fixture) federate() {
 func TestSecretNames(t *testing.T) {
 	f := secretFixture(t)
 	renamed := secretFixture(t, func(c *Config) {
-		c.SDS = SDS{DefaultSVID: "mine", DefaultBundle: "null", DefaultAllBundles: "ROOTCA"}
+		c.SDS = SDS{DefaultSVIDName: "mine", DefaultBundleName: "null", DefaultAllBundlesName: "ROOTCA"}
 	})
 	disabled := secretFixture(t, func(c *Config) { c.SDS.DisableSPIFFECertValidation = true })
 	metadata := func(value *structpb.Value) *core.Node {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/narthex-id/narthex/agent"
+	"github.com/narthex-id/narthex/agent/endpoint"
 	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/attestor"
 	"github.com/narthex-id/narthex/attestor/k8s"
@@ -320,6 +321,7 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		X509Cache:          c.Agent.SVID.X509Cache,
 		AvailabilityTarget: time.Duration(c.Agent.SVID.AvailabilityTarget),
 		Socket:             string(c.Agent.WorkloadAPI.Socket),
+		SDS:                endpoint.SDS(c.Agent.SDS),
 		Metrics:            metrics,
 		Log:                log,
 	}
