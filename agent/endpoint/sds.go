@@ -305,6 +305,15 @@ func (c *secretCall) turn(stream grpc.ServerStream, view *registry.View) error {
 	default:
 		c.denied = false
 	}
+	if answer := c.news(view); answer != nil {
+		return send(stream, c.conn, answer)
+	}
+	return nil
+}
+
+// news makes the answer with what the client was not told, or returns nil where
+// there is nothing.
+func (c *secretCall) news(view *registry.View) *frame {
 	set := c.server.secrets.acquire(secretKey{view, c.rootsOnly})
 	c.server.secrets.release(c.set)
 	c.set = set
@@ -316,5 +325,5 @@ func (c *secretCall) turn(stream grpc.ServerStream, view *registry.View) error {
 	c.sent++
 	answer := &frame{parts: c.dialect.answer(c, set, news, gone)}
 	c.subscription.tell(set)
-	return send(stream, c.conn, answer)
+	return answer
 }
