@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -17,7 +18,9 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretservice "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -247,4 +250,95 @@ func TestSecretsAsStock(t *testing.T) {
 			t.Errorf("%q: %d secrets, and %d of the stock agent", names, len(ours), len(theirs))
 		}
 	}
+}
+
+// TestSecretsBeyondStock is what docs/envoy.md says of the two agents where they
+// differ: what SPIRE's own does, and that ours does better.
+func TestSecretsBeyondStock(t *testing.T) {
+	t.Parallel()
+	server := newServer(t, serverOptions{cacheReload: time.Second})
+	n := newNode(t, "envoy", proxyUser)
+	own := n.joins(server)
+	server.add(entry{path: "/other", parent: own, selector: "unix:uid:4242"})
+	n.start("agent")
+	entries := []entry{{path: "/other", selector: "unix:uid:4242"}}
+	socket := startStockAgent(t, server, entries...)
+	ours, stock := newEnvoy(t, n.api), newEnvoy(t, socket)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	fetch := func(c secretservice.SecretDiscoveryServiceClient, typeURL string, names ...string) string {
+		r, err := c.FetchSecrets(ctx, &discovery.DiscoveryRequest{TypeUrl: typeURL, ResourceNames: names}, grpc.WaitForReady(true))
+		if err != nil {
+			return status.Code(err).String()
+		}
+		return strings.Join(slices.Sorted(maps.Keys(secretsOf(t, r.Resources...))), " ")
+	}
+	td, web := server.td.IDString(), server.id("/web")
+	for _, test := range []struct {
+		why                string
+		typeURL            string
+		names              []string
+		wantStock, wantOur string
+	}{
+		{"before there is an entry", "", nil, td, "PermissionDenied"},
+		{"a name that is not there", "", []string{"default", server.id("/none")}, "InvalidArgument", "default"},
+		{"all names of a bundle", "", []string{td, "ROOTCA", "ALL"}, "InvalidArgument", "ALL ROOTCA " + td},
+		{"another type", "type.googleapis.com/envoy.config.cluster.v3.Cluster", []string{"default"}, "default", "InvalidArgument"},
+	} {
+		if got := fetch(stock, test.typeURL, test.names...); got != test.wantStock {
+			t.Errorf("%s: the stock agent says %s, not %s", test.why, got, test.wantStock)
+		}
+		if got := fetch(ours, test.typeURL, test.names...); got != test.wantOur {
+			t.Errorf("%s: ours says %s, want %s", test.why, got, test.wantOur)
+		}
+		if test.names == nil { // from now on there is one
+			server.add(entry{path: "/web", parent: own, selector: "unix:uid:0"}, entry{path: "/web", parent: entries[0].parent, selector: "unix:uid:0"})
+			for _, c := range []secretservice.SecretDiscoveryServiceClient{ours, stock} {
+				stage.Eventually(t, stage.Soon, "the SVID is there", func() error {
+					if got := fetch(c, "", web); got != web {
+						return errors.New(got)
+					}
+					return nil
+				})
+			}
+		}
+	}
+	delta, err := stock.DeltaSecrets(ctx)
+	if err == nil {
+		_, err = delta.Recv()
+	}
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("the stock agent says %v of DeltaSecrets", err)
+	}
+	for _, test := range []struct {
+		client secretservice.SecretDiscoveryServiceClient
+		want   string
+	}{{stock, td + " " + web}, {ours, "ROOTCA"}} {
+		if got := askAgain(t, ctx, test.client); got != test.want {
+			t.Errorf("a later request without names is answered by %s, want %s", got, test.want)
+		}
+	}
+}
+
+// askAgain asks for a name, then for none, then for another where the second was
+// not answered, and returns what the second answer holds.
+func askAgain(t *testing.T, ctx context.Context, c secretservice.SecretDiscoveryServiceClient) string {
+	t.Helper()
+	stream, err := c.StreamSecrets(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := &discovery.DiscoveryResponse{}
+	for _, names := range [][]string{{"default"}, nil, {"ROOTCA"}} {
+		if err := stream.Send(&discovery.DiscoveryRequest{ResourceNames: names, VersionInfo: last.VersionInfo, ResponseNonce: last.Nonce}); err != nil {
+			t.Fatal(err)
+		}
+		if names == nil {
+			continue
+		}
+		if last, err = stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return strings.Join(slices.Sorted(maps.Keys(secretsOf(t, last.Resources...))), " ")
 }
