@@ -63,6 +63,7 @@ type Config struct {
 	ForeignJWTClaims              []string // likewise
 
 	Socket  string       // path of the Workload API
+	SDS     endpoint.SDS // on the same socket
 	Inherit net.Listener // for Successor: what the agent before us served at Socket; nil: Socket is opened
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger
@@ -192,6 +193,7 @@ func (a *Agent) open() error {
 		Listener:  a.cfg.Inherit,
 		Agent:     a,
 		Attestors: a.cfg.WorkloadAttestors,
+		SDS:       a.cfg.SDS,
 
 		AllowUnauthenticatedVerifiers: a.cfg.AllowUnauthenticatedVerifiers,
 		ForeignJWTClaims:              a.cfg.ForeignJWTClaims,

@@ -13,12 +13,15 @@ import (
 	"testing"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secretservice "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 )
 
 // rawStreams opens FetchX509SVID streams without a gRPC client, each on a
@@ -31,14 +34,21 @@ type rawStreams struct {
 }
 
 func newRawStreams(tb testing.TB, f *fixture) *rawStreams {
+	return rawCalls(tb, f, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName, nil, true)
+}
+
+// rawCalls opens streams of another method, with this request, which is the
+// last or not.
+func rawCalls(tb testing.TB, f *fixture, method string, request []byte, last bool) *rawStreams {
 	var hello bytes.Buffer
 	hello.WriteString(http2.ClientPreface)
 	framer := http2.NewFramer(&hello, nil)
 	must(tb, framer.WriteSettings())
 	must(tb, framer.WriteHeaders(http2.HeadersFrameParam{
-		StreamID: 1, BlockFragment: callHeaders(tb, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName, 0), EndHeaders: true,
+		StreamID: 1, BlockFragment: callHeaders(tb, method, 0), EndHeaders: true,
 	}))
-	must(tb, framer.WriteData(1, true, make([]byte, 5))) // an empty message
+	message := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(request)))
+	must(tb, framer.WriteData(1, last, append(message, request...)))
 	return &rawStreams{tb: tb, f: f, hello: hello.Bytes()}
 }
 
@@ -125,7 +135,11 @@ func inUse(tb testing.TB) memory {
 
 // heldStreamMemory opens n streams and returns the bytes each one takes.
 func heldStreamMemory(tb testing.TB, f *fixture, n int) memory {
-	streams := newRawStreams(tb, f)
+	return heldMemory(newRawStreams(tb, f), n)
+}
+
+func heldMemory(streams *rawStreams, n int) memory {
+	tb := streams.tb
 	defer streams.close()
 	streams.fds = make([]int, 0, n+8)
 	for range 8 {
@@ -168,6 +182,24 @@ func BenchmarkHeldStreamFollowed(b *testing.B) {
 	}
 }
 
+// BenchmarkHeldSecretStream is one of an Envoy that has its SVID and a bundle.
+func BenchmarkHeldSecretStream(b *testing.B) {
+	f := serve(b)
+	f.register(f.entry("a", "/a"))
+	for b.Loop() {
+		m := heldMemory(rawEnvoys(b, f), 1000)
+		b.ReportMetric(m.heap, "heap-B/stream")
+		b.ReportMetric(m.stacks, "stack-B/stream")
+		b.ReportMetric(m.resident, "resident-B/stream")
+	}
+}
+
+func rawEnvoys(tb testing.TB, f *fixture) *rawStreams {
+	request, err := proto.Marshal(&discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{"default", "ROOTCA"}})
+	must(tb, err)
+	return rawCalls(tb, f, secretservice.SecretDiscoveryService_DeltaSecrets_FullMethodName, request, false)
+}
+
 // The bound finds a buffer of 32 KiB on each side of each connection, not a
 // new field.
 func TestHeldStreamMemory(t *testing.T) {
@@ -175,6 +207,9 @@ func TestHeldStreamMemory(t *testing.T) {
 	f.register(f.entry("a", "/a"))
 	if m := heldStreamMemory(t, f, 200); m.heap+m.stacks > 64<<10 {
 		t.Errorf("a held stream takes %.0f bytes of heap and %.0f of stack", m.heap, m.stacks)
+	}
+	if m := heldMemory(rawEnvoys(t, f), 200); m.heap+m.stacks > 64<<10 {
+		t.Errorf("a held stream of SDS takes %.0f bytes of heap and %.0f of stack", m.heap, m.stacks)
 	}
 }
 

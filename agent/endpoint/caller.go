@@ -170,11 +170,18 @@ func (c *caller) next(ctx context.Context, until time.Time) (*registry.View, err
 		wait, cancel = context.WithDeadline(ctx, until)
 		defer cancel()
 	}
+	view, err := c.nextWithin(ctx, wait)
+	if err != nil && wait.Err() != nil && ctx.Err() == nil {
+		return nil, nil
+	}
+	return view, err
+}
+
+// nextWithin is next for who waits no longer than until wait ends, which is not
+// the end of an attestation that is going on.
+func (c *caller) nextWithin(ctx, wait context.Context) (*registry.View, error) {
 	for {
 		view, err := c.watch.Next(wait)
-		if err != nil && wait.Err() != nil && ctx.Err() == nil {
-			return nil, nil
-		}
 		if !errors.Is(err, registry.ErrInterrupted) {
 			return view, err
 		}

@@ -74,22 +74,20 @@ func (s *Server) streamCall(srv any, stream grpc.ServerStream, info *grpc.Stream
 
 // call answers a call within the limits.
 func (s *Server) call(c *conn, srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if s.meter.isHeld(info.FullMethod) {
+	if isWorkloadAPI(info.FullMethod) {
 		if err := checkHeader(stream.Context()); err != nil {
 			return err
 		}
+	}
+	counted := countedStream{ServerStream: stream, limits: s.limits, user: c.user}
+	if s.meter.isHeld(info.FullMethod) {
 		s.meter.open(info.FullMethod, 1)
 		defer s.meter.open(info.FullMethod, -1)
-		return handler(srv, &heldStream{stream, s.limits.FirstMessage})
+		return handler(srv, &heldStream{counted})
 	}
 	ctx, free := s.tie(stream.Context())
 	defer free()
-	if isWorkloadAPI(info.FullMethod) {
-		if err := checkHeader(ctx); err != nil {
-			return err
-		}
-	}
-	return handler(srv, &tiedStream{ServerStream: stream, ctx: ctx, limits: s.limits, user: c.user})
+	return handler(srv, &tiedStream{counted, ctx})
 }
 
 // tie returns a context that ends with ctx and with the server. The caller
@@ -100,42 +98,41 @@ func (s *Server) tie(ctx context.Context) (_ context.Context, free func()) {
 	return ctx, func() { detach(); cancel() }
 }
 
-// tiedStream is a stream whose context ends with the server too, and each of
-// whose messages counts as a request: one stream of reflection answers as many
-// as its client sends.
-type tiedStream struct {
+// countedStream is a stream each of whose messages counts as a request: one
+// stream of reflection or of SDS answers as many as its client sends.
+type countedStream struct {
 	grpc.ServerStream
-	ctx      context.Context
 	limits   *limiter
 	user     *user
 	received bool // the first message, which was counted as the call
 }
 
-func (t *tiedStream) Context() context.Context { return t.ctx }
-
 // RecvMsg is called by one goroutine at a time, as gRPC has it.
-func (t *tiedStream) RecvMsg(m any) error {
-	if !t.received {
-		t.received = true
-		return receiveFirst(t.ServerStream, m, t.limits.FirstMessage)
+func (s *countedStream) RecvMsg(m any) error {
+	if !s.received {
+		s.received = true
+		return receiveFirst(s.ServerStream, m, s.limits.FirstMessage)
 	}
-	if err := t.ServerStream.RecvMsg(m); err != nil {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	return t.limits.request(t.user, time.Now())
+	return s.limits.request(s.user, time.Now())
 }
+
+// tiedStream is a stream whose context ends with the server too.
+type tiedStream struct {
+	countedStream
+	ctx context.Context
+}
+
+func (t *tiedStream) Context() context.Context { return t.ctx }
 
 // heldStream is a stream that may stay for months. A goroutine's stack grows
 // to what it needed once and, at this depth of gRPC, does not shrink again, so
 // whatever needs a deep one is done elsewhere: 4 KiB less for each stream.
-// Its context is gRPC's own, another KiB less: watch ends with the server by
-// Server.held.
-type heldStream struct {
-	grpc.ServerStream
-	first time.Duration // time to its one message
-}
-
-func (h *heldStream) RecvMsg(m any) error { return receiveFirst(h.ServerStream, m, h.first) }
+// Its context is gRPC's own, another KiB less: who serves it ends with the
+// server by Server.held.
+type heldStream struct{ countedStream }
 
 func (h *heldStream) SendMsg(m any) error {
 	return elsewhere(func() error { return h.ServerStream.SendMsg(m) })
@@ -221,7 +218,7 @@ func (s *Server) note(c *conn, msg string, args ...any) {
 // meter counts calls. Its labels are bounded: methods that are served, codes
 // that gRPC has, attestors that are configured.
 type meter struct {
-	streams      atomic.Int64 // open calls of streaming Workload API methods
+	streams      atomic.Int64 // open calls of methods that are held
 	methods      map[string]*methodMeter
 	other        *methodMeter
 	attestations map[string]outcomes
@@ -230,7 +227,7 @@ type meter struct {
 // methodMeter counts the calls of one method.
 type methodMeter struct {
 	name  string
-	held  bool             // a streaming method of the Workload API
+	held  bool             // a streaming method of the Workload API or of SDS
 	open  *telemetry.Gauge // of such a method
 	codes *telemetry.Family[telemetry.Counter]
 }
@@ -238,7 +235,7 @@ type methodMeter struct {
 type outcomes struct{ ok, failed *telemetry.Histogram }
 
 func newMeter(m *telemetry.Metrics, services map[string]grpc.ServiceInfo, attestors []attestor.Workload) *meter {
-	open := m.Gauge("narthex_workload_api_streams", "Open streams of the Workload API.", "method")
+	open := m.Gauge("narthex_workload_api_streams", "Open streams of the Workload API and of SDS.", "method")
 	codes := m.Counter("narthex_workload_api_requests_total", "Calls on the Workload API socket that have ended.", "method", "code")
 	took := m.Histogram("narthex_attestation_duration_seconds", "Time to attest a workload.", telemetry.DurationBounds, "attestor", "result")
 	r := &meter{methods: map[string]*methodMeter{}, other: &methodMeter{name: "other", codes: codes}, attestations: map[string]outcomes{}}
@@ -246,7 +243,7 @@ func newMeter(m *telemetry.Metrics, services map[string]grpc.ServiceInfo, attest
 		for _, method := range info.Methods {
 			full := "/" + service + "/" + method.Name
 			mm := &methodMeter{name: method.Name, codes: codes}
-			if method.IsServerStream && isWorkloadAPI(full) {
+			if method.IsServerStream && (isWorkloadAPI(full) || isSDS(full)) {
 				mm.held, mm.open = true, open.With(method.Name)
 			}
 			r.methods[full] = mm
@@ -258,7 +255,7 @@ func newMeter(m *telemetry.Metrics, services map[string]grpc.ServiceInfo, attest
 	return r
 }
 
-// isHeld tells whether it is a streaming method of the Workload API.
+// isHeld tells whether it is a streaming method of the Workload API or of SDS.
 func (m *meter) isHeld(method string) bool {
 	mm := m.methods[method]
 	return mm != nil && mm.held

@@ -1,6 +1,6 @@
 // Package endpoint is the sockets on which local processes ask the agent for
-// their identities: today the SPIFFE Workload API, gRPC health and reflection on
-// one Unix socket.
+// their identities: today the SPIFFE Workload API, Envoy's SDS, gRPC health and
+// reflection on one Unix socket.
 //
 //	s, err := endpoint.Listen(endpoint.Config{
 //		Socket:    "/run/narthex/public/api.sock",
@@ -15,7 +15,8 @@
 // watches the registry on its behalf and sends what an encoder makes of each
 // view: {next, encode once, send}. x509.go, jwt.go and wit.go hold the profiles
 // of the Workload API; what is signed when it is asked for, they ask the agent
-// for (Tokens).
+// for (Tokens). A stream of SDS (sds.go) waits for requests and for views at
+// once.
 //
 // It leaves to attestor how a process is known, to agent/registry who is
 // entitled to what, and to agent how entries and SVIDs come from the server:
@@ -31,6 +32,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	secretservice "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
@@ -97,6 +99,7 @@ type Config struct {
 	// ForeignJWTClaims are the claims that ValidateJWTSVID tells of a token of
 	// another trust domain, beside sub, exp and aud.
 	ForeignJWTClaims []string
+	SDS              SDS
 	Limits           Limits
 
 	Metrics *telemetry.Metrics
@@ -138,6 +141,7 @@ type Server struct {
 	limits   *limiter
 	meter    *meter
 	frames   frames
+	secrets  secrets
 	held     held
 	yielding atomic.Bool // between Pause and Resume
 	given    atomic.Bool // likewise, where another process has the socket
@@ -162,6 +166,7 @@ func Listen(cfg Config) (*Server, error) {
 		return nil, errors.New("listen: no agent given")
 	}
 	s := &Server{agent: cfg.Agent, log: log, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
+	s.secrets = newSecrets(cfg.SDS.withDefaults(), cfg.AllowUnauthenticatedVerifiers)
 	for _, a := range cfg.Attestors {
 		if f, ok := a.(attestor.Follower); ok {
 			s.followers = append(s.followers, f)
@@ -194,6 +199,7 @@ func Listen(cfg Config) (*Server, error) {
 	s.grpc = s.newGRPC()
 	services := registrar{s.grpc, s}
 	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, &cfg))
+	secretservice.RegisterSecretDiscoveryServiceServer(services, newSecretAPI(s))
 	s.health = newHealth(cfg.Agent)
 	grpc_health_v1.RegisterHealthServer(services, s.health)
 	reflection.Register(services)

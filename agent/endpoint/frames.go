@@ -3,7 +3,6 @@ package endpoint
 import (
 	"bytes"
 	"slices"
-	"sync"
 
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
@@ -18,11 +17,8 @@ import (
 // most part the registry's own bytes, not copies: a bundle is in memory once,
 // however many different answers contain it.
 type frame struct {
-	once  sync.Once // makes the following
 	parts mem.BufferSlice
-
-	key  frameKey
-	uses int // guarded by frames.mu
+	key   frameKey
 }
 
 type frameKey struct {
@@ -42,37 +38,21 @@ func (f *frame) same(o *frame) bool {
 
 // frames holds each frame for as long as a stream's newest answer is that
 // frame.
-type frames struct {
-	mu   sync.Mutex // guards the following, and frame.uses
-	live map[frameKey]*frame
-}
+type frames struct{ shared[frameKey, *frame] }
 
-func newFrames() frames { return frames{live: map[frameKey]*frame{}} }
+func newFrames() frames { return frames{newShared[frameKey, *frame]()} }
 
 // acquire returns what e makes of view. It is followed by one release.
 func (s *frames) acquire(e *encoder, view *registry.View) *frame {
 	key := frameKey{e, view}
-	s.mu.Lock()
-	f := s.live[key]
-	if f == nil {
-		f = &frame{key: key}
-		s.live[key] = f
-	}
-	f.uses++
-	s.mu.Unlock()
-	f.once.Do(func() { f.parts = e.encode(view) })
-	return f
+	return s.shared.acquire(key, func() *frame { return &frame{parts: e.encode(view), key: key} })
 }
 
-// release gives a frame back; nil is none.
+// release gives a frame back; nil is none, and one that was not acquired is
+// nobody else's.
 func (s *frames) release(f *frame) {
-	if f == nil {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if f.uses--; f.uses == 0 {
-		delete(s.live, f.key)
+	if f != nil && f.key.encoder != nil {
+		s.shared.release(f.key)
 	}
 }
 

@@ -38,7 +38,8 @@ type Limits struct {
 	// Streams bounds the calls open at a time: 8192; StreamsPerUID those of
 	// one uid: half of Streams. A call is open from its headers to its
 	// status, so a workload that watches holds one, on a connection of its
-	// own, and what a user's calls make the agent hold stays below 100 MiB.
+	// own, and what a user's calls make the agent hold stays below 100 MiB; or
+	// 260, where each is a stream of SDS that names as much as one may.
 	Streams, StreamsPerUID int
 	// HouseShare says what one house may have: this part of Connections,
 	// Streams and Attestations, and of the RequestsPerSecond and Burst of a

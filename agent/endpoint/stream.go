@@ -42,6 +42,8 @@ type encoder struct {
 	// to ask the server for, and tells when to make another one. Its error is
 	// the status that ends the stream.
 	fetch func(context.Context, *registry.View) (*frame, time.Time, error)
+	// waits says that a caller no entry matches is held until one does.
+	waits bool
 }
 
 // standing is where a caller stands with one method.
@@ -100,9 +102,7 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 		switch e.standing(view) {
 		case unsynced:
 			if sent != nil {
-				// The agent was banned or evicted. To a client, Unavailable
-				// would mean that what it has is still good.
-				return status.Errorf(codes.PermissionDenied, "what this process was given has been taken back: %v", s.agent.Unready())
+				return takenBack(s.agent.Unready())
 			}
 			return s.notReady(view)
 		case denied:
@@ -208,6 +208,12 @@ func send(stream grpc.ServerStream, c *conn, f *frame) error {
 	return stream.SendMsg(f)
 }
 
+// takenBack is the answer to a caller that had one before the agent was banned
+// or evicted. To a client, Unavailable would mean that what it has is still good.
+func takenBack(why error) error {
+	return status.Errorf(codes.PermissionDenied, "what this process was given has been taken back: %v", why)
+}
+
 func gone(err error) error {
 	return status.Errorf(codes.Unauthenticated, "the process that connected is not the caller any more: %v", err)
 }
@@ -244,7 +250,10 @@ func (c *caller) first(ctx context.Context, selectors []attestor.Selector) (*reg
 			synced, syncErr = true, s.sync(wait)
 			c.watch = c.watchFor(selectors)
 		case isDenied && s.agent.Unready() == nil:
-			return nil, c.deny(syncErr)
+			if err := c.deny(syncErr); !c.encoder.waits {
+				return nil, err
+			}
+			return view, nil
 		case isDenied || err != nil:
 			return nil, s.notReady(view)
 		}

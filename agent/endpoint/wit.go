@@ -90,7 +90,7 @@ func (s *Server) fetchWITSVIDs(ctx context.Context, view *registry.View, wanted 
 	if err != nil {
 		return nil, time.Time{}, status.Error(codes.Internal, "the WIT-SVIDs cannot be encoded")
 	}
-	return &frame{parts: mem.BufferSlice{mem.SliceBuffer(encoded)}, uses: 1}, first, nil
+	return &frame{parts: mem.BufferSlice{mem.SliceBuffer(encoded)}}, first, nil
 }
 
 // encodeWITBundles makes a WITBundlesResponse.

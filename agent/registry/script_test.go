@@ -443,6 +443,9 @@ func TestClosedWatch(t *testing.T) {
 	cancel()
 	w = r.Watch(nil)
 	defer w.Close()
+	if view, err := w.Next(ctx); view == nil {
+		t.Errorf("what there was to tell is kept from who does not wait: %v", err)
+	}
 	if _, err := w.Next(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}

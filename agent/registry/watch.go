@@ -214,18 +214,17 @@ func (w *Watch) Early() {
 // newest. A view without identities of which some are still being signed is
 // held back.
 //
-// It fails with the error of ctx, with ErrClosed, or once with ErrInterrupted.
+// It fails with ErrClosed, once with ErrInterrupted, or, where there is nothing
+// to tell, with the error of ctx: who has reasons not to wait learns the news.
 func (w *Watch) Next(ctx context.Context) (*View, error) {
 	for {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
 		view, changed, err := w.poll()
 		if view != nil || err != nil {
 			return view, err
 		}
 		select {
 		case <-ctx.Done():
+			return nil, ctx.Err()
 		case <-changed:
 		}
 	}

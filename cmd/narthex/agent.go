@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/narthex-id/narthex/agent"
+	"github.com/narthex-id/narthex/agent/endpoint"
 	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/attestor"
 	"github.com/narthex-id/narthex/attestor/k8s"
@@ -321,6 +322,7 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		JWTCache:           c.Agent.SVID.JWTCache,
 		AvailabilityTarget: time.Duration(c.Agent.SVID.AvailabilityTarget),
 		Socket:             string(c.Agent.WorkloadAPI.Socket),
+		SDS:                endpoint.SDS(c.Agent.SDS),
 
 		AllowUnauthenticatedVerifiers: c.Agent.WorkloadAPI.AllowUnauthenticatedVerifiers,
 		ForeignJWTClaims:              c.Agent.WorkloadAPI.AllowedForeignJWTClaims,

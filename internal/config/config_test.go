@@ -29,6 +29,7 @@ agent:
   workload_attestors:
     unix: {discover_workload_path: true, workload_size_limit: -1}
   workload_api: {socket: /run/n/api.sock, allow_unauthenticated_verifiers: true, allowed_foreign_jwt_claims: [iss]}
+  sds: {default_svid_name: mine, default_bundle_name: "null", default_all_bundles_name: ROOTCA, disable_spiffe_cert_validation: true}
   svid: {key_type: ec-p384, availability_target: 24h, x509_cache: 10, jwt_cache: 20}
   sync: {interval: 1s}
 proxy:
@@ -89,6 +90,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 			KeyManager:        KeyManager{Memory: &Empty{}},
 			WorkloadAttestors: WorkloadAttestors{Unix: &UnixAttestor{DiscoverWorkloadPath: true, WorkloadSizeLimit: -1}},
 			WorkloadAPI:       ServedWorkloadAPI{Socket: "/run/n/api.sock", AllowUnauthenticatedVerifiers: true, AllowedForeignJWTClaims: []string{"iss"}},
+			SDS:               SDS{DefaultSVIDName: "mine", DefaultBundleName: "null", DefaultAllBundlesName: "ROOTCA", DisableSPIFFECertValidation: true},
 			SVID:              SVID{KeyType: "ec-p384", AvailabilityTarget: Duration(24 * time.Hour), X509Cache: 10, JWTCache: 20},
 			Sync:              Sync{Interval: Duration(time.Second)},
 		},

@@ -55,6 +55,8 @@ type Agent struct {
 	WorkloadAttestors WorkloadAttestors `yaml:"workload_attestors" default:"{unix: {}}"`
 	// The socket on which workloads ask.
 	WorkloadAPI ServedWorkloadAPI `yaml:"workload_api"`
+	// How Envoys are served, which ask on the same socket.
+	SDS SDS `yaml:"sds"`
 	// The SVIDs the agent fetches for workloads.
 	SVID SVID `yaml:"svid"`
 	// How entries are kept up to date.
@@ -237,6 +239,19 @@ type ServedWorkloadAPI struct {
 type WorkloadAPI struct {
 	// Absolute path of the Unix socket, at most 107 bytes. The proxy takes the agent's where the file has both halves and this is left out.
 	Socket Socket `yaml:"socket" default:"/run/narthex/public/api.sock"`
+}
+
+// SDS configures Envoy's secret discovery service. Its keys are those of
+// spire-agent.
+type SDS struct {
+	// The resource name of a caller's first SVID, in the order of entry IDs.
+	DefaultSVIDName string `yaml:"default_svid_name" default:"default"`
+	// The resource name of the trust domain's own bundle.
+	DefaultBundleName string `yaml:"default_bundle_name" default:"ROOTCA"`
+	// The resource name of all bundles that the caller may verify peers with: its own and those of federated trust domains.
+	DefaultAllBundlesName string `yaml:"default_all_bundles_name" default:"ALL"`
+	// Sends bundles as a plain trusted_ca rather than for Envoy's SPIFFE validator. An Envoy may say otherwise in its node's metadata. Then there is no resource of all bundles.
+	DisableSPIFFECertValidation bool `yaml:"disable_spiffe_cert_validation" default:"false"`
 }
 
 // SVID configures the SVIDs that workloads get.

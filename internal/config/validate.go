@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -132,8 +133,31 @@ func (a *Agent) validate(f *findings) {
 	if k := a.WorkloadAttestors.K8s; k != nil {
 		k.validate(f, "agent.workload_attestors.k8s")
 	}
+	a.SDS.validate(f)
 	if t := time.Duration(a.SVID.AvailabilityTarget); t != 0 && t < 24*time.Hour {
 		f.addf("agent.svid.availability_target", "%s is too short; 0s (off) or at least 24h", t)
+	}
+}
+
+// maxResourceName is the length of the longest SPIFFE ID, which is the longest
+// name that is served.
+const maxResourceName = 2048
+
+// validate checks that each name says one thing.
+func (s *SDS) validate(f *findings) {
+	names := []struct{ key, name string }{
+		{"agent.sds.default_svid_name", s.DefaultSVIDName},
+		{"agent.sds.default_bundle_name", s.DefaultBundleName},
+		{"agent.sds.default_all_bundles_name", s.DefaultAllBundlesName},
+	}
+	for i, n := range names {
+		switch {
+		case f.isBad(n.key):
+		case n.name == "*" || len(n.name) > maxResourceName || strings.HasPrefix(n.name, "spiffe://"):
+			f.addf(n.key, "%.40q cannot be a resource's name: write one of at most %d bytes that is not * and no SPIFFE ID, which is served by itself", n.name, maxResourceName)
+		case slices.ContainsFunc(names[:i], func(o struct{ key, name string }) bool { return o.name == n.name }):
+			f.addf(n.key, "%.40q is the name of another resource in agent.sds", n.name)
+		}
 	}
 }
 
