@@ -227,7 +227,7 @@ func (b *bench) measureAgent(ctx context.Context, kind *agentKind, s *spireServe
 		return err
 	}
 	b.results.add(rowAgentStart, a.name, time.Since(begin).Seconds()*1e3)
-	for _, step := range []func(context.Context, *agent) error{b.agentMemory, b.agentRate, b.agentLatency} {
+	for _, step := range []func(context.Context, *agent) error{b.agentMemory, b.agentRate, b.agentTokens, b.agentLatency} {
 		if err := step(ctx, a); err != nil {
 			return errors.Join(err, a.ended())
 		}
@@ -293,7 +293,7 @@ func (b *bench) agentMemory(ctx context.Context, a *agent) error {
 
 // agentRate measures fetches by eight clients, each on a new connection.
 func (b *bench) agentRate(ctx context.Context, a *agent) error {
-	if _, err := a.fetches(ctx, 8, 300*time.Millisecond); err != nil { // warm
+	if _, err := a.fetches(ctx, bareclient.FetchX509SVID, 8, 300*time.Millisecond); err != nil { // warm
 		return err
 	}
 	before, err := cpuTime(a.pid())
@@ -301,7 +301,7 @@ func (b *bench) agentRate(ctx context.Context, a *agent) error {
 		return err
 	}
 	begin := time.Now()
-	times, err := a.fetches(ctx, 8, b.lasting(2*time.Second))
+	times, err := a.fetches(ctx, bareclient.FetchX509SVID, 8, b.lasting(2*time.Second))
 	if err != nil {
 		return err
 	}
@@ -315,9 +315,22 @@ func (b *bench) agentRate(ctx context.Context, a *agent) error {
 	return nil
 }
 
+// agentTokens measures fetches of one JWT-SVID by eight clients.
+func (b *bench) agentTokens(ctx context.Context, a *agent) error {
+	if _, err := a.fetches(ctx, bareclient.FetchJWTSVID, 8, 300*time.Millisecond); err != nil { // warm
+		return err
+	}
+	lasting := b.lasting(2 * time.Second)
+	times, err := a.fetches(ctx, bareclient.FetchJWTSVID, 8, lasting)
+	if err == nil {
+		b.results.add(rowAgentJWT, a.name, float64(len(times))/lasting.Seconds())
+	}
+	return err
+}
+
 // agentLatency measures fetches by one client.
 func (b *bench) agentLatency(ctx context.Context, a *agent) error {
-	times, err := a.fetches(ctx, 1, b.lasting(time.Second))
+	times, err := a.fetches(ctx, bareclient.FetchX509SVID, 1, b.lasting(time.Second))
 	if err == nil {
 		b.results.add(rowAgentLatency, a.name, figures.Quantile(times, 0.5)*1e3)
 	}
@@ -329,19 +342,19 @@ func (b *bench) lasting(d time.Duration) time.Duration { return time.Duration(b.
 
 // fetches has clients fetch for some time and returns how long each fetch
 // took, in seconds.
-func (a *agent) fetches(ctx context.Context, clients int, lasting time.Duration) ([]float64, error) {
+func (a *agent) fetches(ctx context.Context, fetch func(context.Context, string) (net.Conn, error), clients int, lasting time.Duration) ([]float64, error) {
 	until := time.Now().Add(lasting)
 	var mu sync.Mutex // guards all
 	var all []float64
 	err := share(ctx, clients, clients, func(ctx context.Context) error {
 		var mine []float64
 		for begin := time.Now(); begin.Before(until); begin = time.Now() {
-			stream, err := bareclient.FetchX509SVID(ctx, a.socket)
+			conn, err := fetch(ctx, a.socket)
 			if err != nil {
 				return fmt.Errorf("fetch: %w", err)
 			}
 			mine = append(mine, time.Since(begin).Seconds())
-			_ = stream.Close() // it has served
+			_ = conn.Close() // it has served
 		}
 		mu.Lock()
 		defer mu.Unlock()

@@ -45,7 +45,7 @@ var tables = []struct {
 		rowGRPC, rowGRPCBoth, rowGRPCProxies, rowH2Idle, rowH2Stream,
 	}},
 	{"The agent", []string{ours, spireAgent}, []*row{
-		rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentLatency,
+		rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentJWT, rowAgentLatency,
 	}},
 	{"Rules", ruleSides, ruleRows()},
 	{"The demo", []string{ours}, []*row{rowDemo, rowDemoWhole}},

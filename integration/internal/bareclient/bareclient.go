@@ -1,6 +1,6 @@
-// Package bareclient asks the Workload API for X.509-SVIDs. The API is gRPC,
-// which is HTTP/2 (RFC 9113). A gRPC client would take the cores away from the
-// agent that is measured, so this one does what FetchX509SVID needs and
+// Package bareclient asks the Workload API for SVIDs. The API is gRPC, which is
+// HTTP/2 (RFC 9113). A gRPC client would take the cores away from the agent that
+// is measured, so this one does what FetchX509SVID and FetchJWTSVID need and
 // nothing else.
 package bareclient
 
@@ -21,15 +21,32 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// request is all that the client sends at first: preface, settings, and a
-// call with an empty message.
-var request = func() []byte {
+// call is one call of a method.
+type call struct {
+	request []byte             // see newCall
+	holds   func([]byte) error // refuses an answer without an SVID
+}
+
+var (
+	fetchX509SVID = newCall("FetchX509SVID", &workload.X509SVIDRequest{}, holdsSVID)
+	fetchJWTSVID  = newCall("FetchJWTSVID", &workload.JWTSVIDRequest{Audience: []string{"audience"}}, holdsToken)
+)
+
+// newCall makes all that the client sends at first: preface, settings, and a
+// call with its message.
+func newCall(method string, message proto.Message, holds func([]byte) error) *call {
+	encoded, err := proto.Marshal(message)
+	if err != nil {
+		panic(err) // cannot happen: the messages are constant
+	}
+	framed := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(encoded))) // not compressed, of so many bytes
+	framed = append(framed, encoded...)
 	var headers bytes.Buffer
 	encode := hpack.NewEncoder(&headers)
 	for _, f := range [][2]string{
 		{":method", "POST"},
 		{":scheme", "http"},
-		{":path", "/SpiffeWorkloadAPI/FetchX509SVID"},
+		{":path", "/SpiffeWorkloadAPI/" + method},
 		{":authority", "localhost"},
 		{"content-type", "application/grpc"},
 		{"te", "trailers"},
@@ -43,14 +60,14 @@ var request = func() []byte {
 	for _, err := range []error{
 		f.WriteSettings(),
 		f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headers.Bytes(), EndHeaders: true}),
-		f.WriteData(1, true, make([]byte, 5)), // not compressed, of no bytes
+		f.WriteData(1, true, framed),
 	} {
 		if err != nil {
 			panic(err) // cannot happen: the frames are constant and a bytes.Buffer takes all
 		}
 	}
-	return all.Bytes()
-}()
+	return &call{request: all.Bytes(), holds: holds}
+}
 
 // settingsAck is what the server's settings are answered with.
 var settingsAck = []byte{0, 0, 0, byte(http2.FrameSettings), byte(http2.FlagSettingsAck), 0, 0, 0, 0}
@@ -59,12 +76,23 @@ var settingsAck = []byte{0, 0, 0, byte(http2.FrameSettings), byte(http2.FlagSett
 // which has to hold an SVID. The stream stays open until the connection is
 // closed.
 func FetchX509SVID(ctx context.Context, socket string) (net.Conn, error) {
+	return fetchX509SVID.dial(ctx, socket)
+}
+
+// FetchJWTSVID connects to a Workload API and waits for the answer, which has to
+// hold a JWT-SVID. The audience is always the same. The caller closes the
+// connection.
+func FetchJWTSVID(ctx context.Context, socket string) (net.Conn, error) {
+	return fetchJWTSVID.dial(ctx, socket)
+}
+
+func (k *call) dial(ctx context.Context, socket string) (net.Conn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
 		return nil, err
 	}
-	if err := awaitSVID(c); err != nil {
+	if err := k.awaitSVID(c); err != nil {
 		_ = c.Close()
 		return nil, err
 	}
@@ -81,11 +109,11 @@ const (
 // answers are buffers for one connection's first frames.
 var answers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 2*maxFrame)) }}
 
-func awaitSVID(c net.Conn) error {
+func (k *call) awaitSVID(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return err
 	}
-	if _, err := c.Write(request); err != nil {
+	if _, err := c.Write(k.request); err != nil {
 		return err
 	}
 	in := answers.Get().(*bytes.Buffer)
@@ -110,7 +138,7 @@ func awaitSVID(c net.Conn) error {
 		case http2.FrameData:
 			message = append(message, body...)
 			if len(message) >= 5 && len(message) >= 5+int(binary.BigEndian.Uint32(message[1:])) {
-				return holdsSVID(message[5:])
+				return k.holds(message[5:])
 			}
 		case http2.FrameRSTStream, http2.FrameGoAway:
 			return fmt.Errorf("the agent ended the call with %s %x", kind, body)
@@ -169,6 +197,17 @@ func refused(block []byte) error {
 		}
 	}
 	return fmt.Errorf("the agent refused with status %s: %s", status, message)
+}
+
+func holdsToken(message []byte) error {
+	var answer workload.JWTSVIDResponse
+	if err := proto.Unmarshal(message, &answer); err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	if len(answer.Svids) == 0 || answer.Svids[0].Svid == "" {
+		return errors.New("the answer holds no JWT-SVID")
+	}
+	return nil
 }
 
 func holdsSVID(message []byte) error {

@@ -97,7 +97,7 @@ func answerOnce(l net.Listener, answer func(*http2.Framer) error, piece int) err
 		return err
 	}
 	defer c.Close()
-	got := make([]byte, len(request))
+	got := make([]byte, len(fetchX509SVID.request))
 	if _, err := io.ReadFull(c, got); err != nil {
 		return err
 	}
