@@ -18,7 +18,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -30,6 +29,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/narthex-id/narthex/agent/bootstrap"
 	"github.com/narthex-id/narthex/agent/endpoint"
 	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/agent/registry"
@@ -47,8 +47,9 @@ type Config struct {
 
 	Server             string // host:port of the SPIRE Server
 	RequirePQKEM       bool
-	InsecureBootstrap  bool                                               // trust whatever server answers first
-	BootstrapBundle    func(context.Context) ([]*x509.Certificate, error) // asked before each attestation without a saved bundle; may be nil with InsecureBootstrap
+	InsecureBootstrap  bool              // trust whatever server answers first
+	Bootstrap          *bootstrap.Source // asked before each attestation without a saved bundle; may be nil with InsecureBootstrap
+	Rebootstrap        Rebootstrap
 	Node               attestor.Node
 	Keys               keys.Store // default: in DataDir
 	WorkloadAttestors  []attestor.Workload
@@ -76,6 +77,7 @@ type Agent struct {
 	metrics  metrics
 	wake     chan struct{} // holds one token when somebody waits for a sync
 	due      chan struct{} // holds one token when a watch has made signing due
+	renewed  chan struct{} // holds one token when the file of the bootstrap bundle has changed
 	turn     turn          // to speak to the server
 	stale    bool          // another agent had the lease since; whoever has the turn may touch it
 	warned   bool          // of another node attestor; touched by CouldBegin, then by the loop
@@ -144,6 +146,7 @@ func newAgent(cfg Config) (*Agent, error) {
 		metrics: newMetrics(cfg.Metrics),
 		wake:    make(chan struct{}, 1),
 		due:     make(chan struct{}, 1),
+		renewed: make(chan struct{}, 1),
 		turn:    turn{token: make(chan struct{}, 1)},
 		view:    view{problem: errNotAttested, since: time.Now()},
 	}, nil
@@ -197,6 +200,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.server.Serve(ctx) })
 	g.Go(func() error { return a.loop(ctx) })
+	if a.cfg.Bootstrap != nil {
+		g.Go(func() error { a.cfg.Bootstrap.Follow(ctx, func() { poke(a.renewed) }); return nil })
+	}
 	for _, w := range a.cfg.WorkloadAttestors {
 		if r, ok := w.(attestor.Runner); ok {
 			g.Go(func() error { return r.Run(ctx) })

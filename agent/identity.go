@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -141,6 +142,11 @@ func (l *looper) attest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return l.attestTo(ctx, trust)
+}
+
+// attestTo is attest with a server that is known by trust.
+func (l *looper) attestTo(ctx context.Context, trust spire.Trust) error {
 	key, csr, err := l.newKey(ctx)
 	if err != nil {
 		return err
@@ -169,6 +175,9 @@ func (l *looper) attest(ctx context.Context) error {
 		l.registry.Apply(registry.Update{Bundle: result.Bundle})
 	}
 	if err := l.keep(ctx, s, key); err != nil {
+		return err
+	}
+	if err := l.checkReattestable(); err != nil {
 		return err
 	}
 	l.nextSync = time.Time{}
@@ -229,11 +238,7 @@ func (l *looper) trust(ctx context.Context) (spire.Trust, error) {
 		l.log.Warn("insecure_bootstrap: the first server that answers is trusted, whoever it is; use agent.server.bundle outside of trials")
 		return spire.Trust{Insecure: true}, nil
 	}
-	roots, err := l.cfg.BootstrapBundle(ctx)
-	if err != nil {
-		return spire.Trust{}, fmt.Errorf("read the bootstrap bundle: %w", err)
-	}
-	return spire.Trust{Roots: roots}, nil
+	return l.bootstrap(ctx)
 }
 
 // newKey makes a key for the agent's next SVID, stored before it is used, and
@@ -328,7 +333,7 @@ func (l *looper) denied(err error) error {
 
 // forget drops the agent's SVID, so that the next step is to attest.
 func (l *looper) forget() {
-	l.self = self{state: state{TrustDomain: l.cfg.TrustDomain.Name(), Bundle: l.self.state.Bundle}}
+	l.self = self{state: state{TrustDomain: l.cfg.TrustDomain.Name(), Bundle: l.self.state.Bundle, Strange: l.self.state.Strange}}
 	l.client.SetIdentity(nil)
 	l.metrics.svidExpiry.Set(0)
 	l.update(func(v *view) { v.id, v.expires = spiffeid.ID{}, time.Time{} })
@@ -435,4 +440,8 @@ func equalCertificates(a, b [][]byte) bool {
 		}
 	}
 	return true
+}
+
+func containsCertificate(certs [][]byte, cert []byte) bool {
+	return slices.ContainsFunc(certs, func(c []byte) bool { return bytes.Equal(c, cert) })
 }

@@ -67,16 +67,28 @@ func TestSavedSVIDOfAnotherCluster(t *testing.T) {
 	}
 }
 
+// authorityOf returns a certificate with a subject key ID of one byte.
+func authorityOf(t *testing.T, keyID byte) *x509.Certificate {
+	t.Helper()
+	return selfSign(t, &x509.Certificate{SubjectKeyId: []byte{keyID}, IsCA: true, BasicConstraintsValid: true})
+}
+
 func selfSigned(t *testing.T, ids ...string) *x509.Certificate {
+	t.Helper()
+	template := &x509.Certificate{}
+	for _, id := range ids {
+		template.URIs = append(template.URIs, spiffeid.RequireFromString(id).URL())
+	}
+	return selfSign(t, template)
+}
+
+func selfSign(t *testing.T, template *x509.Certificate) *x509.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	for _, id := range ids {
-		template.URIs = append(template.URIs, spiffeid.RequireFromString(id).URL())
-	}
+	template.SerialNumber, template.NotAfter = big.NewInt(1), time.Now().Add(time.Hour)
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)

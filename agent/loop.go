@@ -64,15 +64,21 @@ func (a *Agent) loop(ctx context.Context) error {
 	if err := l.restore(ctx); err != nil {
 		return err
 	}
+	if err := l.checkReattestable(); err != nil {
+		return err
+	}
 	pause := a.cfg.minPause
 	for l.begin(ctx) {
 		started := time.Now()
-		err := l.advance(ctx)
+		err := l.recognised(ctx, l.advance(ctx))
 		until := l.nextDue(time.Now())
 		switch {
 		case ctx.Err() != nil, errors.Is(err, errInterrupted):
 			l.turn.end()
 			continue // what failed, failed because it is over
+		case errors.Is(err, errAttestsOnce):
+			l.turn.end()
+			return err
 		case err == nil:
 			pause = a.cfg.minPause
 		default:
@@ -81,7 +87,7 @@ func (a *Agent) loop(ctx context.Context) error {
 				wait = spread(bannedPause)
 			}
 			l.failed(err, wait.Round(time.Millisecond))
-			until = time.Now().Add(wait)
+			until = l.notBefore(time.Now().Add(wait))
 			pause = min(2*pause, maxPause)
 		}
 		l.turn.end()
@@ -101,6 +107,11 @@ type looper struct {
 	empty     map[spiffeid.TrustDomain]bool             // federated bundles without authorities, which the log was told of
 	problem   string                                    // the failure last logged, so that it is logged once
 	repeats   int
+
+	firstTry  time.Time // to read the bootstrap bundle
+	tries     int       // likewise, since then or since the server is strange
+	abandoned []string  // subject key IDs, hexadecimal, of authorities given up by bootstrapping again
+	saidOnce  bool      // that the node cannot attest again
 }
 
 // sleep waits until the given time, or until somebody asks for a sync that
@@ -114,6 +125,8 @@ func (l *looper) sleep(ctx context.Context, last, until time.Time) {
 	case <-timer.C:
 		return
 	case <-l.due:
+		return
+	case <-l.renewed: // a server that is strange may be known by it
 		return
 	case <-l.wake:
 	}
@@ -207,7 +220,7 @@ func (l *looper) failed(err error, pause time.Duration) {
 
 // advice says what a person can do about a failure.
 func (l *looper) advice(err error) string {
-	if errors.Is(err, spire.ErrUnknownAuthority) && len(l.self.state.Bundle) > 0 {
+	if errors.Is(err, spire.ErrUnknownAuthority) && len(l.self.state.Bundle) > 0 && l.self.state.Strange.IsZero() {
 		return fmt.Sprintf("the bundle saved in %s is not the server's any more, and the file that agent.server.bundle names is read on first contact only: "+
 			"if the server was set up anew, stop the agent, remove %s and give it a new join token or certificate; if not, something else answers at %s",
 			l.dir.path, l.dir.path, l.cfg.Server)
@@ -318,7 +331,7 @@ func (l *looper) syncBundles(ctx context.Context, entries []registry.Entry) erro
 		}
 	}
 	l.federated, l.empty = federated, empty
-	l.registry.Apply(registry.Update{Bundle: own, Federated: federated, HasFederated: true})
+	l.registry.Apply(registry.Update{Bundle: l.withAbandoned(own), Federated: federated, HasFederated: true})
 	l.leaveTainted(own)
 	return errors.Join(problems, l.keepBundle(own))
 }

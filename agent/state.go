@@ -38,6 +38,7 @@ type state struct {
 	SVID         [][]byte  `json:"svid,omitempty"`   // DER, leaf first
 	Bundle       [][]byte  `json:"bundle,omitempty"` // DER
 	Reattestable bool      `json:"reattestable,omitempty"`
+	Strange      time.Time `json:"strange_since,omitzero"` // since when the server is not one of Bundle
 	Written      time.Time `json:"written"`
 }
 
