@@ -154,7 +154,11 @@ func (l *looper) attestTo(ctx context.Context, trust spire.Trust) error {
 	result, err := l.client.Attest(ctx, trust, l.cfg.Node, csr)
 	if err != nil {
 		l.metrics.renewFailed.Inc()
-		err = l.denied(fmt.Errorf("%w (node attestor %s)", err, l.cfg.Node.Type()))
+		err = fmt.Errorf("%w (node attestor %s)", err, l.cfg.Node.Type())
+		if l.lost != nil {
+			err = fmt.Errorf("%w; it has to attest because of %v", err, l.lost)
+		}
+		err = l.denied(err)
 		if l.refused(err) {
 			// The server knows this node and does not want it: what it was
 			// given before is not served on.
@@ -180,7 +184,7 @@ func (l *looper) attestTo(ctx context.Context, trust spire.Trust) error {
 	if err := l.checkReattestable(); err != nil {
 		return err
 	}
-	l.nextSync = time.Time{}
+	l.nextSync, l.lost, l.posted = time.Time{}, nil, false
 	l.log.Info("attested", "attestor", l.cfg.Node.Type(), "spiffe_id", l.self.leaf.URIs[0].String(), "expires_at", l.self.leaf.NotAfter)
 	return nil
 }
@@ -206,6 +210,11 @@ func (l *looper) renew(ctx context.Context) error {
 			return err
 		}
 		chain, err := l.client.Renew(ctx, csr)
+		if mustReattest(err) {
+			l.log.Info("the server wants this node to attest again instead of renewing", "error", err)
+			l.self.state.Reattestable = true
+			return l.attest(ctx)
+		}
 		if err != nil {
 			l.metrics.renewFailed.Inc()
 			return l.denied(err)
@@ -311,23 +320,38 @@ func (s *self) signedByAny(authorities []string) bool {
 	})
 }
 
+// mustReattest reports whether a renewal was refused because the node can attest
+// again. The SVID is as good as before.
+func mustReattest(err error) bool {
+	var d *spire.DeniedError
+	return errors.As(err, &d) && d.Reason == spire.AgentMustReattest && !d.Superseded
+}
+
 // denied draws the consequences of a refusal of the agent itself and returns
 // the error to report.
 func (l *looper) denied(err error) error {
 	var d *spire.DeniedError
 	switch {
 	case errors.Is(err, spire.ErrIdentityRefused):
-		l.forget()
+		// The server says no more than that, and it may be one of several that
+		// is behind: the SVID is tried again should there be no other.
+		l.mustAttest = true
 		return err
-	case !errors.As(err, &d), d.Superseded, d.Reason == spire.Other:
+	case !errors.As(err, &d), d.Superseded, d.Reason == spire.Other, d.Reason == spire.AgentMustReattest:
 		return err
 	case d.Reason == spire.AgentBanned:
 		l.forget()
 		l.wipe()
+		l.lost = d
 		l.update(func(v *view) { v.banned = true })
 		return fmt.Errorf("%w: %w", errBanned, err)
+	case d.Reason == spire.AgentNotActive && !l.inactive:
+		// Of several servers, one may not have heard of a renewal yet.
+		l.inactive = true
+		return err
 	}
 	l.forget()
+	l.lost = d
 	return err
 }
 

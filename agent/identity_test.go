@@ -5,6 +5,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"math/big"
 	"path/filepath"
 	"strings"
@@ -71,6 +73,52 @@ func TestSavedSVIDOfAnotherCluster(t *testing.T) {
 func authorityOf(t *testing.T, keyID byte) *x509.Certificate {
 	t.Helper()
 	return selfSign(t, &x509.Certificate{SubjectKeyId: []byte{keyID}, IsCA: true, BasicConstraintsValid: true})
+}
+
+// What the agent gives up for each refusal, and what it does not.
+func TestDenied(t *testing.T) {
+	t.Parallel()
+	denied := func(reason spire.Reason) error { return fmt.Errorf("sync: %w", &spire.DeniedError{Reason: reason}) }
+	superseded := &spire.DeniedError{Reason: spire.AgentNotActive, Superseded: true}
+	for name, test := range map[string]struct {
+		errs                     []error
+		forgets, wipes, attestes bool
+	}{
+		"expired":                 {[]error{denied(spire.AgentExpired)}, true, false, false},
+		"not attested":            {[]error{denied(spire.AgentNotAttested)}, true, false, false},
+		"not active once":         {[]error{denied(spire.AgentNotActive)}, false, false, false},
+		"not active still":        {[]error{denied(spire.AgentNotActive), denied(spire.AgentNotActive)}, true, false, false},
+		"superseded":              {[]error{superseded, superseded}, false, false, false},
+		"must attest":             {[]error{denied(spire.AgentMustReattest)}, false, false, false},
+		"by policy":               {[]error{denied(spire.Other)}, false, false, false},
+		"banned":                  {[]error{denied(spire.AgentBanned)}, true, true, false},
+		"certificate not taken":   {[]error{spire.ErrIdentityRefused}, false, false, true},
+		"away":                    {[]error{spire.ErrUnreachable}, false, false, false},
+		"a server it cannot know": {[]error{errStrange}, false, false, false},
+	} {
+		l := newLooper(t, Config{})
+		l.self.state = state{TrustDomain: "example.test", SVID: [][]byte{selfSigned(t).Raw}, Strange: time.Now().UTC()}
+		l.self.leaf = selfSigned(t)
+		l.registry.Apply(registry.Update{HasEntries: true})
+		l.view.synced = true
+		for _, err := range test.errs {
+			if got := l.denied(err); !errors.Is(got, err) {
+				t.Errorf("%s: it tells %v", name, got)
+			}
+		}
+		if forgot := l.self.leaf == nil && len(l.self.state.SVID) == 0; forgot != test.forgets || l.self.state.Strange.IsZero() {
+			t.Errorf("%s: forgets is %t; since when the server is strange: %v", name, forgot, l.self.state.Strange)
+		}
+		if wiped := !l.view.synced; wiped != test.wipes || l.isBanned() != test.wipes || l.mustAttest != test.attestes {
+			t.Errorf("%s: wiped %t, banned %t, attests next %t", name, wiped, l.isBanned(), l.mustAttest)
+		}
+		if saved, err := l.dir.load("example.test"); err != nil || test.forgets && len(saved.SVID) > 0 {
+			t.Errorf("%s: on disk are %d certificates (%v)", name, len(saved.SVID), err)
+		}
+	}
+	if !mustReattest(denied(spire.AgentMustReattest)) || mustReattest(denied(spire.AgentExpired)) || mustReattest(nil) {
+		t.Error("which renewals are made by attesting")
+	}
 }
 
 func selfSigned(t *testing.T, ids ...string) *x509.Certificate {

@@ -83,7 +83,7 @@ func (a *Agent) loop(ctx context.Context) error {
 			pause = a.cfg.minPause
 		default:
 			wait := pause + time.Duration(rand.Int64N(int64(pause)/2))
-			if errors.Is(err, errBanned) {
+			if l.isBanned() {
 				wait = spread(bannedPause)
 			}
 			l.failed(err, wait.Round(time.Millisecond))
@@ -107,6 +107,11 @@ type looper struct {
 	empty     map[spiffeid.TrustDomain]bool             // federated bundles without authorities, which the log was told of
 	problem   string                                    // the failure last logged, so that it is logged once
 	repeats   int
+
+	mustAttest bool  // before anything else, though the SVID has not ended
+	inactive   bool  // the server called the SVID superseded when it last refused
+	lost       error // why there is no SVID any more, nil if there is one or there never was
+	posted     bool  // the server knows the agent's version
 
 	firstTry  time.Time // to read the bootstrap bundle
 	tries     int       // likewise, since then or since the server is strange
@@ -157,7 +162,8 @@ func (l *looper) nextDue(now time.Time) time.Time {
 func (l *looper) advance(ctx context.Context) error {
 	now := time.Now()
 	switch {
-	case !l.self.valid(now):
+	case !l.self.valid(now) || l.mustAttest:
+		l.mustAttest = false
 		if err := l.attest(ctx); err != nil {
 			return err
 		}
@@ -176,10 +182,34 @@ func (l *looper) advance(ctx context.Context) error {
 	if err == nil {
 		err = l.sign(soft)
 	}
+	if err == nil {
+		l.postStatus(soft) // last: nobody waits for it
+	}
 	if soft.Err() != nil && ctx.Err() == nil {
 		return errInterrupted
 	}
 	return err
+}
+
+// postStatus tells the server the agent's version, once after each attestation
+// and each start, and hence after each upgrade. The server does nothing else
+// with it, and older ones have no such call: a failure changes nothing.
+func (l *looper) postStatus(ctx context.Context) {
+	if l.posted {
+		return
+	}
+	l.posted = true
+	if err := l.client.PostStatus(ctx, l.cfg.Version); err != nil {
+		l.log.Debug("the server does not take the agent's version", "error", err)
+	}
+}
+
+// isBanned reports whether the server has last said so, in words or by refusing
+// an attestation since.
+func (l *looper) isBanned() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.view.banned
 }
 
 // failed tells callers and the log why the loop cannot go on. One failure is
@@ -234,6 +264,7 @@ func (l *looper) worked() {
 		l.log.Info("the server answers again", "server", l.cfg.Server)
 		l.problem = ""
 	}
+	l.inactive = false
 	l.metrics.reachable.Set(1)
 	l.update(func(v *view) {
 		if !v.reachable {

@@ -15,9 +15,11 @@ import (
 	"github.com/narthex-id/narthex/agent/registry"
 	"github.com/narthex-id/narthex/agent/spire"
 	"github.com/narthex-id/narthex/attestor"
+	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
-// newLooper returns a loop that has a directory and nothing else.
+// newLooper returns a loop that has a directory, an empty registry and a server
+// that is not there.
 func newLooper(t *testing.T, cfg Config) *looper {
 	t.Helper()
 	dir, err := openDataDir(t.TempDir())
@@ -28,7 +30,15 @@ func newLooper(t *testing.T, cfg Config) *looper {
 	if cfg.Node == nil {
 		cfg.Node = attestor.JoinToken{}
 	}
-	return &looper{Agent: &Agent{cfg: cfg, dir: dir, log: hclog.NewNullLogger()}}
+	client, err := spire.New(spire.Config{Address: "127.0.0.1:1", TrustDomain: cfg.TrustDomain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return &looper{Agent: &Agent{
+		cfg: cfg, dir: dir, log: hclog.NewNullLogger(), client: client,
+		registry: registry.New(registry.Options{TrustDomain: cfg.TrustDomain}), metrics: newMetrics(telemetry.NewMetrics()),
+	}}
 }
 
 var errStrange = fmt.Errorf("sync entries: %w", spire.ErrUnknownAuthority)

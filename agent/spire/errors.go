@@ -48,8 +48,8 @@ var (
 type Reason int
 
 const (
-	// Other is any denial without a reason: of AttestAgent, among them that
-	// of a banned agent; of the rest, a server's authorization policy.
+	// Other is any denial without a reason: of AttestAgent, what the server
+	// finds wrong with the node; of the rest, its authorization policy.
 	Other Reason = iota
 	// AgentExpired means that the SVID's time is over. Attest again.
 	AgentExpired
