@@ -85,6 +85,7 @@ type Agent struct {
 
 	mu     sync.Mutex // guards the following
 	flight *flight    // the sync that callers wait for, nil when none do
+	chase  chase      // what they make the agent ask
 	view   view       // what Status and Unready tell
 }
 
@@ -102,9 +103,15 @@ type view struct {
 
 // flight is one sync on behalf of all who asked before it began.
 type flight struct {
-	done chan struct{}
-	err  error
+	done  chan struct{}
+	err   error
+	asked [][]attestor.Selector // of those for whom it is made, maxAsked of them
 }
+
+// maxAsked bounds the callers whose selectors are held against what a sync
+// brought. There are seldom more than a few; the rest have the server asked
+// again when they call again.
+const maxAsked = 64
 
 // New takes the lease of the data directory, reads what an earlier run left
 // there and opens the Workload API socket, so that callers are answered from
@@ -237,24 +244,47 @@ func poke(c chan struct{}) {
 
 // Sync implements endpoint.Agent: it returns once a sync that began after the
 // call has been applied, or with the reason why none was. All callers share
-// one sync, and there are at most two a second.
-func (a *Agent) Sync(ctx context.Context) error {
+// one sync, and there are at most two a second. A caller that was denied
+// lately, and one for which none is left (see chase), has nobody asked: what
+// is known is an interval old at most, and the answer is there at once or,
+// while the server is asked each second anyway, with that.
+func (a *Agent) Sync(ctx context.Context, selectors []attestor.Selector) error {
 	if err := a.Unready(); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	if a.flight == nil {
-		a.flight = &flight{done: make(chan struct{})}
+	f, err := a.board(selectors, time.Now())
+	if f == nil {
+		return err
 	}
-	f := a.flight
-	a.mu.Unlock()
-	poke(a.wake)
 	select {
 	case <-f.done:
 		return f.err
 	case <-ctx.Done():
 		return fmt.Errorf("wait for a sync with the server: %w", ctx.Err())
 	}
+}
+
+// board returns the sync to wait for: one that is asked for now, or the next of
+// those that are made anyway. Where neither comes soon it is nil, and the error
+// says why what is known may be old.
+func (a *Agent) board(selectors []attestor.Selector, now time.Time) (*flight, error) {
+	key := selectorsKey(selectors)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	asks := !a.chase.known(key, now) && a.chase.take(now, a.cfg.SyncInterval)
+	if !asks && !a.chase.on(now) {
+		return nil, a.view.problem
+	}
+	if a.flight == nil {
+		a.flight = &flight{done: make(chan struct{})}
+	}
+	if asks {
+		if len(a.flight.asked) < maxAsked {
+			a.flight.asked = append(a.flight.asked, selectors)
+		}
+		poke(a.wake)
+	}
+	return a.flight, nil
 }
 
 // Unready implements endpoint.Agent: nil once entries have been synced, else

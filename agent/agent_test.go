@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -210,6 +211,41 @@ func TestNewEntryIsUsableAtOnce(t *testing.T) {
 	if got := s.mustFetch().ID.Path(); got != "/late" {
 		t.Errorf("SVID of %s, want /late", got)
 	}
+}
+
+// One after another, callers without an entry do not have the server asked: the
+// first has it asked at once and then each second for ten.
+func TestDeniedCallersDoNotLoadTheServer(t *testing.T) {
+	s := newStage(t)
+	s.cfg.SyncInterval = time.Hour
+	a, _ := s.start()
+	eventually(t, "the first sync", func() bool { return a.Unready() == nil })
+	start := time.Now()
+	const calls = 5
+	for range calls {
+		if _, err := s.fetch(); err == nil || !strings.Contains(err.Error(), "PermissionDenied") {
+			t.Fatalf("without entry: %v, want PermissionDenied", err)
+		}
+	}
+	// Nobody calls any more, and the entry is there when somebody does.
+	if err := s.server.SetEntries([]devserver.Entry{entry("/late", time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the entry", func() bool { return len(a.Status().Identities) == 1 })
+	took := time.Since(start)
+	if most := 3 + took.Seconds()*10/9; s.syncs() > most {
+		t.Errorf("%g syncs in %s, want %g at most", s.syncs(), took, most)
+	}
+}
+
+// syncs is how many syncs were successful.
+func (s *stage) syncs() (n float64) {
+	s.cfg.Metrics.Each(func(sample telemetry.Sample) {
+		if sample.Name == "narthex_sync_total" && slices.Equal(sample.LabelValues, []string{"ok"}) {
+			n = sample.Value
+		}
+	})
+	return n
 }
 
 func TestRestartGoesOnWithTheSavedSVID(t *testing.T) {

@@ -74,6 +74,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		until := l.nextDue(time.Now())
 		switch {
 		case ctx.Err() != nil, errors.Is(err, errInterrupted):
+			l.land(err)
 			l.turn.end()
 			continue // what failed, failed because it is over
 		case errors.Is(err, errAttestsOnce):
@@ -108,10 +109,11 @@ type looper struct {
 	problem   string                                    // the failure last logged, so that it is logged once
 	repeats   int
 
-	mustAttest bool  // before anything else, though the SVID has not ended
-	inactive   bool  // the server called the SVID superseded when it last refused
-	lost       error // why there is no SVID any more, nil if there is one or there never was
-	posted     bool  // the server knows the agent's version
+	aboard     *flight // what the sync under way was begun for
+	mustAttest bool    // before anything else, though the SVID has not ended
+	inactive   bool    // the server called the SVID superseded when it last refused
+	lost       error   // why there is no SVID any more, nil if there is one or there never was
+	posted     bool    // the server knows the agent's version
 
 	firstTry  time.Time // to read the bootstrap bundle
 	tries     int       // likewise, since then or since the server is strange
@@ -204,6 +206,13 @@ func (l *looper) postStatus(ctx context.Context) {
 	}
 }
 
+// told is the failure in the words that callers are told it by.
+func (l *looper) told() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.view.problem
+}
+
 // isBanned reports whether the server has last said so, in words or by refusing
 // an attestation since.
 func (l *looper) isBanned() bool {
@@ -230,7 +239,7 @@ func (l *looper) failed(err error, pause time.Duration) {
 	} else {
 		l.metrics.reachable.Set(0)
 	}
-	l.land(err)
+	l.land(l.told())
 	l.repeats++
 	what := "cannot go on yet, will try again"
 	if l.Unready() == nil {
@@ -274,8 +283,17 @@ func (l *looper) worked() {
 	})
 }
 
-// land ends the flight that callers of Sync wait for, if there is one.
-func (l *looper) land(err error) { l.landFlight(l.boarded(), err) }
+// land ends the flights that callers of Sync wait for: the one that a sync was
+// begun for, and the one that has gathered since.
+func (l *looper) land(err error) {
+	for _, f := range []*flight{l.aboard, l.boarded()} {
+		if f != nil {
+			f.err = err
+			close(f.done)
+		}
+	}
+	l.aboard = nil
+}
 
 // boarded takes the current flight: whoever asks from now on waits for the
 // next one.
@@ -287,24 +305,50 @@ func (l *looper) boarded() *flight {
 	return f
 }
 
-func (l *looper) landFlight(f *flight, err error) {
-	if f != nil {
-		f.err = err
-		close(f.done)
+// arrive ends the flight of a sync that was applied. Callers that it brought no
+// entry have the server asked again soon.
+func (l *looper) arrive() {
+	f := l.aboard
+	l.aboard = nil
+	if f == nil {
+		return
 	}
+	for _, selectors := range f.asked {
+		if l.registry.Matches(selectors) {
+			continue
+		}
+		l.mu.Lock()
+		l.chase.deny(selectorsKey(selectors), time.Now())
+		l.mu.Unlock()
+	}
+	close(f.done)
+}
+
+// afterSync is when the next sync is due.
+func (l *looper) afterSync(now time.Time) time.Time {
+	next := now.Add(spread(l.cfg.SyncInterval))
+	soon := now.Add(spread(chasePause))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !soon.Before(next) || !l.chase.on(soon) {
+		return next
+	}
+	if !l.chase.take(now, l.cfg.SyncInterval) {
+		l.chase.until = time.Time{} // nobody shall wait for it
+		return next
+	}
+	return soon
 }
 
 // sync brings entries, then bundles, in step with the server. They are two
 // transactions: a bundle that cannot be had holds no entry back.
 func (l *looper) sync(ctx context.Context) error {
-	f := l.boarded()
+	l.aboard = l.boarded()
 	start := time.Now()
 	entries, stats, err := l.client.Sync(ctx, l.registry.Entries())
 	if err != nil {
 		l.metrics.syncFailed.Inc()
-		err = l.denied(err)
-		l.landFlight(f, err)
-		return err
+		return l.denied(err)
 	}
 	changes := l.registry.Apply(registry.Update{Entries: entries, HasEntries: true})
 	l.metrics.entries.Set(float64(len(entries)))
@@ -315,7 +359,6 @@ func (l *looper) sync(ctx context.Context) error {
 		l.log.Warn("an entry cannot be used and is passed over", "problem", problem)
 	}
 	err = l.syncBundles(ctx, entries)
-	l.nextSync = time.Now().Add(spread(l.cfg.SyncInterval))
 	l.worked()
 	l.update(func(v *view) { v.synced, v.lastSync = true, time.Now() })
 	l.metrics.syncDuration.Since(start)
@@ -323,7 +366,8 @@ func (l *looper) sync(ctx context.Context) error {
 	if err != nil {
 		l.log.Warn("cannot refresh every bundle, will try again", "error", err)
 	}
-	l.landFlight(f, nil)
+	l.arrive()
+	l.nextSync = l.afterSync(time.Now())
 	return nil
 }
 

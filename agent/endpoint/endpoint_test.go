@@ -109,7 +109,7 @@ type fakeAgent struct {
 	onSync  func(context.Context) error
 }
 
-func (a *fakeAgent) Sync(ctx context.Context) error {
+func (a *fakeAgent) Sync(ctx context.Context, _ []attestor.Selector) error {
 	a.mu.Lock()
 	a.syncs++
 	f := a.onSync
