@@ -113,6 +113,7 @@ type looper struct {
 	mustAttest bool    // before anything else, though the SVID has not ended
 	inactive   bool    // the server called the SVID superseded when it last refused
 	lost       error   // why there is no SVID any more, nil if there is one or there never was
+	doubt      doubt   // about what one of several servers says
 	posted     bool    // the server knows the agent's version
 
 	firstTry  time.Time // to read the bootstrap bundle
@@ -345,11 +346,13 @@ func (l *looper) afterSync(now time.Time) time.Time {
 func (l *looper) sync(ctx context.Context) error {
 	l.aboard = l.boarded()
 	start := time.Now()
-	entries, stats, err := l.client.Sync(ctx, l.registry.Entries())
+	known := l.registry.Entries()
+	entries, stats, err := l.client.Sync(ctx, known)
 	if err != nil {
 		l.metrics.syncFailed.Inc()
 		return l.denied(err)
 	}
+	entries = l.doubt.settle(known, entries, stats.Server, l.cfg.SyncInterval, time.Now())
 	changes := l.registry.Apply(registry.Update{Entries: entries, HasEntries: true})
 	l.metrics.entries.Set(float64(len(entries)))
 	if changes != (registry.Changes{}) {

@@ -119,6 +119,7 @@ func (l *looper) startOver(ctx context.Context) error {
 		return err
 	}
 	l.abandon(before)
+	l.doubt = doubt{} // the entries are another server's, too
 	l.log.Warn("bootstrapped again: the server is another one than before", "server", l.cfg.Server, "spiffe_id", l.self.leaf.URIs[0].String())
 	return nil
 }
