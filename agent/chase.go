@@ -14,8 +14,9 @@ import (
 // the interval come out of one bucket.
 const (
 	// chaseFor and chasePause are for how long, and how often, the server is
-	// asked after a denial.
-	chaseFor, chasePause = 10 * time.Second, time.Second
+	// asked after a denial. A caller is held for a second (endpoint), so that one
+	// that calls again hears of the next answer.
+	chaseFor, chasePause = 10 * time.Second, 800 * time.Millisecond
 	// extraSyncs is how many syncs there may be at once beside those of the
 	// interval; another one comes with each interval. So in the long run
 	// callers make the agent ask the server twice as often as it does anyway.

@@ -36,8 +36,10 @@ const (
 	// while yet.
 	taintedPause = time.Minute
 	// signAtOnce is how many SVIDs are asked for before the first of them are
-	// given to those who wait.
-	signAtOnce = 500
+	// given to those who wait, and the agent looks what is more urgent by now.
+	// SPIRE Server signs 500 a second and holds back what is more, so that a
+	// turn of many takes half a second for each of these.
+	signAtOnce = 250
 )
 
 // jitter returns a number in [-1,1).
@@ -102,8 +104,11 @@ func (a *Agent) loop(ctx context.Context) error {
 type looper struct {
 	*Agent
 	self      self
-	nextSync  time.Time
+	nextSync  time.Time                                 // of entries
+	lastSync  time.Time                                 // began then
+	bundlesAt time.Time                                 // from when the bundles are fetched with the entries
 	left      time.Time                                 // when an SVID of a tainted authority was last renewed for that
+	wanted    map[spiffeid.TrustDomain]bool             // that bundles were last fetched of
 	federated map[spiffeid.TrustDomain]*registry.Bundle // as last applied
 	empty     map[spiffeid.TrustDomain]bool             // federated bundles without authorities, which the log was told of
 	problem   string                                    // the failure last logged, so that it is logged once
@@ -347,9 +352,13 @@ func (l *looper) sync(ctx context.Context) error {
 	l.aboard = l.boarded()
 	start := time.Now()
 	known := l.registry.Entries()
+	l.lastSync = start
 	entries, stats, err := l.client.Sync(ctx, known)
 	if err != nil {
 		l.metrics.syncFailed.Inc()
+		if spire.Answered(err) { // the bundles may be had all the same
+			err = errors.Join(err, l.syncBundles(ctx, known))
+		}
 		return l.denied(err)
 	}
 	entries = l.doubt.settle(known, entries, stats.Server, l.cfg.SyncInterval, time.Now())
@@ -361,41 +370,82 @@ func (l *looper) sync(ctx context.Context) error {
 	for _, problem := range stats.Malformed {
 		l.log.Warn("an entry cannot be used and is passed over", "problem", problem)
 	}
-	err = l.syncBundles(ctx, entries)
+	if err := l.syncBundles(ctx, entries); err != nil {
+		l.log.Warn("cannot refresh every bundle, will try again", "error", err)
+	}
 	l.worked()
 	l.update(func(v *view) { v.synced, v.lastSync = true, time.Now() })
 	l.metrics.syncDuration.Since(start)
 	l.metrics.syncOK.Inc()
-	if err != nil {
-		l.log.Warn("cannot refresh every bundle, will try again", "error", err)
-	}
 	l.arrive()
 	l.nextSync = l.afterSync(time.Now())
 	return nil
 }
 
 // syncBundles refreshes the own bundle and those of the trust domains the
-// entries federate with. One that cannot be had just now stays as it was.
+// entries federate with, each by itself: one that cannot be had just now stays
+// as it was. Syncs that callers asked for leave it out, unless an entry
+// federates with a domain that none did before.
 func (l *looper) syncBundles(ctx context.Context, entries []registry.Entry) error {
-	own, err := l.client.Bundle(ctx)
-	if err != nil {
-		return l.denied(err)
-	}
 	wanted := map[spiffeid.TrustDomain]bool{}
 	for i := range entries {
 		for _, td := range entries[i].FederatesWith {
 			wanted[td] = true
 		}
 	}
+	now := time.Now()
+	if now.Before(l.bundlesAt) && !lacks(l.wanted, wanted) {
+		return nil
+	}
+	l.bundlesAt, l.wanted = now.Add(l.cfg.SyncInterval*8/10), wanted // before the next sync of the interval, early as it may be
+	own, err := l.client.Bundle(ctx)
+	if err != nil {
+		if err = l.denied(err); !spire.Answered(err) {
+			return err // nor will it answer for the others
+		}
+	}
+	federated, problem := l.federatedBundles(ctx, wanted)
+	l.federated = federated
+	update := registry.Update{Federated: federated, HasFederated: true}
+	if own != nil {
+		update.Bundle = l.withAbandoned(own)
+	}
+	l.registry.Apply(update)
+	if own != nil {
+		l.leaveTainted(own)
+		problem = errors.Join(problem, l.keepBundle(own))
+	}
+	return errors.Join(err, problem)
+}
+
+// lacks reports whether some of wanted are not among had.
+func lacks(had, wanted map[spiffeid.TrustDomain]bool) bool {
+	for td := range wanted {
+		if !had[td] {
+			return true
+		}
+	}
+	return false
+}
+
+// federatedBundles fetches the bundles of other trust domains, and keeps those
+// it had where it cannot. After the first call that the server does not answer
+// it makes no other.
+func (l *looper) federatedBundles(ctx context.Context, wanted map[spiffeid.TrustDomain]bool) (map[spiffeid.TrustDomain]*registry.Bundle, error) {
 	federated := make(map[spiffeid.TrustDomain]*registry.Bundle, len(wanted))
 	empty := map[spiffeid.TrustDomain]bool{}
 	var problems error
+	away := false
 	for td := range wanted {
-		b, err := l.client.FederatedBundle(ctx, td)
+		var b *registry.Bundle
+		var err error
+		if !away {
+			b, err = l.client.FederatedBundle(ctx, td)
+		}
 		switch {
-		case err == nil && len(b.X509)+len(b.JWTKeys) > 0:
+		case b != nil && len(b.X509)+len(b.JWTKeys) > 0:
 			federated[td] = b
-		case err == nil: // clients cannot read a bundle without authorities
+		case b != nil: // clients cannot read a bundle without authorities
 			if !l.empty[td] {
 				l.log.Warn("a federated bundle has no authority in it and is left out", "trust_domain", td.Name())
 			}
@@ -403,24 +453,27 @@ func (l *looper) syncBundles(ctx context.Context, entries []registry.Entry) erro
 		case errors.Is(err, spire.ErrNotFound): // the server has no bundle of it (any more)
 		default:
 			problems = errors.Join(problems, err)
+			away = away || !spire.Answered(err)
 			if old := l.federated[td]; old != nil {
 				federated[td] = old
 			}
 		}
 	}
-	l.federated, l.empty = federated, empty
-	l.registry.Apply(registry.Update{Bundle: l.withAbandoned(own), Federated: federated, HasFederated: true})
-	l.leaveTainted(own)
-	return errors.Join(problems, l.keepBundle(own))
+	l.empty = empty
+	return federated, problems
 }
 
 // sign has the server sign what is due, most urgent first, a batch at a time
-// so that the first callers do not wait for the last.
+// so that the first callers do not wait for the last. Where a turn takes long,
+// it ends between two batches for what is due beside it.
 func (l *looper) sign(ctx context.Context) error {
 	done := map[string]bool{} // once a pass, whatever the answer
 	for ctx.Err() == nil {
 		due := slices.DeleteFunc(l.registry.Due(time.Now()), func(e registry.Entry) bool { return done[e.ID] })
 		if len(due) == 0 {
+			return nil
+		}
+		if len(done) > 0 && l.otherDue(time.Now()) {
 			return nil
 		}
 		due = due[:min(len(due), signAtOnce)]
@@ -434,4 +487,14 @@ func (l *looper) sign(ctx context.Context) error {
 		l.registry.Apply(update)
 	}
 	return ctx.Err()
+}
+
+// otherDue reports whether the loop has something to do beside signing: a sync,
+// whether of the interval or because somebody waits for it, or a renewal.
+func (l *looper) otherDue(now time.Time) bool {
+	if len(l.wake) > 0 && now.Sub(l.lastSync) >= askPause {
+		<-l.wake // the loop alone takes from it
+		l.nextSync = now
+	}
+	return !now.Before(l.nextSync) || !now.Before(l.self.renewAt)
 }

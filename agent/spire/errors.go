@@ -262,6 +262,14 @@ func badAnswer(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrBadAnswer, fmt.Errorf(format, args...))
 }
 
+// Answered reports whether a call failed by the server's answer to it, so that
+// another call may succeed: the server was reached and is the one it should be,
+// and it has nothing against the agent.
+func Answered(err error) bool {
+	var failed *CallError
+	return errors.As(err, &failed) && failed.Code != codes.Unavailable && failed.Code != codes.DeadlineExceeded && !errors.Is(err, ErrClosed)
+}
+
 // Advice says, to a person who sees err, what to do about it; "" where this
 // package knows nothing better than the error itself.
 func Advice(err error) string {
