@@ -265,10 +265,16 @@ func (l *looper) newKey(ctx context.Context) (keys.Key, []byte, error) {
 	return key, csr, err
 }
 
-// keep writes s to disk, adopts it, and forgets the keys before it.
+// keep writes s to disk, adopts it, and forgets the keys before it. Where s
+// cannot be written, what was before stays in force, unless the server does not
+// take that any more: it does not once a node has attested again, which such a
+// node can do whenever it starts.
 func (l *looper) keep(ctx context.Context, s state, key keys.Key) error {
 	if err := l.dir.store(s); err != nil {
-		return err
+		if !s.Reattestable {
+			return err
+		}
+		l.log.Error("the agent's SVID is held in memory alone, and will be attested for anew at the next start", "error", err)
 	}
 	if err := l.adopt(s, key); err != nil {
 		return fmt.Errorf("take up the SVID the server sent: %w", err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/agent/registry"
 	"github.com/narthex-id/narthex/agent/spire"
 	"github.com/narthex-id/narthex/attestor"
@@ -118,6 +120,33 @@ func TestDenied(t *testing.T) {
 	}
 	if !mustReattest(denied(spire.AgentMustReattest)) || mustReattest(denied(spire.AgentExpired)) || mustReattest(nil) {
 		t.Error("which renewals are made by attesting")
+	}
+}
+
+// A disk that takes nothing costs no node its identity: one that renews keeps
+// the SVID that the server takes still, and one that has attested again, whose
+// SVID of before the server takes no more, holds the new one in memory.
+func TestKeepWithoutRoomOnDisk(t *testing.T) {
+	t.Parallel()
+	for _, reattestable := range []bool{false, true} {
+		l := newLooper(t, Config{Keys: keys.Memory()})
+		key, err := l.cfg.Keys.New(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour),
+			URIs: []*url.URL{spiffeid.RequireFromString("spiffe://example.test/spire/agent/a").URL()},
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.dir.path = filepath.Join(l.dir.path, "not", "there")
+		err = l.keep(t.Context(), state{KeyID: key.ID(), SVID: [][]byte{der}, Reattestable: reattestable}, key)
+		if (err == nil) != reattestable || (l.self.leaf != nil) != reattestable {
+			t.Errorf("attests again %t: %v, and holds %v", reattestable, err, l.self.leaf)
+		}
 	}
 }
 
