@@ -156,7 +156,7 @@ func (l *looper) attestTo(ctx context.Context, trust spire.Trust) error {
 		l.metrics.renewFailed.Inc()
 		err = fmt.Errorf("%w (node attestor %s)", err, l.cfg.Node.Type())
 		if l.lost != nil {
-			err = fmt.Errorf("%w; it has to attest because of %v", err, l.lost)
+			err = fmt.Errorf("%w; it has to attest because of %s", err, l.lost.Error()) // not wrapped: this attempt failed for err alone
 		}
 		err = l.denied(err)
 		if l.refused(err) {

@@ -19,16 +19,16 @@ import (
 	"github.com/narthex-id/narthex/agent/keys"
 )
 
-// writerDir tells the test binary to be the process that is killed, and where it
-// writes.
-const writerDir = "NARTHEX_TEST_WRITER_DIR"
+// asWriter tells the test binary to be the process that is killed. It writes where
+// it is.
+const asWriter = "NARTHEX_TEST_WRITER"
 
 // TestKilledWhileItWrites kills a process that does nothing but renew an SVID on
 // disk, in the middle of whatever it does. What is left is one SVID with its own
 // key, old or new, each time.
 func TestKilledWhileItWrites(t *testing.T) {
-	if dir := os.Getenv(writerDir); dir != "" {
-		renewWithoutEnd(t, dir)
+	if os.Getenv(asWriter) != "" {
+		renewWithoutEnd(t, ".")
 	}
 	t.Parallel()
 	dir := t.TempDir()
@@ -61,8 +61,12 @@ func TestKilledWhileItWrites(t *testing.T) {
 // killWriter runs the process for a moment and kills it.
 func killWriter(t *testing.T, dir string) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestKilledWhileItWrites$")
-	cmd.Env = append(os.Environ(), writerDir+"="+dir)
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "-test.run=^TestKilledWhileItWrites$")
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), asWriter+"=1")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

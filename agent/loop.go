@@ -267,7 +267,7 @@ func (l *looper) failed(err error, pause time.Duration) {
 func (l *looper) advice(err error) string {
 	if errors.Is(err, spire.ErrUnknownAuthority) && len(l.self.state.Bundle) > 0 && l.self.state.Strange.IsZero() {
 		return fmt.Sprintf("the bundle saved in %s is not the server's any more, and the file that agent.server.bundle names is read on first contact only: "+
-			"if the server was set up anew, stop the agent, remove %s and give it a new join token or certificate; if not, something else answers at %s",
+			"if the server was set up anew, stop the agent, remove %s and give it a new join token or certificate (agent.server.rebootstrap has a node that can attest again do the like by itself); if not, something else answers at %s",
 			l.dir.path, l.dir.path, l.cfg.Server)
 	}
 	return spire.Advice(err)
