@@ -378,54 +378,6 @@ func (l *looper) wipe() {
 	l.update(func(v *view) { v.synced = false })
 }
 
-// signBatch makes a key and a CSR for each entry and has them signed.
-func (l *looper) signBatch(ctx context.Context, due []registry.Entry) (registry.Update, error) {
-	signers := make([]crypto.Signer, len(due))
-	requests := make([]spire.SignRequest, len(due))
-	for i := range due {
-		key, err := keys.NewWorkloadKey(l.cfg.WorkloadKeyType)
-		if err != nil {
-			return registry.Update{}, fmt.Errorf("make a workload's key: %w", err)
-		}
-		csr, err := newCSR(key, due[i].SPIFFEID)
-		if err != nil {
-			return registry.Update{}, err
-		}
-		signers[i] = key
-		requests[i] = spire.SignRequest{EntryID: due[i].ID, SPIFFEID: due[i].SPIFFEID, CSR: csr}
-	}
-	signed, err := l.client.Sign(ctx, requests)
-	if err != nil {
-		return registry.Update{}, err
-	}
-	update := registry.Update{SVIDs: map[string]*registry.SVID{}, Failed: map[string]error{}, Retry: retryAt}
-	for i := range signed {
-		svid, err := (*registry.SVID)(nil), signed[i].Err
-		if err == nil {
-			svid, err = registry.NewSVID(signed[i].Chain, signers[i])
-		}
-		if now := time.Now(); err == nil && svid.NotAfter.Before(now.Add(shortest)) {
-			err = fmt.Errorf("it ends at %s and it is %s now: compare the clocks of this machine and of the server", svid.NotAfter, now)
-		}
-		if err != nil {
-			l.metrics.notRotated.Inc()
-			l.log.Warn("cannot have an SVID signed", "spiffe_id", due[i].SPIFFEID.String(), "entry_id", due[i].ID, "error", err)
-			update.Failed[due[i].ID] = err
-			continue
-		}
-		l.metrics.rotated.Inc()
-		update.SVIDs[due[i].ID] = svid
-	}
-	return update, nil
-}
-
-// retryAt is when an entry is signed again that the server has refused to
-// sign so many times in a row.
-func retryAt(failures int) time.Time {
-	wait := min(signRetry<<min(failures-1, 10), signRetryMax)
-	return time.Now().Add(spread(wait))
-}
-
 // newCSR makes a CSR. The server uses its key alone; the ID is there for
 // those who read its audit log.
 func newCSR(key crypto.Signer, id spiffeid.ID) ([]byte, error) {
