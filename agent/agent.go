@@ -19,7 +19,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -31,6 +30,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/narthex-id/narthex/agent/bootstrap"
 	"github.com/narthex-id/narthex/agent/endpoint"
 	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/agent/registry"
@@ -48,8 +48,9 @@ type Config struct {
 
 	Server             string // host:port of the SPIRE Server
 	RequirePQKEM       bool
-	InsecureBootstrap  bool                                               // trust whatever server answers first
-	BootstrapBundle    func(context.Context) ([]*x509.Certificate, error) // asked before each attestation without a saved bundle; may be nil with InsecureBootstrap
+	InsecureBootstrap  bool              // trust whatever server answers first
+	Bootstrap          *bootstrap.Source // asked before each attestation without a saved bundle; may be nil with InsecureBootstrap
+	Rebootstrap        Rebootstrap
 	Node               attestor.Node
 	Keys               keys.Store // default: in DataDir
 	WorkloadAttestors  []attestor.Workload
@@ -83,6 +84,7 @@ type Agent struct {
 	tokens   *tokens
 	wake     chan struct{} // holds one token when somebody waits for a sync
 	due      chan struct{} // holds one token when a watch has made signing due
+	renewed  chan struct{} // holds one token when the file of the bootstrap bundle has changed
 	turn     turn          // to speak to the server
 	stale    bool          // another agent had the lease since; whoever has the turn may touch it
 	warned   bool          // of another node attestor; touched by CouldBegin, then by the loop
@@ -90,6 +92,7 @@ type Agent struct {
 
 	mu     sync.Mutex // guards the following
 	flight *flight    // the sync that callers wait for, nil when none do
+	chase  chase      // what they make the agent ask
 	view   view       // what Status and Unready tell
 }
 
@@ -107,9 +110,15 @@ type view struct {
 
 // flight is one sync on behalf of all who asked before it began.
 type flight struct {
-	done chan struct{}
-	err  error
+	done  chan struct{}
+	err   error
+	asked [][]attestor.Selector // of those for whom it is made, maxAsked of them
 }
+
+// maxAsked bounds the callers whose selectors are held against what a sync
+// brought. There are seldom more than a few; the rest have the server asked
+// again when they call again.
+const maxAsked = 64
 
 // New takes the lease of the data directory, reads what an earlier run left
 // there and opens the Workload API socket, so that callers are answered from
@@ -154,6 +163,7 @@ func newAgent(cfg Config) (*Agent, error) {
 		metrics: newMetrics(cfg.Metrics),
 		wake:    make(chan struct{}, 1),
 		due:     make(chan struct{}, 1),
+		renewed: make(chan struct{}, 1),
 		turn:    turn{token: make(chan struct{}, 1)},
 		view:    view{problem: errNotAttested, since: time.Now()},
 	}
@@ -215,6 +225,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.server.Serve(ctx) })
 	g.Go(func() error { return a.loop(ctx) })
 	g.Go(func() error { return a.tokens.run(ctx) })
+	if a.cfg.Bootstrap != nil {
+		g.Go(func() error { a.cfg.Bootstrap.Follow(ctx, func() { poke(a.renewed) }); return nil })
+	}
 	for _, w := range a.cfg.WorkloadAttestors {
 		if r, ok := w.(attestor.Runner); ok {
 			g.Go(func() error { return r.Run(ctx) })
@@ -249,24 +262,47 @@ func poke(c chan struct{}) {
 
 // Sync implements endpoint.Agent: it returns once a sync that began after the
 // call has been applied, or with the reason why none was. All callers share
-// one sync, and there are at most two a second.
-func (a *Agent) Sync(ctx context.Context) error {
+// one sync, and there are at most two a second. A caller that was denied
+// lately, and one for which none is left (see chase), has nobody asked: what
+// is known is an interval old at most, and the answer is there at once or,
+// while the server is asked each second anyway, with that.
+func (a *Agent) Sync(ctx context.Context, selectors []attestor.Selector) error {
 	if err := a.Unready(); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	if a.flight == nil {
-		a.flight = &flight{done: make(chan struct{})}
+	f, err := a.board(selectors, time.Now())
+	if f == nil {
+		return err
 	}
-	f := a.flight
-	a.mu.Unlock()
-	poke(a.wake)
 	select {
 	case <-f.done:
 		return f.err
 	case <-ctx.Done():
 		return fmt.Errorf("wait for a sync with the server: %w", ctx.Err())
 	}
+}
+
+// board returns the sync to wait for: one that is asked for now, or the next of
+// those that are made anyway. Where neither comes soon it is nil, and the error
+// says why what is known may be old.
+func (a *Agent) board(selectors []attestor.Selector, now time.Time) (*flight, error) {
+	key := selectorsKey(selectors)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	asks := !a.chase.known(key, now) && a.chase.take(now, a.cfg.SyncInterval)
+	if !asks && !a.chase.on(now) {
+		return nil, a.view.problem
+	}
+	if a.flight == nil {
+		a.flight = &flight{done: make(chan struct{})}
+	}
+	if asks {
+		if len(a.flight.asked) < maxAsked {
+			a.flight.asked = append(a.flight.asked, selectors)
+		}
+		poke(a.wake)
+	}
+	return a.flight, nil
 }
 
 // Unready implements endpoint.Agent: nil once entries have been synced, else

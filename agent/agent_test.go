@@ -2,13 +2,12 @@ package agent_test
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/narthex-id/narthex/agent"
+	"github.com/narthex-id/narthex/agent/bootstrap"
 	"github.com/narthex-id/narthex/attestor"
 	"github.com/narthex-id/narthex/internal/devserver"
 	"github.com/narthex-id/narthex/internal/telemetry"
@@ -56,7 +56,6 @@ func newStage(t *testing.T, entries ...devserver.Entry) *stage {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	s := &stage{t: t, dir: dir}
 	s.startServer("127.0.0.1:0", entries...)
-	bundle := s.server.BundlePEM() // of later servers too: the CA is kept in dir
 	s.cfg = agent.Config{
 		TrustDomain:       td,
 		DataDir:           filepath.Join(dir, "data"),
@@ -68,10 +67,24 @@ func newStage(t *testing.T, entries ...devserver.Entry) *stage {
 		Socket:            filepath.Join(dir, "api.sock"),
 		Metrics:           telemetry.NewMetrics(),
 		Log:               hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Debug}),
-		BootstrapBundle:   func(context.Context) ([]*x509.Certificate, error) { return parsePEM(bundle) },
 	}
+	s.bundle(s.server.BundlePEM()) // of later servers too: the CA is kept in dir
 	s.cfg.SetMinPause(50 * time.Millisecond)
 	return s
+}
+
+// bundle writes the file by which the agent knows its server the first time.
+func (s *stage) bundle(content []byte) {
+	s.t.Helper()
+	file := filepath.Join(s.dir, "bundle.pem")
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	source, err := bootstrap.New(bootstrap.Config{TrustDomain: td, Server: s.server.Addr().String(), File: file})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.cfg.Bootstrap = source
 }
 
 func (s *stage) startServer(listen string, entries ...devserver.Entry) {
@@ -162,18 +175,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func parsePEM(data []byte) ([]*x509.Certificate, error) {
-	var certs []*x509.Certificate
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		certs = append(certs, cert)
-	}
-	return certs, nil
-}
-
 type testWriter struct{ t *testing.T }
 
 func (w testWriter) Write(p []byte) (int, error) {
@@ -207,9 +208,46 @@ func TestNewEntryIsUsableAtOnce(t *testing.T) {
 	if err := s.server.SetEntries([]devserver.Entry{entry("/late", time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.mustFetch().ID.Path(); got != "/late" {
-		t.Errorf("SVID of %s, want /late", got)
+	// On a busy machine, a caller may not be held for as long as a sync takes.
+	eventually(t, "the entry is of use", func() bool {
+		svid, err := s.fetch()
+		return err == nil && svid.ID.Path() == "/late"
+	})
+}
+
+// One after another, callers without an entry do not have the server asked: the
+// first has it asked at once and then each second for ten.
+func TestDeniedCallersDoNotLoadTheServer(t *testing.T) {
+	s := newStage(t)
+	s.cfg.SyncInterval = time.Hour
+	a, _ := s.start()
+	eventually(t, "the first sync", func() bool { return a.Unready() == nil })
+	start := time.Now()
+	const calls = 5
+	for range calls {
+		if _, err := s.fetch(); err == nil || !strings.Contains(err.Error(), "PermissionDenied") {
+			t.Fatalf("without entry: %v, want PermissionDenied", err)
+		}
 	}
+	// Nobody calls any more, and the entry is there when somebody does.
+	if err := s.server.SetEntries([]devserver.Entry{entry("/late", time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the entry", func() bool { return len(a.Status().Identities) == 1 })
+	took := time.Since(start)
+	if most := 3 + took.Seconds()*1.4; s.syncs() > most {
+		t.Errorf("%g syncs in %s, want %g at most", s.syncs(), took, most)
+	}
+}
+
+// syncs is how many syncs were successful.
+func (s *stage) syncs() (n float64) {
+	s.cfg.Metrics.Each(func(sample telemetry.Sample) {
+		if sample.Name == "narthex_sync_total" && slices.Equal(sample.LabelValues, []string{"ok"}) {
+			n = sample.Value
+		}
+	})
+	return n
 }
 
 func TestRestartGoesOnWithTheSavedSVID(t *testing.T) {
@@ -318,6 +356,21 @@ func TestServerAway(t *testing.T) {
 	if err := os.WriteFile(token.File, []byte(s.server.JoinToken()), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	s.mustFetch()
+}
+
+// An agent that waits for a bundle that is good does not wait out its pause.
+func TestBundleFileIsReplaced(t *testing.T) {
+	s := newStage(t, entry("/orders", time.Hour))
+	s.cfg.SetMinPause(10 * patience)
+	good := s.server.BundlePEM()
+	s.bundle([]byte("not yet"))
+	a, _ := s.start()
+	eventually(t, "the reason why nobody is answered", func() bool {
+		err := a.Unready()
+		return err != nil && strings.Contains(err.Error(), "no PEM certificate in it")
+	})
+	s.bundle(good)
 	s.mustFetch()
 }
 

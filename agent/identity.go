@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -141,6 +142,11 @@ func (l *looper) attest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return l.attestTo(ctx, trust)
+}
+
+// attestTo is attest with a server that is known by trust.
+func (l *looper) attestTo(ctx context.Context, trust spire.Trust) error {
 	key, csr, err := l.newKey(ctx)
 	if err != nil {
 		return err
@@ -148,7 +154,11 @@ func (l *looper) attest(ctx context.Context) error {
 	result, err := l.client.Attest(ctx, trust, l.cfg.Node, csr)
 	if err != nil {
 		l.metrics.renewFailed.Inc()
-		err = l.denied(fmt.Errorf("%w (node attestor %s)", err, l.cfg.Node.Type()))
+		err = fmt.Errorf("%w (node attestor %s)", err, l.cfg.Node.Type())
+		if l.lost != nil {
+			err = fmt.Errorf("%w; it has to attest because of %s", err, l.lost.Error()) // not wrapped: this attempt failed for err alone
+		}
+		err = l.denied(err)
 		if l.refused(err) {
 			// The server knows this node and does not want it: what it was
 			// given before is not served on.
@@ -171,7 +181,10 @@ func (l *looper) attest(ctx context.Context) error {
 	if err := l.keep(ctx, s, key); err != nil {
 		return err
 	}
-	l.nextSync = time.Time{}
+	if err := l.checkReattestable(); err != nil {
+		return err
+	}
+	l.nextSync, l.lost, l.posted = time.Time{}, nil, false
 	l.log.Info("attested", "attestor", l.cfg.Node.Type(), "spiffe_id", l.self.leaf.URIs[0].String(), "expires_at", l.self.leaf.NotAfter)
 	return nil
 }
@@ -197,6 +210,11 @@ func (l *looper) renew(ctx context.Context) error {
 			return err
 		}
 		chain, err := l.client.Renew(ctx, csr)
+		if mustReattest(err) {
+			l.log.Info("the server wants this node to attest again instead of renewing", "error", err)
+			l.self.state.Reattestable = true
+			return l.attest(ctx)
+		}
 		if err != nil {
 			l.metrics.renewFailed.Inc()
 			return l.denied(err)
@@ -229,11 +247,7 @@ func (l *looper) trust(ctx context.Context) (spire.Trust, error) {
 		l.log.Warn("insecure_bootstrap: the first server that answers is trusted, whoever it is; use agent.server.bundle outside of trials")
 		return spire.Trust{Insecure: true}, nil
 	}
-	roots, err := l.cfg.BootstrapBundle(ctx)
-	if err != nil {
-		return spire.Trust{}, fmt.Errorf("read the bootstrap bundle: %w", err)
-	}
-	return spire.Trust{Roots: roots}, nil
+	return l.bootstrap(ctx)
 }
 
 // newKey makes a key for the agent's next SVID, stored before it is used, and
@@ -251,10 +265,16 @@ func (l *looper) newKey(ctx context.Context) (keys.Key, []byte, error) {
 	return key, csr, err
 }
 
-// keep writes s to disk, adopts it, and forgets the keys before it.
+// keep writes s to disk, adopts it, and forgets the keys before it. Where s
+// cannot be written, what was before stays in force, unless the server does not
+// take that any more: it does not once a node has attested again, which such a
+// node can do whenever it starts.
 func (l *looper) keep(ctx context.Context, s state, key keys.Key) error {
 	if err := l.dir.store(s); err != nil {
-		return err
+		if !s.Reattestable {
+			return err
+		}
+		l.log.Error("the agent's SVID is held in memory alone, and will be attested for anew at the next start", "error", err)
 	}
 	if err := l.adopt(s, key); err != nil {
 		return fmt.Errorf("take up the SVID the server sent: %w", err)
@@ -306,29 +326,44 @@ func (s *self) signedByAny(authorities []string) bool {
 	})
 }
 
+// mustReattest reports whether a renewal was refused because the node can attest
+// again. The SVID is as good as before.
+func mustReattest(err error) bool {
+	var d *spire.DeniedError
+	return errors.As(err, &d) && d.Reason == spire.AgentMustReattest && !d.Superseded
+}
+
 // denied draws the consequences of a refusal of the agent itself and returns
 // the error to report.
 func (l *looper) denied(err error) error {
 	var d *spire.DeniedError
 	switch {
 	case errors.Is(err, spire.ErrIdentityRefused):
-		l.forget()
+		// The server says no more than that, and it may be one of several that
+		// is behind: the SVID is tried again should there be no other.
+		l.mustAttest = true
 		return err
-	case !errors.As(err, &d), d.Superseded, d.Reason == spire.Other:
+	case !errors.As(err, &d), d.Superseded, d.Reason == spire.Other, d.Reason == spire.AgentMustReattest:
 		return err
 	case d.Reason == spire.AgentBanned:
 		l.forget()
 		l.wipe()
+		l.lost = d
 		l.update(func(v *view) { v.banned = true })
 		return fmt.Errorf("%w: %w", errBanned, err)
+	case d.Reason == spire.AgentNotActive && !l.inactive:
+		// Of several servers, one may not have heard of a renewal yet.
+		l.inactive = true
+		return err
 	}
 	l.forget()
+	l.lost = d
 	return err
 }
 
 // forget drops the agent's SVID, so that the next step is to attest.
 func (l *looper) forget() {
-	l.self = self{state: state{TrustDomain: l.cfg.TrustDomain.Name(), Bundle: l.self.state.Bundle}}
+	l.self = self{state: state{TrustDomain: l.cfg.TrustDomain.Name(), Bundle: l.self.state.Bundle, Strange: l.self.state.Strange}}
 	l.client.SetIdentity(nil)
 	l.metrics.svidExpiry.Set(0)
 	l.update(func(v *view) { v.id, v.expires = spiffeid.ID{}, time.Time{} })
@@ -342,54 +377,6 @@ func (l *looper) wipe() {
 	l.registry.Apply(registry.Update{Wipe: true})
 	l.tokens.keep(nil, nil)
 	l.update(func(v *view) { v.synced = false })
-}
-
-// signBatch makes a key and a CSR for each entry and has them signed.
-func (l *looper) signBatch(ctx context.Context, due []registry.Entry) (registry.Update, error) {
-	signers := make([]crypto.Signer, len(due))
-	requests := make([]spire.SignRequest, len(due))
-	for i := range due {
-		key, err := keys.NewWorkloadKey(l.cfg.WorkloadKeyType)
-		if err != nil {
-			return registry.Update{}, fmt.Errorf("make a workload's key: %w", err)
-		}
-		csr, err := newCSR(key, due[i].SPIFFEID)
-		if err != nil {
-			return registry.Update{}, err
-		}
-		signers[i] = key
-		requests[i] = spire.SignRequest{EntryID: due[i].ID, SPIFFEID: due[i].SPIFFEID, CSR: csr}
-	}
-	signed, err := l.client.Sign(ctx, requests)
-	if err != nil {
-		return registry.Update{}, err
-	}
-	update := registry.Update{SVIDs: map[string]*registry.SVID{}, Failed: map[string]error{}, Retry: retryAt}
-	for i := range signed {
-		svid, err := (*registry.SVID)(nil), signed[i].Err
-		if err == nil {
-			svid, err = registry.NewSVID(signed[i].Chain, signers[i])
-		}
-		if now := time.Now(); err == nil && svid.NotAfter.Before(now.Add(shortest)) {
-			err = fmt.Errorf("it ends at %s and it is %s now: compare the clocks of this machine and of the server", svid.NotAfter, now)
-		}
-		if err != nil {
-			l.metrics.notRotated.Inc()
-			l.log.Warn("cannot have an SVID signed", "spiffe_id", due[i].SPIFFEID.String(), "entry_id", due[i].ID, "error", err)
-			update.Failed[due[i].ID] = err
-			continue
-		}
-		l.metrics.rotated.Inc()
-		update.SVIDs[due[i].ID] = svid
-	}
-	return update, nil
-}
-
-// retryAt is when an entry is signed again that the server has refused to
-// sign so many times in a row.
-func retryAt(failures int) time.Time {
-	wait := min(signRetry<<min(failures-1, 10), signRetryMax)
-	return time.Now().Add(spread(wait))
 }
 
 // newCSR makes a CSR. The server uses its key alone; the ID is there for
@@ -436,4 +423,8 @@ func equalCertificates(a, b [][]byte) bool {
 		}
 	}
 	return true
+}
+
+func containsCertificate(certs [][]byte, cert []byte) bool {
+	return slices.ContainsFunc(certs, func(c []byte) bool { return bytes.Equal(c, cert) })
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -36,8 +35,10 @@ const (
 	// while yet.
 	taintedPause = time.Minute
 	// signAtOnce is how many SVIDs are asked for before the first of them are
-	// given to those who wait.
-	signAtOnce = 500
+	// given to those who wait, and the agent looks what is more urgent by now.
+	// SPIRE Server signs 500 a second and holds back what is more, so that a
+	// turn of many takes half a second for each of these.
+	signAtOnce = 250
 )
 
 // jitter returns a number in [-1,1).
@@ -64,24 +65,32 @@ func (a *Agent) loop(ctx context.Context) error {
 	if err := l.restore(ctx); err != nil {
 		return err
 	}
+	if err := l.checkReattestable(); err != nil {
+		return err
+	}
 	pause := a.cfg.minPause
 	for l.begin(ctx) {
 		started := time.Now()
-		err := l.advance(ctx)
+		err := l.recognised(ctx, l.advance(ctx))
 		until := l.nextDue(time.Now())
 		switch {
 		case ctx.Err() != nil, errors.Is(err, errInterrupted):
+			l.land(err)
 			l.turn.end()
 			continue // what failed, failed because it is over
+		case errors.Is(err, errAttestsOnce):
+			l.land(err)
+			l.turn.end()
+			return err
 		case err == nil:
 			pause = a.cfg.minPause
 		default:
 			wait := pause + time.Duration(rand.Int64N(int64(pause)/2))
-			if errors.Is(err, errBanned) {
+			if l.isBanned() {
 				wait = spread(bannedPause)
 			}
 			l.failed(err, wait.Round(time.Millisecond))
-			until = time.Now().Add(wait)
+			until = l.notBefore(time.Now().Add(wait))
 			pause = min(2*pause, maxPause)
 		}
 		l.turn.end()
@@ -95,12 +104,27 @@ func (a *Agent) loop(ctx context.Context) error {
 type looper struct {
 	*Agent
 	self      self
-	nextSync  time.Time
+	nextSync  time.Time                                 // of entries
+	lastSync  time.Time                                 // began then
+	bundlesAt time.Time                                 // from when the bundles are fetched with the entries
 	left      time.Time                                 // when an SVID of a tainted authority was last renewed for that
+	wanted    map[spiffeid.TrustDomain]bool             // that bundles were last fetched of
 	federated map[spiffeid.TrustDomain]*registry.Bundle // as last applied
 	empty     map[spiffeid.TrustDomain]bool             // federated bundles without authorities, which the log was told of
 	problem   string                                    // the failure last logged, so that it is logged once
 	repeats   int
+
+	aboard     *flight // what the sync under way was begun for
+	mustAttest bool    // before anything else, though the SVID has not ended
+	inactive   bool    // the server called the SVID superseded when it last refused
+	lost       error   // why there is no SVID any more, nil if there is one or there never was
+	doubt      doubt   // about what one of several servers says
+	posted     bool    // the server knows the agent's version
+
+	firstTry  time.Time // to read the bootstrap bundle
+	tries     int       // likewise, since then or since the server is strange
+	abandoned []string  // subject key IDs, hexadecimal, of authorities given up by bootstrapping again
+	saidOnce  bool      // that the node cannot attest again
 }
 
 // sleep waits until the given time, or until somebody asks for a sync that
@@ -114,6 +138,8 @@ func (l *looper) sleep(ctx context.Context, last, until time.Time) {
 	case <-timer.C:
 		return
 	case <-l.due:
+		return
+	case <-l.renewed: // a server that is strange may be known by it
 		return
 	case <-l.wake:
 	}
@@ -144,7 +170,8 @@ func (l *looper) nextDue(now time.Time) time.Time {
 func (l *looper) advance(ctx context.Context) error {
 	now := time.Now()
 	switch {
-	case !l.self.valid(now):
+	case !l.self.valid(now) || l.mustAttest:
+		l.mustAttest = false
 		if err := l.attest(ctx); err != nil {
 			return err
 		}
@@ -163,10 +190,41 @@ func (l *looper) advance(ctx context.Context) error {
 	if err == nil {
 		err = l.sign(soft)
 	}
+	if err == nil {
+		l.postStatus(soft) // last: nobody waits for it
+	}
 	if soft.Err() != nil && ctx.Err() == nil {
 		return errInterrupted
 	}
 	return err
+}
+
+// postStatus tells the server the agent's version, once after each attestation
+// and each start, and hence after each upgrade. The server does nothing else
+// with it, and older ones have no such call: a failure changes nothing.
+func (l *looper) postStatus(ctx context.Context) {
+	if l.posted {
+		return
+	}
+	l.posted = true
+	if err := l.client.PostStatus(ctx, l.cfg.Version); err != nil {
+		l.log.Debug("the server does not take the agent's version", "error", err)
+	}
+}
+
+// told is the failure in the words that callers are told it by.
+func (l *looper) told() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.view.problem
+}
+
+// isBanned reports whether the server has last said so, in words or by refusing
+// an attestation since.
+func (l *looper) isBanned() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.view.banned
 }
 
 // failed tells callers and the log why the loop cannot go on. One failure is
@@ -187,7 +245,7 @@ func (l *looper) failed(err error, pause time.Duration) {
 	} else {
 		l.metrics.reachable.Set(0)
 	}
-	l.land(err)
+	l.land(l.told())
 	l.repeats++
 	what := "cannot go on yet, will try again"
 	if l.Unready() == nil {
@@ -207,9 +265,9 @@ func (l *looper) failed(err error, pause time.Duration) {
 
 // advice says what a person can do about a failure.
 func (l *looper) advice(err error) string {
-	if errors.Is(err, spire.ErrUnknownAuthority) && len(l.self.state.Bundle) > 0 {
+	if errors.Is(err, spire.ErrUnknownAuthority) && len(l.self.state.Bundle) > 0 && l.self.state.Strange.IsZero() {
 		return fmt.Sprintf("the bundle saved in %s is not the server's any more, and the file that agent.server.bundle names is read on first contact only: "+
-			"if the server was set up anew, stop the agent, remove %s and give it a new join token or certificate; if not, something else answers at %s",
+			"if the server was set up anew, stop the agent, remove %s and give it a new join token or certificate (agent.server.rebootstrap has a node that can attest again do the like by itself); if not, something else answers at %s",
 			l.dir.path, l.dir.path, l.cfg.Server)
 	}
 	return spire.Advice(err)
@@ -221,6 +279,7 @@ func (l *looper) worked() {
 		l.log.Info("the server answers again", "server", l.cfg.Server)
 		l.problem = ""
 	}
+	l.inactive = false
 	l.metrics.reachable.Set(1)
 	l.update(func(v *view) {
 		if !v.reachable {
@@ -228,121 +287,4 @@ func (l *looper) worked() {
 		}
 		v.problem, v.banned = nil, false
 	})
-}
-
-// land ends the flight that callers of Sync wait for, if there is one.
-func (l *looper) land(err error) { l.landFlight(l.boarded(), err) }
-
-// boarded takes the current flight: whoever asks from now on waits for the
-// next one.
-func (l *looper) boarded() *flight {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	f := l.flight
-	l.flight = nil
-	return f
-}
-
-func (l *looper) landFlight(f *flight, err error) {
-	if f != nil {
-		f.err = err
-		close(f.done)
-	}
-}
-
-// sync brings entries, then bundles, in step with the server. They are two
-// transactions: a bundle that cannot be had holds no entry back.
-func (l *looper) sync(ctx context.Context) error {
-	f := l.boarded()
-	start := time.Now()
-	entries, stats, err := l.client.Sync(ctx, l.registry.Entries())
-	if err != nil {
-		l.metrics.syncFailed.Inc()
-		err = l.denied(err)
-		l.landFlight(f, err)
-		return err
-	}
-	changes := l.registry.Apply(registry.Update{Entries: entries, HasEntries: true})
-	l.metrics.entries.Set(float64(len(entries)))
-	if changes != (registry.Changes{}) {
-		l.log.Info("entries changed", "added", changes.Added, "changed", changes.Changed, "removed", changes.Removed, "entries", len(entries))
-	}
-	for _, problem := range stats.Malformed {
-		l.log.Warn("an entry cannot be used and is passed over", "problem", problem)
-	}
-	l.tokens.keep(l.registry.Entries(), nil)
-	err = l.syncBundles(ctx, entries)
-	l.nextSync = time.Now().Add(spread(l.cfg.SyncInterval))
-	l.worked()
-	l.update(func(v *view) { v.synced, v.lastSync = true, time.Now() })
-	l.metrics.syncDuration.Since(start)
-	l.metrics.syncOK.Inc()
-	if err != nil {
-		l.log.Warn("cannot refresh every bundle, will try again", "error", err)
-	}
-	l.landFlight(f, nil)
-	return nil
-}
-
-// syncBundles refreshes the own bundle and those of the trust domains the
-// entries federate with. One that cannot be had just now stays as it was.
-func (l *looper) syncBundles(ctx context.Context, entries []registry.Entry) error {
-	own, err := l.client.Bundle(ctx)
-	if err != nil {
-		return l.denied(err)
-	}
-	wanted := map[spiffeid.TrustDomain]bool{}
-	for i := range entries {
-		for _, td := range entries[i].FederatesWith {
-			wanted[td] = true
-		}
-	}
-	federated := make(map[spiffeid.TrustDomain]*registry.Bundle, len(wanted))
-	empty := map[spiffeid.TrustDomain]bool{}
-	var problems error
-	for td := range wanted {
-		b, err := l.client.FederatedBundle(ctx, td)
-		switch {
-		case err == nil && len(b.X509)+len(b.JWTKeys) > 0:
-			federated[td] = b
-		case err == nil: // clients cannot read a bundle without authorities
-			if !l.empty[td] {
-				l.log.Warn("a federated bundle has no authority in it and is left out", "trust_domain", td.Name())
-			}
-			empty[td] = true
-		case errors.Is(err, spire.ErrNotFound): // the server has no bundle of it (any more)
-		default:
-			problems = errors.Join(problems, err)
-			if old := l.federated[td]; old != nil {
-				federated[td] = old
-			}
-		}
-	}
-	l.federated, l.empty = federated, empty
-	l.registry.Apply(registry.Update{Bundle: own, Federated: federated, HasFederated: true})
-	l.tokens.keep(l.registry.Entries(), own)
-	l.leaveTainted(own)
-	return errors.Join(problems, l.keepBundle(own))
-}
-
-// sign has the server sign what is due, most urgent first, a batch at a time
-// so that the first callers do not wait for the last.
-func (l *looper) sign(ctx context.Context) error {
-	done := map[string]bool{} // once a pass, whatever the answer
-	for ctx.Err() == nil {
-		due := slices.DeleteFunc(l.registry.Due(time.Now()), func(e registry.Entry) bool { return done[e.ID] })
-		if len(due) == 0 {
-			return nil
-		}
-		due = due[:min(len(due), signAtOnce)]
-		for i := range due {
-			done[due[i].ID] = true
-		}
-		update, err := l.signBatch(ctx, due)
-		if err != nil {
-			return l.denied(err)
-		}
-		l.registry.Apply(update)
-	}
-	return ctx.Err()
 }

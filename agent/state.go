@@ -22,6 +22,7 @@ import (
 const (
 	leaseFile = "lease"
 	stateFile = "agent.json"
+	stateTemp = stateFile + ".tmp-" // and a number: while it is written
 )
 
 // stateLimit bounds what is read of a state file: an SVID and a trust bundle
@@ -38,6 +39,7 @@ type state struct {
 	SVID         [][]byte  `json:"svid,omitempty"`   // DER, leaf first
 	Bundle       [][]byte  `json:"bundle,omitempty"` // DER
 	Reattestable bool      `json:"reattestable,omitempty"`
+	Strange      time.Time `json:"strange_since,omitzero"` // since when the server is not one of Bundle
 	Written      time.Time `json:"written"`
 }
 
@@ -233,8 +235,12 @@ func (d *dataDir) close() error {
 
 // load reads the state. A missing file is an empty state. A corrupt one is
 // set aside under another name, which the error (wrapping errCorruptState)
-// tells, and the state is empty.
+// tells, and the state is empty. What another run left unfinished is removed.
 func (d *dataDir) load(trustDomain string) (state, error) {
+	unfinished, _ := filepath.Glob(filepath.Join(d.path, stateTemp+"*")) // fails for bad patterns only
+	for _, path := range unfinished {
+		_ = os.Remove(path) // the next run finds it again
+	}
 	s, err := d.read(trustDomain)
 	if errors.Is(err, errCorruptState) {
 		err = d.setAside(err)
@@ -322,7 +328,7 @@ func (d *dataDir) store(s state) error {
 		return fmt.Errorf("write agent state: %w", err)
 	}
 	path := filepath.Join(d.path, stateFile)
-	tmp, err := os.CreateTemp(d.path, stateFile+".tmp-*") // 0600
+	tmp, err := os.CreateTemp(d.path, stateTemp+"*") // 0600
 	if err != nil {
 		return fmt.Errorf("write agent state: %w", err)
 	}

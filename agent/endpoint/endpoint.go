@@ -50,9 +50,12 @@ import (
 type Agent interface {
 	// Watch watches what a process with these selectors may have.
 	Watch(selectors []attestor.Selector) *registry.Watch
-	// Sync asks the server for changes now. Callers at the same time share
-	// one sync; it returns once that has been applied, or with ctx.
-	Sync(ctx context.Context) error
+	// Sync asks the server for changes on behalf of a caller with these
+	// selectors (sorted), to which no entry matches. Callers at the same time
+	// share one sync; it returns once that has been applied, or with ctx, and at
+	// once where what is known is new enough. Any other error is the reason why
+	// the server cannot be asked.
+	Sync(ctx context.Context, selectors []attestor.Selector) error
 	// Unready returns nil once entries are synced, else the reason a caller
 	// should read.
 	Unready() error

@@ -111,7 +111,7 @@ type fakeAgent struct {
 	onWIT   func(context.Context, *registry.Entry) (*registry.Token, time.Time, error)
 }
 
-func (a *fakeAgent) Sync(ctx context.Context) error {
+func (a *fakeAgent) Sync(ctx context.Context, _ []attestor.Selector) error {
 	a.mu.Lock()
 	a.syncs++
 	f := a.onSync

@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"slices"
@@ -246,9 +247,12 @@ func (c *caller) first(ctx context.Context, selectors []attestor.Selector) (*reg
 		case isDenied && !synced:
 			// A new watch tells what there is after the sync also where
 			// that is what there was.
+			known := c.watch.Selectors()
 			c.watch.Close()
-			synced, syncErr = true, s.sync(wait)
+			synced, syncErr = true, s.sync(wait, known)
 			c.watch = c.watchFor(selectors)
+		case isDenied && s.agent.Unready() == nil && away(syncErr):
+			return nil, status.Errorf(codes.Unavailable, "no registration entry that the agent knows of matches the caller, and the server cannot be asked for others now: %v", syncErr)
 		case isDenied && s.agent.Unready() == nil:
 			if err := c.deny(syncErr); !c.encoder.waits {
 				return nil, err
@@ -278,10 +282,17 @@ func firstWait(ctx context.Context) time.Duration {
 	return readyWait
 }
 
-func (s *Server) sync(ctx context.Context) error {
+func (s *Server) sync(ctx context.Context, selectors []attestor.Selector) error {
 	ctx, cancel := context.WithTimeout(ctx, syncWait)
 	defer cancel()
-	return s.agent.Sync(ctx)
+	return s.agent.Sync(ctx, selectors)
+}
+
+// away reports whether a sync failed because the server could not be asked:
+// then nobody knows that there is no entry. A server that is slow has been
+// asked a moment before.
+func away(syncErr error) bool {
+	return syncErr != nil && !errors.Is(syncErr, context.DeadlineExceeded) && !errors.Is(syncErr, context.Canceled)
 }
 
 // notReady is the answer to a caller who is to call again; view is the last

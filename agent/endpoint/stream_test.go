@@ -171,6 +171,38 @@ func TestNoEntry(t *testing.T) {
 	}
 }
 
+// Why a caller has nothing is one of three things, and it can tell which.
+func TestThreeAnswersToACallerWithoutEntry(t *testing.T) {
+	t.Parallel()
+	never := errors.New("the agent is starting and has not attested its node yet")
+	away := errors.New("sync entries: server spire:8081: unreachable (unreachable since 14:02:00)")
+	for name, test := range map[string]struct {
+		synced  bool
+		unready error
+		sync    error
+		code    codes.Code
+		say     string
+	}{
+		"not synced yet":  {false, never, never, codes.Unavailable, never.Error()},
+		"no entry":        {true, nil, nil, codes.PermissionDenied, "no registration entry matches the caller"},
+		"server away":     {true, nil, away, codes.Unavailable, "unreachable since 14:02:00"},
+		"banned":          {true, errors.New("banned"), away, codes.Unavailable, "the agent is not ready: banned"},
+		"server too slow": {true, nil, fmt.Errorf("wait: %w", context.DeadlineExceeded), codes.PermissionDenied, "no registration entry"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := serve(t)
+			f.agent.setUnready(test.unready)
+			f.agent.onSync = func(context.Context) error { return test.sync }
+			if test.synced {
+				f.agent.Apply(registry.Update{HasEntries: true})
+			}
+			_, err := f.fetch(testContext(t)).Recv()
+			wantCode(t, err, test.code, test.say)
+		})
+	}
+}
+
 func TestEntryComesWithSync(t *testing.T) {
 	f := serve(t)
 	f.agent.onSync = func(context.Context) error {

@@ -207,6 +207,15 @@ func (w *Watch) Early() {
 	w.early = true
 }
 
+// Matches tells whether any entry matches a caller with these selectors.
+func (r *Registry) Matches(selectors []attestor.Selector) bool {
+	w := r.Watch(selectors)
+	defer w.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(w.audience.matched) > 0
+}
+
 // Next returns what the caller may have. The first call returns at once if
 // the registry is not synced or nothing matches, and otherwise when each
 // matched entry is signed or has failed. A later call returns once the view

@@ -166,9 +166,19 @@ func (c *Client) attest(ctx context.Context, cn *conn, kind string, attempt atte
 			err = fmt.Errorf("%w: %s", ErrJoinToken, status.Convert(err).Message())
 			return nil, &CallError{Step: stepAttest, Address: c.address, Code: codes.InvalidArgument, err: err}
 		}
-		return nil, c.explain(ctx, stepAttest, cn, err)
+		return nil, banned(c.explain(ctx, stepAttest, cn, err))
 	}
 	return &Attestation{Chain: result.GetSvid().GetCertChain(), Reattestable: result.GetReattestable()}, nil
+}
+
+// banned gives the refusal of a banned agent its reason, which SPIRE Server tells
+// AttestAgent by words alone.
+func banned(err error) error {
+	var d *DeniedError
+	if errors.As(err, &d) && d.Reason == Other && strings.Contains(d.Message, "agent is banned") {
+		d.Reason = AgentBanned
+	}
+	return err
 }
 
 // attestAgent runs the stream of challenges and answers.

@@ -207,8 +207,12 @@ func TestAttestRefused(t *testing.T) {
 	}
 	answer = status.Error(codes.PermissionDenied, "failed to attest: agent is banned")
 	var no *DeniedError
-	if err := attest(token{}); !errors.As(err, &no) || no.Reason != Other || no.Superseded || no.Step != stepAttest {
+	if err := attest(token{}); !errors.As(err, &no) || no.Reason != AgentBanned || no.Superseded || no.Step != stepAttest {
 		t.Errorf("banned: got %v", err)
+	}
+	answer = status.Error(codes.PermissionDenied, "failed to attest: no")
+	if err := attest(token{}); !errors.As(err, &no) || no.Reason != Other {
+		t.Errorf("refused: got %v", err)
 	}
 	if err := attest(&advised{}); !errors.As(err, &no) || !strings.HasSuffix(err.Error(), "; look at the token") {
 		t.Errorf("refused with advice: got %v", err)

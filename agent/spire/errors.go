@@ -51,8 +51,8 @@ var (
 type Reason int
 
 const (
-	// Other is any denial without a reason: of AttestAgent, among them that
-	// of a banned agent; of the rest, a server's authorization policy.
+	// Other is any denial without a reason: of AttestAgent, what the server
+	// finds wrong with the node; of the rest, its authorization policy.
 	Other Reason = iota
 	// AgentExpired means that the SVID's time is over. Attest again.
 	AgentExpired
@@ -263,6 +263,14 @@ func deniedReason(st *status.Status) Reason {
 // badAnswer is an answer the API does not allow.
 func badAnswer(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrBadAnswer, fmt.Errorf(format, args...))
+}
+
+// Answered reports whether a call failed by the server's answer to it, so that
+// another call may succeed: the server was reached and is the one it should be,
+// and it has nothing against the agent.
+func Answered(err error) bool {
+	var failed *CallError
+	return errors.As(err, &failed) && failed.Code != codes.Unavailable && failed.Code != codes.DeadlineExceeded && !errors.Is(err, ErrClosed)
 }
 
 // Advice says, to a person who sees err, what to do about it; "" where this

@@ -150,9 +150,10 @@ type server struct {
 
 	moreIDs []string // in its certificate, beside id
 
-	addr string
-	grpc *grpc.Server
-	done chan struct{}
+	addr   string
+	serial string // of its certificate
+	grpc   *grpc.Server
+	done   chan struct{}
 
 	unpaged bool // has no SyncAuthorizedEntries
 
@@ -215,8 +216,12 @@ func (s *server) start(t testing.TB) *server {
 	if s.expired {
 		notAfter = time.Now().Add(-time.Minute)
 	}
+	cert := s.ca.signUntil(key.Public(), notAfter, append([]string{s.id}, s.moreIDs...)...)
+	if parsed, err := x509.ParseCertificate(cert); err == nil { // some tests make one that is none
+		s.serial = parsed.SerialNumber.Text(16)
+	}
 	config := &tls.Config{
-		Certificates: []tls.Certificate{{Certificate: [][]byte{s.ca.signUntil(key.Public(), notAfter, append([]string{s.id}, s.moreIDs...)...)}, PrivateKey: key}},
+		Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}},
 		ClientAuth:   tls.RequestClientCert,
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			s.begun.Add(1)

@@ -14,7 +14,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/narthex-id/narthex/agent/registry"
@@ -65,6 +68,10 @@ type SyncStats struct {
 	Malformed []error
 	// Unpaged says that the server is too old for SyncAuthorizedEntries.
 	Unpaged bool
+	// Server tells apart the servers that one name stands for: the serial
+	// number, hexadecimal, of the certificate of the one that answered. It has
+	// another one after each of its rotations.
+	Server string
 }
 
 // Sync returns the complete set of entries the server authorizes this agent
@@ -91,10 +98,12 @@ func (c *Client) Sync(ctx context.Context, known []registry.Entry) ([]registry.E
 		}
 		s = newSyncing(c.trustDomain, known)
 		s.stats.Unpaged = true
-		answer, err := client.GetAuthorizedEntries(ctx, &entryv1.GetAuthorizedEntriesRequest{OutputMask: entryMask})
+		var p peer.Peer
+		answer, err := client.GetAuthorizedEntries(ctx, &entryv1.GetAuthorizedEntriesRequest{OutputMask: entryMask}, grpc.Peer(&p))
 		if err != nil {
 			return err
 		}
+		s.stats.Server = serialOf(&p)
 		return s.takeAll(answer.GetEntries())
 	})
 	if err != nil {
@@ -138,6 +147,9 @@ func (s *syncing) stream(ctx context.Context, client entryv1.EntryClient) error 
 	if err != nil {
 		return err
 	}
+	if p, ok := peer.FromContext(stream.Context()); ok {
+		s.stats.Server = serialOf(p)
+	}
 	if len(answer.GetEntryRevisions()) == 0 {
 		return s.takePages(stream, answer, nil)
 	}
@@ -158,6 +170,15 @@ func (s *syncing) stream(ctx context.Context, client entryv1.EntryClient) error 
 		}
 	}
 	return nil
+}
+
+// serialOf is the serial number of the certificate of a server that was called.
+func serialOf(p *peer.Peer) string {
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return ""
+	}
+	return info.State.PeerCertificates[0].SerialNumber.Text(16)
 }
 
 type entryStream = entryv1.Entry_SyncAuthorizedEntriesClient

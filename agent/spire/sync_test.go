@@ -79,7 +79,7 @@ func TestSync(t *testing.T) {
 					t.Fatalf("%s: %v", what, err)
 				}
 				checkSame(t, got, entries)
-				want := SyncStats{Total: len(entries), Fetched: stale, Removed: removed}
+				want := SyncStats{Total: len(entries), Fetched: stale, Removed: removed, Server: s.serial}
 				if !paged() {
 					want.Fetched = len(entries)
 					stale = 0
@@ -139,6 +139,9 @@ func TestSyncUnpaged(t *testing.T) {
 			t.Fatal(err)
 		}
 		checkSame(t, got, entries)
+		if stats.Server != s.serial {
+			t.Errorf("server %s has answered, want %s", stats.Server, s.serial)
+		}
 		if !stats.Unpaged || stats.Fetched != n || stats.Removed != len(known)-len(got) && known != nil {
 			t.Errorf("stats %+v", stats)
 		}

@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -17,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/narthex-id/narthex/agent"
+	"github.com/narthex-id/narthex/agent/bootstrap"
 	"github.com/narthex-id/narthex/agent/endpoint"
 	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/attestor"
@@ -316,6 +314,7 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		Server:             string(c.Agent.Server.Address),
 		RequirePQKEM:       c.Agent.Server.RequirePQKEM,
 		InsecureBootstrap:  c.Agent.Server.InsecureBootstrap,
+		Rebootstrap:        agent.Rebootstrap{Mode: c.Agent.Server.Rebootstrap.Mode, Delay: time.Duration(c.Agent.Server.Rebootstrap.Delay)},
 		WorkloadKeyType:    c.Agent.SVID.KeyType,
 		SyncInterval:       time.Duration(c.Agent.Sync.Interval),
 		X509Cache:          c.Agent.SVID.X509Cache,
@@ -331,7 +330,15 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		Log:     log,
 	}
 	if b := c.Agent.Server.Bundle; b != nil {
-		out.BootstrapBundle = func(context.Context) ([]*x509.Certificate, error) { return readBundle(string(b.File)) }
+		source, err := bootstrap.New(bootstrap.Config{
+			TrustDomain: c.TrustDomain, Server: out.Server,
+			File: string(b.File), URL: b.URL, Socket: string(b.UnixSocket), Format: b.Format,
+			Log: log.Named("bootstrap"),
+		})
+		if err != nil {
+			return agent.Config{}, err
+		}
+		out.Bootstrap = source
 	}
 	switch n := c.Agent.NodeAttestor; {
 	case n.JoinToken != nil:
@@ -359,44 +366,6 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		out.WorkloadAttestors = append(out.WorkloadAttestors, k8s.New(cfg))
 	}
 	return out, nil
-}
-
-// bundleLimit bounds a bootstrap bundle: some hundred certificates.
-const bundleLimit = 1 << 20
-
-// readBundle reads the CA certificates of a PEM file.
-func readBundle(path string) ([]*x509.Certificate, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, bundleLimit+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > bundleLimit {
-		return nil, fmt.Errorf("%s: more than %d bytes", path, bundleLimit)
-	}
-	var certs []*x509.Certificate
-	for len(data) > 0 {
-		var block *pem.Block
-		if block, data = pem.Decode(data); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("%s: holds a PEM block %q; a bundle holds certificates only", path, block.Type)
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: certificate %d: %w", path, len(certs)+1, err)
-		}
-		certs = append(certs, cert)
-	}
-	if len(certs) == 0 {
-		return nil, fmt.Errorf("%s: no PEM certificate in it; write it with `spire-server bundle show`", path)
-	}
-	return certs, nil
 }
 
 // warn logs what a configuration allows and should not be relied on.

@@ -30,6 +30,8 @@ type node struct {
 	server   string // host:port
 	td       string
 	bundle   string // file
+	trust    string // YAML of the server's bundle, instead of that file
+	serving  string // further YAML of the server, "key: value" separated by commas
 	attestor string // YAML of node_attestor
 	cacheMax int
 	syncs    time.Duration
@@ -114,7 +116,14 @@ func (n *node) configure() {
 		line("trust_domain: %s", n.td)
 		line("data_dir: %s", n.dataDir())
 		line("agent:")
-		line("  server: {address: %q, bundle: {file: %s}}", n.server, n.bundle)
+		trust, more := n.trust, n.serving
+		if trust == "" {
+			trust = "{file: " + n.bundle + "}"
+		}
+		if more != "" {
+			more = ", " + more
+		}
+		line("  server: {address: %q, bundle: %s%s}", n.server, trust, more)
 		line("  node_attestor: {%s}", n.attestor)
 		line("  workload_api: {socket: %s}", n.api)
 		line("  sync: {interval: %s}", n.syncs)

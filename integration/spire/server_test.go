@@ -7,6 +7,8 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -43,6 +45,7 @@ type server struct {
 	socket  string // for administrators
 	nodes   *authority
 	conn    *grpc.ClientConn
+	env     []string // beside the test's own
 }
 
 const serverConf = `
@@ -106,7 +109,8 @@ func (s *server) conf() string { return filepath.Join(s.dir, "server.conf") }
 // start starts the server, for the first time or again.
 func (s *server) start() {
 	s.t.Helper()
-	s.Process = stage.Start(s.t, "spire-server "+s.td.Name(), filepath.Join(tools, "spire-server"), []string{"run", "-config", s.conf()})
+	s.Process = stage.Start(s.t, "spire-server "+s.td.Name(), filepath.Join(tools, "spire-server"), []string{"run", "-config", s.conf()},
+		func(cmd *exec.Cmd) { cmd.Env = append(os.Environ(), s.env...) })
 	stage.Eventually(s.t, stage.Soon, "spire-server answers", func() error {
 		if err := s.Alive(); err != nil {
 			return err
@@ -120,6 +124,25 @@ func (s *server) start() {
 		}
 		return c.Close()
 	})
+}
+
+// anew stops the server and sets up another one in its place, with the same
+// name and address and nothing else of it.
+func (s *server) anew() {
+	s.t.Helper()
+	s.Stop()
+	for _, pattern := range []string{"datastore.sqlite3*", "keys.json", "journal.pem"} {
+		files, err := filepath.Glob(filepath.Join(s.dir, pattern))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, file := range files {
+			if err := os.Remove(file); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
+	s.start()
 }
 
 // cli runs the spire-server command.

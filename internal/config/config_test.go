@@ -21,7 +21,8 @@ fips: true
 agent:
   server:
     address: spire-server:8081
-    bundle: {file: bundle.crt}
+    bundle: {file: bundle.crt, format: spiffe}
+    rebootstrap: {mode: always, delay: 1m}
     require_pq_kem: true
   node_attestor:
     x509pop: {key: node.key, certificate: /etc/node.crt}
@@ -85,7 +86,10 @@ func TestParseReadsEveryKey(t *testing.T) {
 		DataDir:     "/srv/narthex",
 		FIPS:        true,
 		Agent: &Agent{
-			Server:            Server{Address: "spire-server:8081", Bundle: &ServerBundle{File: "/etc/narthex/bundle.crt"}, RequirePQKEM: true},
+			Server: Server{
+				Address: "spire-server:8081", Bundle: &ServerBundle{File: "/etc/narthex/bundle.crt", Format: "spiffe"},
+				Rebootstrap: Rebootstrap{Mode: "always", Delay: Duration(time.Minute)}, RequirePQKEM: true,
+			},
 			NodeAttestor:      NodeAttestor{X509PoP: &X509PoP{Key: "/etc/narthex/node.key", Certificate: "/etc/node.crt"}},
 			KeyManager:        KeyManager{Memory: &Empty{}},
 			WorkloadAttestors: WorkloadAttestors{Unix: &UnixAttestor{DiscoverWorkloadPath: true, WorkloadSizeLimit: -1}},

@@ -68,17 +68,35 @@ type Server struct {
 	// host:port of the server. A name is resolved again when the connection breaks; several addresses are used in turn.
 	Address Address `yaml:"address" required:"true" example:"spire-server:8081"`
 	// The certificates that authenticate the server the first time. Later the bundle in data_dir is used, which the server keeps current.
-	Bundle *ServerBundle `yaml:"bundle" oneof:"true"`
+	Bundle *ServerBundle `yaml:"bundle"`
+	// What to do about a server that the bundle in data_dir does not authenticate any more.
+	Rebootstrap Rebootstrap `yaml:"rebootstrap"`
 	// Trusts whoever answers the first time. For trying things out: an attacker on the path becomes the server.
 	InsecureBootstrap bool `yaml:"insecure_bootstrap" default:"false"`
 	// Refuses a server that does not offer a post-quantum key exchange (X25519MLKEM768).
 	RequirePQKEM bool `yaml:"require_pq_kem" default:"false"`
 }
 
-// ServerBundle says where the bootstrap bundle is. Exactly one key.
+// ServerBundle says where the bootstrap bundle is: file, url or unix_socket. It
+// is read at each attempt, 1 MiB at most, within 10 s.
 type ServerBundle struct {
-	// A PEM file of CA certificates, as `spire-server bundle show` prints it.
+	// A file of CA certificates. An agent that waits for a good one goes on when it is replaced.
 	File File `yaml:"file" example:"/run/spire/bundle.crt"`
+	// An https:// address to download it from, whose certificate the system's authorities must have signed. With unix_socket: an http:// address that is asked for there.
+	URL string `yaml:"url" example:"https://trust.example.org/bundle.crt"`
+	// A Unix socket on which HTTP is spoken. Who answers is told by parameters of the address what the bundle is for, as by spire-agent.
+	UnixSocket Socket `yaml:"unix_socket" example:"/run/spire/bundle.sock"`
+	// What it is: pem (as `spire-server bundle show` prints it) or spiffe (a JWK set: `-format spiffe`).
+	Format string `yaml:"format" default:"pem" enum:"pem|spiffe"`
+}
+
+// Rebootstrap says when the agent forgets the bundle in data_dir and its SVID,
+// and begins again with agent.server.bundle.
+type Rebootstrap struct {
+	// never; auto: where the node can attest again; always: as auto, and the agent ends where it cannot.
+	Mode string `yaml:"mode" default:"never" enum:"never|auto|always"`
+	// For how long no server must have been authenticated by the bundle in data_dir. Whoever can be in the server's place for so long, and can change what agent.server.bundle names, becomes the server.
+	Delay Duration `yaml:"delay" default:"10m" min:"0s" max:"8760h"`
 }
 
 // NodeAttestor holds exactly one kind.

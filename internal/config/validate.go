@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+	"maps"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -111,12 +113,7 @@ func (c *Config) shareSocket() {
 const defaultSocket = "/run/narthex/public/api.sock"
 
 func (a *Agent) validate(f *findings) {
-	switch s := a.Server; {
-	case s.Bundle != nil && s.InsecureBootstrap:
-		f.addf("agent.server.insecure_bootstrap", "cannot be true beside agent.server.bundle; keep the bundle")
-	case s.Bundle == nil && !s.InsecureBootstrap && !f.isBad("agent.server.bundle") && !f.isBad("agent.server.insecure_bootstrap"):
-		f.addf("agent.server", "needs bundle: {file: …}, to know the server the first time; to try things out, insecure_bootstrap: true")
-	}
+	a.Server.validate(f, a.NodeAttestor.JoinToken != nil)
 	needHost(f, "agent.server.address", a.Server.Address, "the server")
 	if t := a.NodeAttestor.JoinToken; t != nil {
 		const key = "agent.node_attestor.join_token"
@@ -157,6 +154,60 @@ func (s *SDS) validate(f *findings) {
 			f.addf(n.key, "%.40q cannot be a resource's name: write one of at most %d bytes that is not * and no SPIFFE ID, which is served by itself", n.name, maxResourceName)
 		case slices.ContainsFunc(names[:i], func(o struct{ key, name string }) bool { return o.name == n.name }):
 			f.addf(n.key, "%.40q is the name of another resource in agent.sds", n.name)
+		}
+	}
+}
+
+// validate checks how the server is known; once says that the node can attest
+// only once.
+func (s *Server) validate(f *findings, once bool) {
+	switch {
+	case s.Bundle != nil && s.InsecureBootstrap:
+		f.addf("agent.server.insecure_bootstrap", "cannot be true beside agent.server.bundle; keep the bundle")
+	case s.Bundle != nil:
+		s.Bundle.validate(f)
+	case !s.InsecureBootstrap && !f.isBad("agent.server.bundle") && !f.isBad("agent.server.insecure_bootstrap"):
+		f.addf("agent.server", "needs bundle: {file: …}, to know the server the first time; to try things out, insecure_bootstrap: true")
+	}
+	const mode = "agent.server.rebootstrap.mode"
+	switch again := s.Rebootstrap.Mode; {
+	case again == "never" || f.isBad(mode):
+	case s.InsecureBootstrap:
+		f.addf(mode, "%s cannot stand beside insecure_bootstrap: any server would be believed again; use a bundle, or never", again)
+	case again == "always" && once:
+		f.addf(mode, "always needs a node attestor that can attest again, and a join token is good once; use auto or never")
+	}
+}
+
+func (b *ServerBundle) validate(f *findings) {
+	const key = "agent.server.bundle"
+	switch {
+	case f.isBad(key) || f.isBad(key+".file") || f.isBad(key+".url") || f.isBad(key+".unix_socket"):
+	case b.File == "" && b.URL == "" && b.UnixSocket == "":
+		f.addf(key, "needs file, url or unix_socket")
+	case b.File != "" && (b.URL != "" || b.UnixSocket != ""):
+		f.addf(key+".file", "stands alone; leave out url and unix_socket, or this")
+	case b.URL != "":
+		b.validateURL(f, key+".url")
+	}
+}
+
+func (b *ServerBundle) validateURL(f *findings, key string) {
+	u, err := url.Parse(b.URL)
+	switch {
+	case err != nil || u.Host == "":
+		f.addf(key, "%q is no URL with a host", b.URL)
+		return
+	case u.User != nil:
+		f.addf(key, "cannot have a user or a password in it, which logs would show")
+	case b.UnixSocket == "" && u.Scheme != "https":
+		f.addf(key, "%q does not begin with https://: whoever is on the way would choose the server that is believed", b.URL)
+	case b.UnixSocket != "" && u.Scheme != "http":
+		f.addf(key, "%q does not begin with http://, which is what is spoken at unix_socket", b.URL)
+	}
+	for _, name := range slices.Sorted(maps.Keys(u.Query())) {
+		if b.UnixSocket != "" && (strings.HasPrefix(name, "spiffe-") || strings.HasPrefix(name, "spire-")) {
+			f.addf(key, "has the parameter %q; names that begin with spiffe- and spire- are for what the agent adds", name)
 		}
 	}
 }

@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"hash/maphash"
+	"time"
+
+	"github.com/narthex-id/narthex/attestor"
+)
+
+// An entry is often made about when its workload starts. So a caller to which
+// none matches has the server asked at once, and after a denial each second
+// for a while: the entry is of use as soon as the server shows it. The
+// Workload API is open to every local user, so that all syncs beyond those of
+// the interval come out of one bucket.
+const (
+	// chaseFor and chasePause are for how long, and how often, the server is
+	// asked after a denial. A caller is held for a second (endpoint), so that one
+	// that calls again hears of the next answer.
+	chaseFor, chasePause = 10 * time.Second, 800 * time.Millisecond
+	// extraSyncs is how many syncs there may be at once beside those of the
+	// interval; another one comes with each interval. So in the long run
+	// callers make the agent ask the server twice as often as it does anyway.
+	extraSyncs = 20
+	// rememberDenial is for how long a caller's selectors are known to have been
+	// denied, since they last were: until then they have nobody asked.
+	rememberDenial = 10 * time.Minute
+	// maxDenied bounds the sets of selectors that are remembered. Further ones
+	// have nobody asked.
+	maxDenied = 4096
+)
+
+// chase is what callers without an entry make the agent ask the server. The
+// Agent's mutex guards it.
+type chase struct {
+	until time.Time // the server is asked each chasePause
+	// spent counts the extra syncs that did not come back yet, as of counted.
+	spent   float64
+	counted time.Time
+	denied  map[uint64]time.Time // by hash of the selectors: when last
+	sweepAt time.Time
+}
+
+// on reports whether the server is asked each chasePause.
+func (c *chase) on(now time.Time) bool { return now.Before(c.until) }
+
+// take takes an extra sync, if there is one; another comes back each interval.
+func (c *chase) take(now time.Time, interval time.Duration) bool {
+	c.spent = max(0, c.spent-now.Sub(c.counted).Seconds()/interval.Seconds())
+	c.counted = now
+	if c.spent+1 > extraSyncs {
+		return false
+	}
+	c.spent++
+	return true
+}
+
+// known reports whether a caller with these selectors was denied lately, which
+// counts anew from now on, or cannot be remembered.
+func (c *chase) known(key uint64, now time.Time) bool {
+	if _, there := c.denied[key]; there {
+		known := now.Sub(c.denied[key]) < rememberDenial
+		c.denied[key] = now
+		return known
+	}
+	if len(c.denied) >= maxDenied && now.After(c.sweepAt) {
+		for key, last := range c.denied {
+			if now.Sub(last) >= rememberDenial {
+				delete(c.denied, key)
+			}
+		}
+		c.sweepAt = now.Add(rememberDenial / 10)
+	}
+	return len(c.denied) >= maxDenied
+}
+
+// deny remembers a denial that a sync did not change, and begins to ask the
+// server each chasePause.
+func (c *chase) deny(key uint64, now time.Time) {
+	if c.denied == nil {
+		c.denied = map[uint64]time.Time{}
+	}
+	if len(c.denied) < maxDenied {
+		c.denied[key] = now
+	}
+	c.until = now.Add(chaseFor)
+}
+
+var selectorsSeed = maphash.MakeSeed()
+
+// selectorsKey is one number for one set of selectors, sorted as the registry
+// gives them.
+func selectorsKey(selectors []attestor.Selector) uint64 {
+	var h maphash.Hash
+	h.SetSeed(selectorsSeed)
+	for _, s := range selectors {
+		_, _ = h.WriteString(s.Type)
+		_ = h.WriteByte(0)
+		_, _ = h.WriteString(s.Value)
+		_ = h.WriteByte(0)
+	}
+	return h.Sum64()
+}

@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/narthex-id/narthex/agent/registry"
+	"github.com/narthex-id/narthex/attestor"
+)
+
+func TestExtraSyncsComeBackOneEachInterval(t *testing.T) {
+	t.Parallel()
+	const interval = 5 * time.Second
+	var c chase
+	now := time.Now()
+	takes := func(most int) (n int) {
+		for n < most && c.take(now, interval) {
+			n++
+		}
+		return n
+	}
+	for _, step := range []struct {
+		after time.Duration
+		want  int
+	}{{0, extraSyncs}, {interval - time.Millisecond, 0}, {time.Millisecond, 1}, {3 * interval, 3}, {time.Hour, extraSyncs}} {
+		now = now.Add(step.after)
+		if got := takes(100); got != step.want {
+			t.Errorf("%s later: %d extra syncs, want %d", step.after, got, step.want)
+		}
+	}
+}
+
+func TestDeniedSelectorsAreRemembered(t *testing.T) {
+	t.Parallel()
+	var c chase
+	now := time.Now()
+	if c.known(1, now) || c.on(now) {
+		t.Error("who never called is known")
+	}
+	c.deny(1, now)
+	if !c.on(now) || c.on(now.Add(chaseFor)) {
+		t.Errorf("the server is asked until %s", c.until)
+	}
+	for range 3 { // each call counts
+		now = now.Add(rememberDenial - time.Second)
+		if !c.known(1, now) {
+			t.Error("a caller that calls again and again is new")
+		}
+	}
+	if now = now.Add(rememberDenial); c.known(1, now) {
+		t.Error("a caller that was not seen for long is not new")
+	}
+
+	// A user that makes up selectors has nobody asked for long.
+	for key := range uint64(2 * maxDenied) {
+		if !c.known(key+10, now) {
+			c.deny(key+10, now)
+		}
+	}
+	if len(c.denied) > maxDenied || !c.known(1<<40, now) {
+		t.Errorf("%d are remembered, want %d and no more", len(c.denied), maxDenied)
+	}
+	if now = now.Add(2 * rememberDenial); c.known(1<<40, now) || len(c.denied) != 0 {
+		t.Errorf("%d are remembered long after", len(c.denied))
+	}
+}
+
+func TestSelectorsKey(t *testing.T) {
+	t.Parallel()
+	seen := map[uint64]string{}
+	for _, s := range [][]attestor.Selector{
+		nil,
+		{{Type: "a", Value: "b"}},
+		{{Type: "ab"}},
+		{{Type: "a", Value: "b"}, {Type: "c", Value: "d"}},
+		{{Type: "a", Value: "b:c:d"}},
+	} {
+		key := selectorsKey(s)
+		if other, there := seen[key]; there {
+			t.Errorf("%v has the key of %s", s, other)
+		}
+		seen[key] = fmt.Sprint(s)
+	}
+}
+
+// What a caller without an entry waits for, and what it has asked.
+func TestBoard(t *testing.T) {
+	t.Parallel()
+	caller := func(n int) []attestor.Selector {
+		return []attestor.Selector{{Type: "unix", Value: fmt.Sprint("uid:", n)}}
+	}
+	l := newLooper(t, Config{SyncInterval: 5 * time.Second})
+	l.wake = make(chan struct{}, 1)
+	now := time.Now()
+	board := func(n int) (*flight, bool) {
+		t.Helper()
+		f, err := l.board(caller(n), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-l.wake:
+			return f, true
+		default:
+			return f, false
+		}
+	}
+
+	first, woke := board(1)
+	if first == nil || !woke {
+		t.Fatal("a new caller does not have the server asked")
+	}
+	if second, woke := board(2); second != first || !woke {
+		t.Error("two callers do not share a sync")
+	}
+	l.aboard = l.boarded()
+	l.registry.Apply(registry.Update{HasEntries: true, Entries: []registry.Entry{{ID: "2", Selectors: caller(2)}}})
+	l.arrive()
+	select {
+	case <-first.done:
+	default:
+		t.Fatal("callers wait on after the sync")
+	}
+	if f, woke := board(1); f == nil || f == first || woke {
+		t.Error("a denied caller that calls again shall wait for the next sync and ask for none")
+	}
+	if at := l.afterSync(now); at.After(now.Add(2 * chasePause)) {
+		t.Errorf("after a denial the next sync is %s later", at.Sub(now))
+	}
+
+	now = now.Add(chaseFor + chasePause)
+	if at := l.afterSync(now); at.Before(now.Add(4 * time.Second)) {
+		t.Errorf("long after the denial the next sync is %s later", at.Sub(now))
+	}
+	l.land(nil)
+	if f, woke := board(1); f != nil || woke {
+		t.Error("a caller that was denied waits, or has the server asked, when none is asked soon")
+	}
+	l.view.problem = errors.New("server away since noon")
+	if _, err := l.board(caller(1), now); !errors.Is(err, l.view.problem) {
+		t.Errorf("while the server is away it is told %v", err)
+	}
+}
