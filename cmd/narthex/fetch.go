@@ -263,6 +263,9 @@ func (o *fetchOptions) once(cmd *cobra.Command, client *fetch.Client) error {
 		if files, err = o.names.Files(given); err != nil {
 			return err
 		}
+		if doubt := o.names.Doubt(given); doubt != "" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", cmd.CommandPath(), doubt)
+		}
 		dir, err := fileset.Open(o.write, o.fileOwner)
 		if err != nil {
 			return err

@@ -110,7 +110,11 @@ func (o *fetchOptions) follow(cmd *cobra.Command, client *fetch.Client) (err err
 		err := client.Watch(ctx, o.request, func(g *fetch.Given) {
 			trouble.over()
 			newest(given, g)
-		}, trouble.note)
+		}, func(err error) {
+			if ctx.Err() == nil {
+				trouble.note(err)
+			}
+		})
 		if ctx.Err() != nil {
 			return nil // it is us who end
 		}

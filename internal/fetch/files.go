@@ -87,6 +87,15 @@ func (n *Names) Files(g *Given) ([]fileset.File, error) {
 	return files, nil
 }
 
+// Doubt says that the files are of one identity of several that nobody has
+// chosen: the API's order may be another one tomorrow. Empty: there is none.
+func (n *Names) Doubt(g *Given) string {
+	if n.All || len(g.Identities) < 2 {
+		return ""
+	}
+	return fmt.Sprintf("%d identities were given, and the files are of the first, %s: name one by --id or --hint, or write --all", len(g.Identities), g.Identities[0].ID)
+}
+
 // plainName is what a hint has to look like to name a directory: a hint is any
 // text that somebody has registered.
 var plainName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$`)

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"reflect"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -40,12 +41,14 @@ type Follow struct {
 type following struct {
 	*Follow
 	last    *Given         // that came
+	inForce []fileset.File // that were put
 	want    []fileset.File // to be put; nil: what is last is in force
 	putAt   time.Time
 	quiet   time.Time // until then readers read
 	tellAt  time.Time // of the second attempt; zero: none
 	unswept bool
 	ends    time.Time // of the identity; zero: none, or said
+	doubt   string    // that was said
 }
 
 // Run takes what is given, each complete, until ctx ends.
@@ -118,12 +121,24 @@ func (s *following) take(g *Given) {
 	if s.Put == nil {
 		return
 	}
-	files, err := s.Names.Files(g)
-	if err != nil {
-		s.Log.Error("cannot make files of what was given; those before stay", "error", err)
-		return
+	if doubt := s.Names.Doubt(g); doubt != s.doubt {
+		if doubt != "" {
+			s.Log.Warn(doubt)
+		}
+		s.doubt = doubt
 	}
-	s.want, s.putAt = files, time.Time{}
+	if !s.Names.All && len(g.Identities) > 0 {
+		s.ends = g.Identities[0].NotAfter // of the one that is written
+	}
+	files, err := s.Names.Files(g)
+	switch {
+	case err != nil:
+		s.Log.Error("cannot make files of what was given; those before stay", "error", err)
+	case reflect.DeepEqual(files, s.inForce): // what has changed is not written
+		s.want = nil
+	default:
+		s.want, s.putAt = files, time.Time{}
+	}
 }
 
 // work does what is due.
@@ -156,8 +171,12 @@ func (s *following) put(ctx context.Context) {
 		s.putAt = time.Now().Add(s.Retry)
 		return
 	}
-	s.Log.Info("wrote new files", "files", len(s.want), "ends", s.last.Ends().Format(time.RFC3339))
-	s.want, s.tellAt, s.unswept = nil, time.Time{}, true
+	about := []any{"files", len(s.want)}
+	if !s.ends.IsZero() {
+		about = append(about, "ends", s.ends.UTC().Format(time.RFC3339))
+	}
+	s.Log.Info("wrote new files", about...)
+	s.inForce, s.want, s.tellAt, s.unswept = s.want, nil, time.Time{}, true
 	if err := s.tell(ctx); err != nil {
 		s.Log.Error("readers were not told of the new files", "error", err, "again_in", s.Retry)
 		s.tellAt = time.Now().Add(s.Retry)
