@@ -115,10 +115,13 @@ func (o *fetchOptions) follow(cmd *cobra.Command, client *fetch.Client) (err err
 				trouble.note(err)
 			}
 		})
-		if ctx.Err() != nil {
-			return nil // it is us who end
+		if errors.Is(err, context.Canceled) {
+			err = nil // it is us who end
 		}
-		return client.Explain(err)
+		if err != nil {
+			err = client.Explain(err)
+		}
+		return err
 	})
 	g.Go(func() error { f.Run(ctx, given); return nil })
 	g.Go(func() error { passSignals(ctx, child); stop(); return nil })

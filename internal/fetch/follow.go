@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"reflect"
 	"time"
 
@@ -189,8 +190,8 @@ func (s *following) tell(ctx context.Context) error {
 		err = s.Tell(ctx)
 	}
 	s.quiet = time.Now().Add(s.Settle)
-	if ctx.Err() != nil {
-		return nil // it is us who end
+	if errors.Is(ctx.Err(), context.Canceled) {
+		err = nil // it is us who end
 	}
 	return err
 }

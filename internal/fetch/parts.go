@@ -83,7 +83,7 @@ func (s *sheet) follow(ctx context.Context, p *part) error {
 		case err = <-ended:
 		case <-p.missing:
 			stop()
-			<-ended
+			_ = <-ended // that it was stopped
 			return nil
 		}
 		switch {
