@@ -49,24 +49,24 @@ type sheet struct {
 }
 
 func (c *Client) parts(s *sheet) []*part {
-	make := func(optional bool, watch func(context.Context, *part) error) *part {
+	one := func(optional bool, watch func(context.Context, *part) error) *part {
 		return &part{sheet: s, watch: watch, optional: optional, missing: make(chan struct{})}
 	}
-	jwtBundles := make(true, func(ctx context.Context, p *part) error { return c.api.WatchJWTBundles(ctx, p) })
-	witBundles := make(true, func(ctx context.Context, p *part) error { return c.api.WatchWITBundles(ctx, p) })
+	jwtBundles := one(true, func(ctx context.Context, p *part) error { return c.api.WatchJWTBundles(ctx, p) })
+	witBundles := one(true, func(ctx context.Context, p *part) error { return c.api.WatchWITBundles(ctx, p) })
 	switch s.request.Kind {
 	case X509:
-		return []*part{make(false, func(ctx context.Context, p *part) error { return c.api.WatchX509Context(ctx, p) })}
+		return []*part{one(false, func(ctx context.Context, p *part) error { return c.api.WatchX509Context(ctx, p) })}
 	case JWT:
-		return []*part{make(false, c.watchTokens), jwtBundles}
+		return []*part{one(false, c.watchTokens), jwtBundles}
 	case WIT:
 		id := ""
 		if !s.request.ID.IsZero() {
 			id = s.request.ID.String()
 		}
-		return []*part{make(false, func(ctx context.Context, p *part) error { return c.api.WatchWITSVIDs(ctx, p, id) }), witBundles}
+		return []*part{one(false, func(ctx context.Context, p *part) error { return c.api.WatchWITSVIDs(ctx, p, id) }), witBundles}
 	}
-	return []*part{make(false, func(ctx context.Context, p *part) error { return c.api.WatchX509Bundles(ctx, p) }), jwtBundles, witBundles}
+	return []*part{one(false, func(ctx context.Context, p *part) error { return c.api.WatchX509Bundles(ctx, p) }), jwtBundles, witBundles}
 }
 
 // follow watches a part until ctx ends or the API refuses it for good. A stream
@@ -83,8 +83,7 @@ func (s *sheet) follow(ctx context.Context, p *part) error {
 		case err = <-ended:
 		case <-p.missing:
 			stop()
-			_ = <-ended // that it was stopped
-			return nil
+			err = <-ended
 		}
 		switch {
 		case ctx.Err() != nil:
