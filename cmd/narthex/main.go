@@ -26,11 +26,13 @@ import (
 var version = "dev"
 
 // Exit codes. A command that tells good from bad (check) keeps 1 for findings
-// and 2 for a call it could not make sense of.
+// and 2 for a call it could not make sense of; one that asks somebody (fetch)
+// has 3 for no answer.
 const (
-	exitOK      = 0
-	exitFailure = 1
-	exitUsage   = 2
+	exitOK          = 0
+	exitFailure     = 1
+	exitUsage       = 2
+	exitUnavailable = 3
 )
 
 // exitError carries an exit code to main. What it has to say was said.
@@ -94,7 +96,7 @@ that rules name by SPIFFE ID.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		newDemo(), newRun(), newAgent(), newProxy(), newCSI(), newCheck(), newPolicy(),
-		newStatus(), newHealth(), newDevServer(), newVersion(),
+		newFetch(), newValidate(), newStatus(), newHealth(), newDevServer(), newVersion(),
 	)
 	checkArgs(root.Commands())
 	return root
