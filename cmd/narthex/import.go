@@ -43,13 +43,19 @@ cannot be read.`,
 		}
 		return pflag.NormalizedName(name)
 	})
+	for _, name := range []string{"dir", "data-dir"} {
+		if err := cmd.MarkFlagDirname(name); err != nil {
+			panic(err) // a flag that is not there: a mistake in the program
+		}
+	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o := importer.Options{DataDir: *dataDir}
-		unset := map[string]bool{}
 		if *expand {
 			o.Getenv = func(name string) string {
 				v, ok := os.LookupEnv(name)
-				unset[name] = !ok
+				if !ok {
+					fmt.Fprintf(cmd.ErrOrStderr(), "the variable %q is not set: its place is empty\n", name)
+				}
 				return v
 			}
 		}
@@ -59,13 +65,8 @@ cannot be read.`,
 		}
 		r, err := readAgentConf(cmd, args[0], o)
 		if err != nil {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s: import: %v\n", cmd.CommandPath(), err)
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", cmd.CommandPath(), err)
 			return exitError{exitUsage}
-		}
-		for name, is := range unset {
-			if is {
-				fmt.Fprintf(cmd.ErrOrStderr(), "the variable %q is not set: its place is empty\n", name)
-			}
 		}
 		return putImport(cmd, r, *output)
 	}
