@@ -237,8 +237,11 @@ func (t *TakeOver) alone(proc string) error {
 		return nil
 	}
 	dir, err := os.Stat(t.DataDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a node that never had one
+	}
 	if err != nil {
-		return nil // nor can it be read, which is said where it is
+		return fmt.Errorf("take over from spire-agent: %w", err)
 	}
 	pid, err := stockAgentOn(proc, t.DataDir, dir)
 	if err != nil {
