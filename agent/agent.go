@@ -53,6 +53,7 @@ type Config struct {
 	Rebootstrap        Rebootstrap
 	Node               attestor.Node
 	Keys               keys.Store // default: in DataDir
+	TakeOver           *TakeOver  // nil: no spire-agent was here before
 	WorkloadAttestors  []attestor.Workload
 	WorkloadKeyType    string        // ec-p256 (default), ec-p384, rsa-2048
 	SyncInterval       time.Duration // default 5 s, jittered by ±10 %
@@ -123,10 +124,14 @@ const maxAsked = 64
 // New takes the lease of the data directory, reads what an earlier run left
 // there and opens the Workload API socket, so that callers are answered from
 // the first moment. It speaks to no server. The error is a *HeldError where
-// another agent has the lease: see Successor.
+// another agent has the lease: see Successor; it tells of a spire-agent that runs
+// on what is to be taken over.
 func New(cfg Config) (*Agent, error) {
 	a, err := newAgent(cfg)
 	if err != nil {
+		return nil, err
+	}
+	if err := cfg.TakeOver.alone("/proc"); err != nil {
 		return nil, err
 	}
 	if err := a.dir.take(); err != nil {

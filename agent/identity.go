@@ -39,6 +39,8 @@ func (l *looper) restore(ctx context.Context) error {
 	if errors.Is(err, errCorruptState) {
 		l.log.Error("cannot take up the agent's identity and will attest anew", "error", err)
 		err = nil
+	} else if err == nil && s.Version == 0 { // there is none
+		s, err = l.takeOver(ctx)
 	}
 	if err != nil {
 		return err

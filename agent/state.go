@@ -273,10 +273,18 @@ func (d *dataDir) read(trustDomain string) (state, error) {
 }
 
 // readState returns the content of a state file that we have written: another
-// user's would name the server that is trusted. It follows no symbolic link, and
-// does not wait for a writer should the path be a pipe. The error wraps
-// errCorruptState where the file is too long.
+// user's would name the server that is trusted. The error wraps errCorruptState
+// where the file is too long.
 func readState(path string) ([]byte, error) {
+	return readOwn(path, 0o022, "no agent of this user has written it so: look at who could, then remove it and the agent will attest anew")
+}
+
+// readOwn returns the content of a file of ours, for which others have none of
+// the rights in shut; advice ends what is said of one that is otherwise. It
+// follows no symbolic link, and does not wait for a writer should the path be a
+// pipe. The error wraps errCorruptState where the file has more than stateLimit
+// bytes.
+func readOwn(path string, shut fs.FileMode, advice string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ELOOP) {
 		return nil, fmt.Errorf("%s is a symbolic link: put the file itself there, or remove the link and the agent will attest anew", path)
@@ -289,14 +297,15 @@ func readState(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	const advice = "no agent of this user has written it so: look at who could, then remove it and the agent will attest anew"
 	switch mode := info.Mode(); {
 	case !mode.IsRegular():
 		return nil, fmt.Errorf("%s is no regular file: %s", path, advice)
 	case owner(info) != os.Geteuid():
 		return nil, fmt.Errorf("%s belongs to user %d, not to user %d who runs this: %s", path, owner(info), os.Geteuid(), advice)
-	case mode.Perm()&0o022 != 0:
+	case mode.Perm()&0o022&shut != 0:
 		return nil, fmt.Errorf("%s can be written by others (mode %#o): %s", path, mode.Perm(), advice)
+	case mode.Perm()&shut != 0:
+		return nil, fmt.Errorf("%s can be read by others (mode %#o): %s", path, mode.Perm(), advice)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, stateLimit+1))
 	if err == nil && len(data) > stateLimit {

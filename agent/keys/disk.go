@@ -62,9 +62,16 @@ func (d *disk) New(ctx context.Context) (Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make key: %w", err)
 	}
+	return d.Adopt(ctx, signer)
+}
+
+func (d *disk) Adopt(ctx context.Context, signer crypto.Signer) (Key, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	der, err := x509.MarshalPKCS8PrivateKey(signer)
 	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
+		return nil, fmt.Errorf("save key: %w", err)
 	}
 	k := &key{id: newID(), signer: signer}
 	d.mu.Lock()

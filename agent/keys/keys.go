@@ -56,6 +56,14 @@ type Store interface {
 	Keep(ctx context.Context, ids ...string) error
 }
 
+// Adopter is a Store that takes in keys that were made elsewhere: Disk's does.
+type Adopter interface {
+	Store
+
+	// Adopt keeps a key under a new ID, with the promise of New.
+	Adopt(ctx context.Context, signer crypto.Signer) (Key, error)
+}
+
 // key is a Key whose private half is in this process's memory.
 type key struct {
 	id     string

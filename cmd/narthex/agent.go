@@ -353,6 +353,9 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 	if c.Agent.KeyManager.Memory != nil {
 		out.Keys = keys.Memory()
 	}
+	if t := c.Agent.TakeOver; t != nil {
+		out.TakeOver = &agent.TakeOver{DataDir: string(t.DataDir), Keys: string(t.Keys)}
+	}
 	if u := c.Agent.WorkloadAttestors.Unix; u != nil {
 		out.WorkloadAttestors = append(out.WorkloadAttestors, attestor.NewUnix(attestor.UnixConfig{
 			DiscoverPath: u.DiscoverWorkloadPath, SizeLimit: u.WorkloadSizeLimit,

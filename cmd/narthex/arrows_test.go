@@ -43,6 +43,7 @@ var rooms = []struct {
 	{"proxy", "proxy/canonical proxy/forwarded proxy/http1 proxy/http2 proxy/identity proxy/policy proxy/proxyproto proxy/upstream internal/telemetry", "parses what strangers send: it never shares a process with the agent, which holds every workload's key"},
 	{"internal/csi", "internal/socket internal/watch", "mounts the Workload API's directory into pods; knows nothing of identities"},
 	{"internal/config", "proxy/canonical proxy/policy", "the file and its types, where hosts and paths are words of the rules; what they mean to a half is wired in cmd/narthex"},
+	{"internal/config/importer", "internal/config", "reads a spire-agent's file and writes text: which keys there are it asks of internal/config, and it opens nothing that the file names"},
 	{"internal/config/gen", "internal/config proxy/policy", "makes the reference and the schemas from the types and the keys; only `go generate` and a test run it"},
 	{"internal/fileset", "", "puts files in place as one, and knows nothing of what is in them"},
 	{"internal/fetch", "internal/fileset", "a client of any agent's Workload API: it knows nothing of ours"},

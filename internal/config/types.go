@@ -51,6 +51,8 @@ type Agent struct {
 	NodeAttestor NodeAttestor `yaml:"node_attestor" required:"true" oneof:"true"`
 	// Where the private key of the agent's own SVID lives. Exactly one kind. Workload keys are never written anywhere.
 	KeyManager KeyManager `yaml:"key_manager" default:"{disk: {}}" oneof:"true"`
+	// Goes on as the spire-agent that was here before, without attesting anew: its SVID, key and bundle are taken over once, while data_dir has no state of our own yet. Left out: they are not looked for.
+	TakeOver *TakeOver `yaml:"take_over"`
 	// What is found out about a process that asks for its identity.
 	WorkloadAttestors WorkloadAttestors `yaml:"workload_attestors" default:"{unix: {}}"`
 	// The socket on which workloads ask.
@@ -141,6 +143,16 @@ type KeyManager struct {
 	Disk *Empty `yaml:"disk"`
 	// In memory only: a restarted agent attests again, so not with join_token.
 	Memory *Empty `yaml:"memory"`
+}
+
+// TakeOver names what a spire-agent has left. It is read and never changed.
+// While that agent runs, ours does not start: two with one identity evict each
+// other.
+type TakeOver struct {
+	// Its data_dir, with agent-data.json. One that is not there, or empty, is a node that never had a spire-agent.
+	DataDir File `yaml:"data_dir" required:"true" example:"/opt/spire/data/agent"`
+	// The directory of its KeyManager "disk", with keys.json. Left out: data_dir.
+	Keys File `yaml:"keys" example:"/opt/spire/keys"`
 }
 
 // Empty is a block without keys: {}.

@@ -79,6 +79,9 @@ func (c *Config) validate(f *findings) {
 	}
 	if c.Agent != nil {
 		c.Agent.validate(f)
+		if t := c.Agent.TakeOver; t != nil && t.DataDir == c.DataDir {
+			f.addf("agent.take_over.data_dir", "is this agent's own data_dir; give that a directory of its own, so that spire-agent's stays as it is")
+		}
 		if c.TrustDomain.IsZero() {
 			f.addf("trust_domain", "is required for the agent")
 		}
@@ -126,6 +129,9 @@ func (a *Agent) validate(f *findings) {
 		if a.KeyManager.Memory != nil && a.NodeAttestor.X509PoP == nil {
 			f.addf("agent.key_manager.memory", "cannot stand beside join_token: a token is good once, so a restarted agent without its key could not attest again; use disk")
 		}
+	}
+	if a.TakeOver != nil && a.KeyManager.Memory != nil {
+		f.addf("agent.take_over", "cannot stand beside key_manager: {memory: {}}: what was taken over would be gone at the next start; use disk")
 	}
 	if k := a.WorkloadAttestors.K8s; k != nil {
 		k.validate(f, "agent.workload_attestors.k8s")
