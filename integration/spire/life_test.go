@@ -243,3 +243,39 @@ func TestPostQuantum(t *testing.T) {
 	s.start()
 	n.ready()
 }
+
+// TestEntryAfterDenial makes an entry for a caller that was denied, far from the
+// next sync of the interval, and then takes the server away: what the caller is
+// told tells apart what happened.
+func TestEntryAfterDenial(t *testing.T) {
+	t.Parallel()
+	const reload = time.Second
+	s := newServer(t, serverOptions{cacheReload: reload})
+	n := newNode(t, "denied", proxyUser)
+	agent := n.joins(s)
+	n.syncs = 10 * time.Minute
+	n.start("agent")
+	n.ready()
+	denied := func() error {
+		_, err := n.fetch(callTime)
+		if err == nil || !strings.Contains(err.Error(), "PermissionDenied") || !strings.Contains(err.Error(), "no registration entry matches") {
+			return fmt.Errorf("a caller without entry is told %w", err)
+		}
+		return nil
+	}
+	stage.Eventually(t, stage.Soon, "a caller is denied", denied)
+	ids := s.add(entry{path: "/late", parent: agent, selector: "unix:uid:0"})
+	made := time.Now()
+	stage.Eventually(t, stage.Soon, "the entry is of use", func() error { _, err := n.fetch(callTime); return err })
+	t.Logf("the entry was of use %s after it was made, of which the server had up to %s", time.Since(made).Round(time.Millisecond), reload)
+
+	n.Stop()
+	s.remove(ids...)
+	time.Sleep(2 * reload)
+	n.start("agent")
+	n.ready()
+	s.Stop()
+	stage.Eventually(t, stage.Soon, "the caller is told that the server is away", func() error {
+		return n.tells("no registration entry that the agent knows of matches", "unreachable since", s.address)
+	})
+}
