@@ -470,4 +470,9 @@ func TestTags(t *testing.T) {
 	if w.Socket != defaultSocket {
 		t.Errorf("defaultSocket is %s, the tag says %s", defaultSocket, w.Socket)
 	}
+	var admin Admin
+	(&decoder{}).fillDefaults(reflect.ValueOf(&admin).Elem())
+	if admin.Socket != defaultAdminSocket {
+		t.Errorf("defaultAdminSocket is %s, the tag says %s", defaultAdminSocket, admin.Socket)
+	}
 }

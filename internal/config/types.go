@@ -55,6 +55,8 @@ type Agent struct {
 	WorkloadAttestors WorkloadAttestors `yaml:"workload_attestors" default:"{unix: {}}"`
 	// The socket on which workloads ask.
 	WorkloadAPI WorkloadAPI `yaml:"workload_api"`
+	// The socket on which `narthex explain` and `narthex logger` ask, and processes that may have the identities of others. Left out: there is none.
+	Admin *Admin `yaml:"admin"`
 	// The SVIDs the agent fetches for workloads.
 	SVID SVID `yaml:"svid"`
 	// How entries are kept up to date.
@@ -228,6 +230,15 @@ type Kubelet struct {
 type WorkloadAPI struct {
 	// Absolute path of the Unix socket, at most 107 bytes. The proxy takes the agent's where the file has both halves and this is left out.
 	Socket Socket `yaml:"socket" default:"/run/narthex/public/api.sock"`
+}
+
+// Admin is the admin socket. Whoever can connect to it may see what the agent is
+// doing and change the level of its log.
+type Admin struct {
+	// Absolute path of the Unix socket, at most 107 bytes, outside of the Workload API's directory, which is shown to workloads. Its mode is 0770. A directory that is missing is made with mode 0700; one that everybody may write to is refused.
+	Socket Socket `yaml:"socket" default:"/run/narthex/private/admin.sock"`
+	// The SPIFFE IDs of local processes that may have the identity of any process of this node, by the Delegated Identity API. Left out: nobody may.
+	AuthorizedDelegates []spiffeid.ID `yaml:"authorized_delegates" example:"[spiffe://example.org/ns/mesh/sa/node-proxy]"`
 }
 
 // SVID configures the SVIDs that workloads get.

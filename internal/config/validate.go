@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -129,6 +130,9 @@ func (a *Agent) validate(f *findings) {
 			f.addf("agent.key_manager.memory", "cannot stand beside join_token: a token is good once, so a restarted agent without its key could not attest again; use disk")
 		}
 	}
+	if a.Admin != nil {
+		a.Admin.validate(f, a.WorkloadAPI.Socket)
+	}
 	if k := a.WorkloadAttestors.K8s; k != nil {
 		k.validate(f, "agent.workload_attestors.k8s")
 	}
@@ -136,6 +140,22 @@ func (a *Agent) validate(f *findings) {
 		f.addf("agent.svid.availability_target", "%s is too short; 0s (off) or at least 24h", t)
 	}
 }
+
+// validate checks the admin socket beside the Workload API's.
+func (a *Admin) validate(f *findings, workloadAPI Socket) {
+	public := filepath.Dir(filepath.Clean(string(workloadAPI)))
+	if dir := filepath.Dir(filepath.Clean(string(a.Socket))); workloadAPI != "" && a.Socket != "" && (dir == public || strings.HasPrefix(dir, strings.TrimSuffix(public, "/")+"/")) {
+		f.addf("agent.admin.socket", "%s is in the directory of agent.workload_api.socket, which is shown to workloads; choose another directory, such as %s", a.Socket, filepath.Dir(defaultAdminSocket))
+	}
+	for i, id := range a.AuthorizedDelegates {
+		if slices.Contains(a.AuthorizedDelegates[:i], id) && !id.IsZero() {
+			f.addf(fmt.Sprintf("agent.admin.authorized_delegates[%d]", i), "%s is in the list already", id)
+		}
+	}
+}
+
+// defaultAdminSocket is the default tag of Admin.Socket; a test compares.
+const defaultAdminSocket = "/run/narthex/private/admin.sock"
 
 // needHost checks an address that is dialled over the network.
 func needHost(f *findings, key string, a Address, what string) {
@@ -326,6 +346,9 @@ func (c *Config) checkPlaces(f *findings) {
 	var places []place
 	if c.Agent != nil {
 		places = append(places, place{"agent.workload_api.socket", Address("unix:" + c.Agent.WorkloadAPI.Socket)})
+		if c.Agent.Admin != nil {
+			places = append(places, place{"agent.admin.socket", Address("unix:" + c.Agent.Admin.Socket)})
+		}
 	}
 	if c.Proxy != nil {
 		if h := c.Proxy.Handover; h != nil && h.Socket != "" {
