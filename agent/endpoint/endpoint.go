@@ -56,7 +56,26 @@ type Agent interface {
 	// Unready returns nil once entries are synced, else the reason a caller
 	// should read.
 	Unready() error
+	Tokens
 }
+
+// Tokens are JWT-SVIDs and WIT-SVIDs of entries. Whoever asks has an entry from
+// a registry.View of the caller, and so knows that the caller may have them.
+// All who ask for the same at the same time share one call to the server, and
+// what comes of it; the answer has at least some of its life left. An error is
+// for the caller to read; it wraps ErrNoTokens where no call would help.
+type Tokens interface {
+	// JWTSVID returns a JWT-SVID of the entry for the audience, which is
+	// sorted, without duplicates and not empty.
+	JWTSVID(ctx context.Context, entry *registry.Entry, audience []string) (*registry.Token, error)
+	// WITSVID returns a WIT-SVID of the entry with its private key, which
+	// all who have the entry share. At refresh, or once the token is not good
+	// any more, a caller should ask again.
+	WITSVID(ctx context.Context, entry *registry.Entry) (token *registry.Token, refresh time.Time, err error)
+}
+
+// ErrNoTokens says that the server signs no tokens of a kind.
+var ErrNoTokens = errors.New("the SPIRE Server signs none")
 
 // Config is what Listen needs. Agent and one of Socket and Listener are
 // required.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -393,7 +395,9 @@ func withoutExpired(view *registry.View, now time.Time) *registry.View {
 			v.Identities = append(v.Identities, id)
 		} else {
 			v.Pending++
+			v.Unsigned = append(slices.Clip(v.Unsigned), id.Entry)
 		}
 	}
+	slices.SortFunc(v.Unsigned, func(a, b *registry.Entry) int { return strings.Compare(a.ID, b.ID) })
 	return &v
 }
