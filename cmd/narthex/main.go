@@ -94,7 +94,7 @@ that rules name by SPIFFE ID.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		newDemo(), newRun(), newAgent(), newProxy(), newCSI(), newCheck(), newPolicy(),
-		newStatus(), newHealth(), newDevServer(), newVersion(),
+		newStatus(), newExplain(), newLevel(), newHealth(), newDevServer(), newVersion(),
 	)
 	checkArgs(root.Commands())
 	return root
