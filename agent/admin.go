@@ -45,6 +45,18 @@ func (a *Agent) Nearest(selectors []attestor.Selector, n int) []registry.Near {
 	return a.registry.Nearest(selectors, n)
 }
 
+// JWTSVIDs implements endpoint.AdminAgent.
+func (a *Agent) JWTSVIDs() (n int) {
+	a.tokens.mu.Lock()
+	defer a.tokens.mu.Unlock()
+	for key := range a.tokens.cache.all {
+		if key.audience != (tokenKey{}).audience { // else a WIT-SVID
+			n++
+		}
+	}
+	return n
+}
+
 // SVID implements endpoint.AdminAgent.
 func (a *Agent) SVID() []*x509.Certificate {
 	a.mu.Lock()

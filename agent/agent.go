@@ -55,7 +55,11 @@ type Config struct {
 	WorkloadKeyType    string        // ec-p256 (default), ec-p384, rsa-2048
 	SyncInterval       time.Duration // default 5 s, jittered by ±10 %
 	X509Cache          int           // SVIDs signed before they are asked for; default 1000
+	JWTCache           int           // JWT-SVIDs and WIT-SVIDs kept for who asks next; default 1000
 	AvailabilityTarget time.Duration // see registry.Options
+
+	AllowUnauthenticatedVerifiers bool     // see endpoint.Config
+	ForeignJWTClaims              []string // likewise
 
 	Socket  string       // path of the Workload API
 	Inherit net.Listener // for Successor: what the agent before us served at Socket; nil: Socket is opened
@@ -80,6 +84,7 @@ type Agent struct {
 	server   *endpoint.Server
 	admin    *endpoint.Server // nil: there is none
 	metrics  metrics
+	tokens   *tokens
 	wake     chan struct{} // holds one token when somebody waits for a sync
 	due      chan struct{} // holds one token when a watch has made signing due
 	turn     turn          // to speak to the server
@@ -137,6 +142,9 @@ func newAgent(cfg Config) (*Agent, error) {
 	if cfg.minPause <= 0 {
 		cfg.minPause = minPause
 	}
+	if cfg.JWTCache <= 0 {
+		cfg.JWTCache = 1000
+	}
 	if cfg.WorkloadKeyType == "" {
 		cfg.WorkloadKeyType = "ec-p256"
 	}
@@ -144,7 +152,7 @@ func newAgent(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Agent{
+	a := &Agent{
 		cfg:     cfg,
 		log:     cfg.Log,
 		dir:     dir,
@@ -153,7 +161,9 @@ func newAgent(cfg Config) (*Agent, error) {
 		due:     make(chan struct{}, 1),
 		turn:    turn{token: make(chan struct{}, 1)},
 		view:    view{problem: errNotAttested, since: time.Now()},
-	}, nil
+	}
+	a.tokens = newTokens(cfg.JWTCache, a.log, a.metrics.tokens, a.signToken)
+	return a, nil
 }
 
 var errNotAttested = errors.New("the agent is starting and has not attested its node yet")
@@ -188,8 +198,12 @@ func (a *Agent) open() error {
 		Listener:  a.cfg.Inherit,
 		Agent:     a,
 		Attestors: a.cfg.WorkloadAttestors,
-		Metrics:   a.cfg.Metrics,
-		Log:       a.log.Named("endpoint"),
+
+		AllowUnauthenticatedVerifiers: a.cfg.AllowUnauthenticatedVerifiers,
+		ForeignJWTClaims:              a.cfg.ForeignJWTClaims,
+
+		Metrics: a.cfg.Metrics,
+		Log:     a.log.Named("endpoint"),
 	})
 	if err == nil && a.cfg.AdminSocket != "" {
 		if err = a.openAdmin(); err != nil {
@@ -211,6 +225,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.Go(func() error { return s.Serve(ctx) })
 	}
 	g.Go(func() error { return a.loop(ctx) })
+	g.Go(func() error { return a.tokens.run(ctx) })
 	for _, w := range a.cfg.WorkloadAttestors {
 		if r, ok := w.(attestor.Runner); ok {
 			g.Go(func() error { return r.Run(ctx) })

@@ -162,6 +162,7 @@ func (a *Agent) LetGo(ctx context.Context, given Given) error {
 	if err := a.turn.seize(ctx); err != nil {
 		return err
 	}
+	a.tokens.pause()
 	a.server.Pause(given.WorkloadAPI)
 	if a.admin != nil {
 		a.admin.Pause(given.Admin)
@@ -178,6 +179,7 @@ func (a *Agent) Resume(ctx context.Context) error {
 	if err := a.dir.await(ctx); err != nil {
 		return err
 	}
+	a.tokens.resume()
 	for _, s := range a.servers() {
 		s.Resume()
 	}

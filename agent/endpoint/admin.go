@@ -34,6 +34,8 @@ type AdminAgent interface {
 	// SVID returns the agent's own, leaf first; none until it is attested.
 	SVID() []*x509.Certificate
 	Status() *telemetry.AgentStatus
+	// JWTSVIDs returns how many JWT-SVIDs are held.
+	JWTSVIDs() int
 }
 
 // AdminConfig is what ListenAdmin needs. Agent, TrustDomain, Log and one of

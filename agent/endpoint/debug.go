@@ -40,6 +40,7 @@ func (d *debugInfo) GetInfo(context.Context, *debugv1.GetInfoRequest) (*debugv1.
 		Uptime:               clampInt32(int(time.Since(d.started).Seconds())),
 		SvidsCount:           svids, // deprecated, and what older clients print
 		CachedX509SvidsCount: svids,
+		CachedJwtSvidsCount:  clampInt32(d.agent.JWTSVIDs()),
 	}
 	if !s.LastSync.IsZero() {
 		info.LastSyncSuccess = s.LastSync.Unix()

@@ -33,13 +33,17 @@ type delegatedIdentity struct {
 
 	x509SVIDs   *encoder
 	x509Bundles *encoder
+	jwtSVIDs    *encoder
+	jwtBundles  *encoder
 }
 
 func newDelegatedIdentity(s *Server, cfg *AdminConfig) *delegatedIdentity {
 	d := &delegatedIdentity{
 		server: s, agent: cfg.Agent, delegates: make(map[spiffeid.ID]struct{}, len(cfg.Delegates)),
 		x509SVIDs:   &encoder{method: "SubscribeToX509SVIDs", standing: standingOf, encode: encodeDelegatedX509SVIDs, mayBeEmpty: true},
-		x509Bundles: &encoder{method: "SubscribeToX509Bundles", standing: bundlesStanding, encode: encodeDelegatedX509Bundles},
+		x509Bundles: &encoder{method: "SubscribeToX509Bundles", standing: bundleStanding(true), encode: encodeDelegatedX509Bundles},
+		jwtSVIDs:    &encoder{method: "FetchJWTSVIDs", standing: entryStanding, early: true, mayBeEmpty: true},
+		jwtBundles:  &encoder{method: "SubscribeToJWTBundles", standing: keysStanding(true), encode: encodeDelegatedJWTBundles},
 	}
 	for _, id := range cfg.Delegates {
 		d.delegates[id] = struct{}{}
@@ -82,7 +86,7 @@ func (d *delegatedIdentity) asDelegate(ctx context.Context, method string, f fun
 	defer free()
 	c := &caller{
 		server: d.server, subject: &connOf(ctx).subject,
-		encoder: &encoder{method: method, standing: d.standing, refuse: d.refuse},
+		encoder: &encoder{method: method, early: true, standing: d.standing, refuse: d.refuse},
 	}
 	var view *registry.View
 	if err := elsewhere(func() (err error) { view, err = c.begin(ctx); return err }); err != nil {
@@ -125,10 +129,10 @@ func (c *caller) remain(ctx context.Context, view *registry.View) error {
 				return c.unknown()
 			}
 			return c.deny(view, nil)
-		case pending, entitled:
+		case pending, entitled, unoffered:
 		}
 		var err error
-		if view, err = c.next(ctx); err != nil {
+		if view, err = c.next(ctx, time.Time{}); err != nil {
 			return err
 		}
 	}
@@ -139,10 +143,8 @@ func (d *delegatedIdentity) standing(v *registry.View) standing {
 	switch {
 	case !v.Synced:
 		return unsynced
-	case slices.ContainsFunc(v.Identities, func(i registry.Identity) bool { _, ok := d.delegates[i.SVID.ID]; return ok }):
+	case slices.ContainsFunc(v.Entries(), func(e *registry.Entry) bool { _, ok := d.delegates[e.SPIFFEID]; return ok }):
 		return entitled
-	case v.Pending > 0:
-		return pending
 	}
 	return denied
 }
@@ -150,7 +152,7 @@ func (d *delegatedIdentity) standing(v *registry.View) standing {
 // refuse tells those who have no identity from those whose identity is no
 // delegate's.
 func (d *delegatedIdentity) refuse(v *registry.View) *refusal {
-	if len(v.Identities) == 0 {
+	if len(v.Entries()) == 0 {
 		return noIdentity
 	}
 	return notDelegate
@@ -193,7 +195,7 @@ func (d *delegatedIdentity) about(ctx context.Context, req subjectRequest, e *en
 	conn := connOf(ctx)
 	c := &caller{server: d.server, subject: &subject{user: conn.user}, delegate: &conn.subject, encoder: e}
 	if len(selectors) > 0 {
-		return f(ctx, c, c.beginWith(func() *registry.Watch { return d.agent.Watch(selectors) }))
+		return f(ctx, c, c.beginWith(func() *registry.Watch { return c.watchFor(selectors) }))
 	}
 	process, err := pinFor(int(req.GetPid()))
 	if err != nil {
@@ -272,17 +274,6 @@ func parseSubject(req subjectRequest) ([]attestor.Selector, error) {
 	return selectors, nil
 }
 
-// bundlesStanding is where a delegate stands who wants bundles.
-func bundlesStanding(v *registry.View) standing {
-	switch {
-	case !v.Synced:
-		return unsynced
-	case !hasBundle(v):
-		return pending
-	}
-	return entitled
-}
-
 // Field numbers of delegatedidentity.proto and the messages of spire.api.types
 // in it.
 const (
@@ -354,7 +345,7 @@ func certificatesOf(chain []byte) (ders [][]byte) {
 // encodeDelegatedX509Bundles makes a SubscribeToX509BundlesResponse.
 func encodeDelegatedX509Bundles(v *registry.View) mem.BufferSlice {
 	var w wire
-	w.bundle(delegatedAuthorities, v.Bundle)
-	w.bundles(delegatedAuthorities, v.Federated)
+	w.bundle(delegatedAuthorities, v.Bundle, certificates)
+	w.bundles(delegatedAuthorities, v.Federated, certificates)
 	return w.done()
 }

@@ -1,8 +1,7 @@
 // Package endpoint is the sockets on which local processes ask the agent for
-// identities. On one Unix socket, for their own: today the SPIFFE Workload API
-// (X.509 part). On another, which few may reach, for those of others and for
-// what the agent is doing: the admin socket (ListenAdmin). Both have gRPC health
-// and reflection.
+// identities. On one Unix socket, for their own: today the SPIFFE Workload API.
+// On another, which few may reach, for those of others and for what the agent is
+// doing: the admin socket (ListenAdmin). Both have gRPC health and reflection.
 //
 //	s, err := endpoint.Listen(endpoint.Config{
 //		Socket:    "/run/narthex/public/api.sock",
@@ -15,9 +14,10 @@
 // other end of a new connection; calls.go holds it to its limits and asks for
 // the header of the SPIFFE Workload API; stream.go attests the process,
 // watches the registry on its behalf and sends what an encoder makes of each
-// view: {next, encode once, send}. x509.go holds the encoders of the X.509
-// profile. The admin socket's services take the same way, each in a file of its
-// own: delegated.go, debug.go, logger.go, explain.go.
+// view: {next, encode once, send}. x509.go, jwt.go and wit.go hold the profiles
+// of the Workload API; what is signed when it is asked for, they ask the agent
+// for (Tokens). The admin socket's services take the same way, each in a file of
+// its own: delegated.go, debug.go, logger.go, explain.go.
 //
 // It leaves to attestor how a process is known, to agent/registry who is
 // entitled to what, and to agent how entries and SVIDs come from the server:
@@ -94,9 +94,12 @@ type Config struct {
 	Agent     Agent
 	Attestors []attestor.Workload
 	// AllowUnauthenticatedVerifiers hands the own trust domain's bundle to
-	// callers without an identity.
+	// callers without an identity, and validates its JWT-SVIDs for them.
 	AllowUnauthenticatedVerifiers bool
-	Limits                        Limits
+	// ForeignJWTClaims are the claims that ValidateJWTSVID tells of a token of
+	// another trust domain, beside sub, exp and aud.
+	ForeignJWTClaims []string
+	Limits           Limits
 
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger // nil: no log
@@ -158,7 +161,7 @@ func Listen(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	services := registrar{s.grpc, s}
-	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, cfg.AllowUnauthenticatedVerifiers))
+	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, &cfg))
 	s.complete(services, cfg.Metrics, workloadAPIMetrics, workload.SpiffeWorkloadAPI_ServiceDesc.ServiceName)
 	return s, nil
 }

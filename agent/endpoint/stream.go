@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/narthex-id/narthex/agent/registry"
+	"github.com/narthex-id/narthex/attestor"
 )
 
 // What a caller may wait for before its first answer.
@@ -31,6 +32,7 @@ const (
 // encoder makes the answers of one method.
 type encoder struct {
 	method string
+	early  bool // there are answers for callers whose SVIDs are not signed yet
 	// standing tells where a caller with this view stands.
 	standing func(*registry.View) standing
 	// encode makes the answer. It is called once for a view that is
@@ -41,16 +43,21 @@ type encoder struct {
 	mayBeEmpty bool
 	// refuse makes the refusal of who is denied; nil: noIdentity.
 	refuse func(*registry.View) *refusal
+	// fetch, where it is set, makes the answer instead, of what the agent has
+	// to ask the server for, and tells when to make another one. Its error is
+	// the status that ends the stream.
+	fetch func(context.Context, *registry.View) (*frame, time.Time, error)
 }
 
 // standing is where a caller stands with one method.
 type standing int
 
 const (
-	unsynced standing = iota // the agent does not know yet
-	denied                   // no entry matches
-	pending                  // an entry matches; there is nothing to send yet
-	entitled                 // there is an answer
+	unsynced  standing = iota // the agent does not know yet
+	denied                    // no entry matches
+	pending                   // an entry matches; there is nothing to send yet
+	entitled                  // there is an answer
+	unoffered                 // the server does not sign what the method is for
 )
 
 // standingOf is where a caller stands who wants its SVIDs.
@@ -96,6 +103,7 @@ func (c *caller) serve(ctx context.Context, stream grpc.ServerStream, begin func
 		c.watch.Close() // the one answer that is there, and no more
 	}
 	var sent *frame
+	var refresh time.Time
 	defer func() { s.frames.release(sent) }()
 	for {
 		view = unexpired(view, time.Now())
@@ -117,14 +125,20 @@ func (c *caller) serve(ctx context.Context, stream grpc.ServerStream, begin func
 			sends = true
 		case pending:
 			// The caller keeps what it has: its SVID is being replaced.
+		case unoffered:
+			return errNoWIT
 		}
 		if sends {
-			if sent, err = c.tell(stream, view, sent); err != nil {
+			if sent, refresh, err = c.tell(ctx, stream, view, sent); err != nil {
 				return err
 			}
 		}
-		if view, err = c.next(ctx); err != nil {
+		next, err := c.next(ctx, refresh)
+		if err != nil {
 			return err
+		}
+		if next != nil {
+			view = next
 		}
 	}
 }
@@ -135,17 +149,35 @@ func (s *Server) takenBack() error {
 	return status.Errorf(codes.PermissionDenied, "what this process was given has been taken back: %v", s.agent.Unready())
 }
 
-// tell sends what the encoder makes of view, unless that is what was sent last,
-// and returns what was sent last then.
-func (c *caller) tell(stream grpc.ServerStream, view *registry.View, sent *frame) (*frame, error) {
+// tell sends the answer to view, unless that is what was sent last. It returns
+// what was sent last then, and when to make another one.
+func (c *caller) tell(ctx context.Context, stream grpc.ServerStream, view *registry.View, sent *frame) (_ *frame, refresh time.Time, err error) {
 	frames := &c.server.frames
-	next := frames.acquire(c.encoder, view)
+	next, refresh, err := c.answer(ctx, view)
+	if err != nil {
+		return sent, refresh, err
+	}
 	if next.same(sent) {
 		frames.release(next)
-		return sent, nil
+		return sent, refresh, nil
 	}
 	frames.release(sent)
-	return next, c.send(stream, next)
+	return next, refresh, c.send(stream, next)
+}
+
+// answer makes the answer for a caller that is entitled to one, and tells when
+// to make another one; zero: when there is another view.
+func (c *caller) answer(ctx context.Context, view *registry.View) (f *frame, refresh time.Time, err error) {
+	if c.encoder.fetch == nil {
+		return c.server.frames.acquire(c.encoder, view), time.Time{}, nil
+	}
+	err = elsewhere(func() (err error) {
+		ctx, free := c.server.tie(ctx)
+		defer free()
+		f, refresh, err = c.encoder.fetch(ctx, view)
+		return err
+	})
+	return f, refresh, err
 }
 
 // held are the watches of open streams. At shutdown they are closed, which
@@ -248,7 +280,7 @@ func (c *caller) first(ctx context.Context, watch func() *registry.Watch) (*regi
 		next, err := c.watch.Next(wait)
 		if err == nil {
 			view = unexpired(next, time.Now())
-			if c.encoder.standing(view) == entitled {
+			if stands := c.encoder.standing(view); stands == entitled || stands == unoffered {
 				return view, nil
 			}
 		}
@@ -272,6 +304,15 @@ func (c *caller) first(ctx context.Context, watch func() *registry.Watch) (*regi
 			return nil, s.notReady(view)
 		}
 	}
+}
+
+// watchFor watches what a caller with these selectors may have.
+func (c *caller) watchFor(selectors []attestor.Selector) *registry.Watch {
+	w := c.server.agent.Watch(selectors)
+	if c.encoder.early {
+		w.Early()
+	}
+	return w
 }
 
 // firstWait is how long first may take: a fifth of the caller's time is left to
