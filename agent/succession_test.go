@@ -26,16 +26,7 @@ func handed(t *testing.T, a *agent.Agent) net.Listener {
 	if !owned {
 		t.Error("the socket's file is not the agent's own")
 	}
-	f, err := l.(*net.UnixListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	copied, err := net.FileListener(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return copied
+	return copied(t, l)
 }
 
 // succeeds makes the stage's next agent a successor of a.

@@ -384,7 +384,7 @@ func (c *caller) deny(view *registry.View, syncErr error) error {
 	if more := len(selectors) - maxShown; more > 0 {
 		found = append(found, fmt.Sprintf("and %d more", more))
 	}
-	repeats, ok := c.server.limits.mayTell(c.subject.user, sameDenial(c.encoder.method, found), time.Now())
+	repeats, ok := c.server.limits.mayTell(c.subject.user, sameDenial(r.event+" "+c.encoder.method, found), time.Now())
 	if !ok {
 		return r.status
 	}
