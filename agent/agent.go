@@ -10,7 +10,8 @@
 // (LetGo): at no moment do two of them speak to the server.
 //
 // Everything that changes, changes in one goroutine, the loop of Run: attest
-// or renew, sync, sign, sleep until something is due. The calls it makes are
+// or renew, sync, sign, sleep until something is due. Only tokens are signed
+// beside it, when somebody asks. The calls it makes are
 // in agent/spire, what it knows in agent/registry, the sockets it serves in
 // agent/endpoint. It leaves to cmd/narthex where its configuration comes
 // from, and to internal/telemetry/expose how its figures are shown.

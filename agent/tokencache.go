@@ -71,17 +71,16 @@ func (c *tokenCache) get(key tokenKey, entry *registry.Entry, now time.Time) *ca
 	return found
 }
 
-// put keeps a token, for which others have to go where there are too many. The
-// holders of one entry, who can ask for as many audiences as they like, push
-// out their own once they have a quarter.
+// put keeps a token, for which the one that was not asked for longest has to go
+// where there are too many. The holders of one entry, who can ask for as many
+// audiences as they like, push out their own once they have a quarter.
 func (c *tokenCache) put(t *cachedToken) {
 	if old := c.all[t.key]; old != nil {
 		c.drop(old)
 	}
-	if own := c.held[t.key.entry]; own >= max(1, c.size/4) {
-		c.dropOldest(func(o *cachedToken) bool { return o.key.entry == t.key.entry })
-	} else if len(c.all) >= c.size {
-		c.dropOldest(func(*cachedToken) bool { return true })
+	if len(c.all) >= c.size {
+		greedy := c.held[t.key.entry] >= max(1, c.size/4)
+		c.dropOldest(func(o *cachedToken) bool { return !greedy || o.key.entry == t.key.entry })
 	}
 	c.all[t.key] = c.recent.PushFront(t)
 	c.held[t.key.entry]++

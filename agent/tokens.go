@@ -122,8 +122,9 @@ func (t *tokens) get(ctx context.Context, entry *registry.Entry, audience []stri
 			t.refreshes = append(t.refreshes, s)
 			t.work.Signal()
 		}
+		refresh := later(found.refresh, now.Add(refreshPause))
 		t.mu.Unlock()
-		return found.token, later(found.refresh, now.Add(refreshPause)), nil
+		return found.token, refresh, nil
 	}
 	s, err := t.await(key, entry, audience)
 	t.mu.Unlock()
