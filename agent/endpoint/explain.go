@@ -222,7 +222,7 @@ func (x *explainer) attest(ctx context.Context, c *conn, p *attestor.Process, e 
 	return selectors, nil
 }
 
-// texts shows selectors as the log does: so many, of so many bytes each.
+// texts shows selectors as the log does, of so many bytes each.
 func texts(selectors []attestor.Selector) []string {
 	shown := make([]string, 0, len(selectors))
 	for _, s := range selectors {

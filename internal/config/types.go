@@ -247,7 +247,7 @@ type Admin struct {
 	// Absolute path of the Unix socket, at most 107 bytes, outside of the Workload API's directory, which is shown to workloads. Its mode is 0770. A directory that is missing is made with mode 0700; one that everybody may write to is refused.
 	Socket Socket `yaml:"socket" default:"/run/narthex/private/admin.sock"`
 	// The SPIFFE IDs of local processes that may have the identity of any process of this node, by the Delegated Identity API. Left out: nobody may.
-	AuthorizedDelegates []spiffeid.ID `yaml:"authorized_delegates" example:"[spiffe://example.org/ns/mesh/sa/node-proxy]"`
+	AuthorizedDelegates []spiffeid.ID `yaml:"authorized_delegates" empty:"true" example:"[spiffe://example.org/ns/mesh/sa/node-proxy]"`
 }
 
 // SVID configures the SVIDs that workloads get.
