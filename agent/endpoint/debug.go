@@ -38,7 +38,7 @@ func (d *debugInfo) GetInfo(context.Context, *debugv1.GetInfoRequest) (*debugv1.
 	info := &debugv1.GetInfoResponse{
 		SvidChain:            chain,
 		Uptime:               clampInt32(int(time.Since(d.started).Seconds())),
-		SvidsCount:           svids, // deprecated, and what older clients print
+		SvidsCount:           svids, //nolint:staticcheck // what older clients print
 		CachedX509SvidsCount: svids,
 		CachedJwtSvidsCount:  clampInt32(d.agent.JWTSVIDs()),
 	}
@@ -78,4 +78,4 @@ func (d *debugInfo) chain() ([]*debugv1.GetInfoResponse_Cert, error) {
 	return certs, nil
 }
 
-func clampInt32(n int) int32 { return int32(min(n, math.MaxInt32)) } //nolint:gosec // bounded just now
+func clampInt32(n int) int32 { return int32(min(n, math.MaxInt32)) }

@@ -312,7 +312,7 @@ func encodeDelegatedX509SVIDs(v *registry.View) mem.BufferSlice {
 			svid.shared(typeSVIDChain, der)
 		}
 		svid.message(typeSVIDID, &id)
-		svid.number(typeSVIDExpires, uint64(i.SVID.NotAfter.Unix())) //nolint:gosec // after 1970
+		svid.number(typeSVIDExpires, uint64(i.SVID.NotAfter.Unix()))
 		svid.text(typeSVIDHint, i.Entry.Hint)
 		withKey.message(delegatedSVID, &svid)
 		withKey.shared(delegatedKey, i.SVID.Key)

@@ -122,7 +122,7 @@ func trait(value string) uint8 {
 	if value == "" {
 		return 0
 	}
-	return uint8(len(value))*37 + value[len(value)-1] //nolint:gosec // of the length, the low bits are enough
+	return uint8(len(value))*37 + value[len(value)-1]
 }
 
 func (s *selectorSet) has(selector attestor.Selector) bool {
