@@ -19,6 +19,7 @@ package agent
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -67,8 +68,13 @@ type Config struct {
 	Socket  string       // path of the Workload API
 	SDS     endpoint.SDS // on the same socket
 	Inherit net.Listener // for Successor: what the agent before us served at Socket; nil: Socket is opened
+
+	AdminSocket  string        // path of the admin socket; empty: there is none
+	AdminInherit net.Listener  // as Inherit
+	Delegates    []spiffeid.ID // see endpoint.AdminConfig
+
 	Metrics *telemetry.Metrics
-	Log     hclog.Logger
+	Log     hclog.Logger // its level is what the admin socket changes
 
 	minPause time.Duration // default minPause; tests have less time
 }
@@ -81,6 +87,7 @@ type Agent struct {
 	registry *registry.Registry
 	client   *spire.Client
 	server   *endpoint.Server
+	admin    *endpoint.Server // nil: there is none
 	metrics  metrics
 	tokens   *tokens
 	wake     chan struct{} // holds one token when somebody waits for a sync
@@ -100,6 +107,7 @@ type Agent struct {
 // view is what others may know of the loop's progress.
 type view struct {
 	id        spiffeid.ID
+	chain     []*x509.Certificate // of the agent's SVID, never written to
 	expires   time.Time
 	synced    bool
 	lastSync  time.Time
@@ -216,6 +224,11 @@ func (a *Agent) open() error {
 		Metrics: a.cfg.Metrics,
 		Log:     a.log.Named("endpoint"),
 	})
+	if err == nil && a.cfg.AdminSocket != "" {
+		if err = a.openAdmin(); err != nil {
+			err = errors.Join(err, a.server.Close())
+		}
+	}
 	if err != nil {
 		return errors.Join(err, client.Close())
 	}
@@ -227,7 +240,9 @@ func (a *Agent) open() error {
 // away or refuses the agent: it says so to callers, and tries again.
 func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.server.Serve(ctx) })
+	for _, s := range a.servers() {
+		g.Go(func() error { return s.Serve(ctx) })
+	}
 	g.Go(func() error { return a.loop(ctx) })
 	g.Go(func() error { return a.tokens.run(ctx) })
 	if a.cfg.Bootstrap != nil {
@@ -243,7 +258,11 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // Close gives up an agent that was never Run.
 func (a *Agent) Close() error {
-	return errors.Join(a.server.Close(), a.client.Close(), a.dir.close())
+	var err error
+	for _, s := range a.servers() {
+		err = errors.Join(err, s.Close())
+	}
+	return errors.Join(err, a.client.Close(), a.dir.close())
 }
 
 // Watch implements endpoint.Agent. Where it is the first to ask for an entry

@@ -121,7 +121,7 @@ func (l *looper) adopt(s state, key keys.Key) error {
 	l.client.SetIdentity(&spire.Identity{Chain: s.SVID, Key: key})
 	l.self = self{state: s, key: key, leaf: leaf, renewAt: renewAt(leaf, time.Now())}
 	l.metrics.svidExpiry.SetTime(leaf.NotAfter)
-	l.update(func(v *view) { v.id, v.expires = id, leaf.NotAfter })
+	l.update(func(v *view) { v.id, v.chain, v.expires = id, chain, leaf.NotAfter })
 	return nil
 }
 
@@ -368,7 +368,7 @@ func (l *looper) forget() {
 	l.self = self{state: state{TrustDomain: l.cfg.TrustDomain.Name(), Bundle: l.self.state.Bundle, Strange: l.self.state.Strange}}
 	l.client.SetIdentity(nil)
 	l.metrics.svidExpiry.Set(0)
-	l.update(func(v *view) { v.id, v.expires = spiffeid.ID{}, time.Time{} })
+	l.update(func(v *view) { v.id, v.chain, v.expires = spiffeid.ID{}, nil, time.Time{} })
 	if err := l.dir.store(l.self.state); err != nil {
 		l.log.Error("cannot remove the refused SVID from disk", "error", err)
 	}

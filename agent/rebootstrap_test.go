@@ -38,6 +38,7 @@ func newLooper(t *testing.T, cfg Config) *looper {
 	return &looper{Agent: &Agent{
 		cfg: cfg, dir: dir, log: hclog.NewNullLogger(), client: client,
 		registry: registry.New(registry.Options{TrustDomain: cfg.TrustDomain}), metrics: newMetrics(telemetry.NewMetrics()),
+		tokens: newTokens(1, hclog.NewNullLogger(), newMetrics(nil).tokens, nil),
 	}}
 }
 

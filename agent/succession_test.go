@@ -26,16 +26,7 @@ func handed(t *testing.T, a *agent.Agent) net.Listener {
 	if !owned {
 		t.Error("the socket's file is not the agent's own")
 	}
-	f, err := l.(*net.UnixListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	copied, err := net.FileListener(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return copied
+	return copied(t, l)
 }
 
 // succeeds makes the stage's next agent a successor of a.
@@ -109,7 +100,7 @@ func TestSuccession(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.mustFetch() // nothing has changed yet
-	if err := a.LetGo(t.Context(), true); err != nil {
+	if err := a.LetGo(t.Context(), agent.Given{WorkloadAPI: true}); err != nil {
 		t.Fatal(err)
 	}
 	waiting := make(chan error, 1)
@@ -122,7 +113,7 @@ func TestSuccession(t *testing.T) {
 	}
 	stopNext := s.runs(next)
 	next.WaitReady(t.Context())
-	if err := next.OwnSocket(); err != nil {
+	if err := next.OwnSockets(); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-waiting; err != nil {
@@ -163,7 +154,7 @@ func TestResume(t *testing.T) {
 			w := s.watches()
 			<-w.updates
 			next := s.succeeds(a)
-			if err := a.LetGo(t.Context(), true); err != nil {
+			if err := a.LetGo(t.Context(), agent.Given{WorkloadAPI: true}); err != nil {
 				t.Fatal(err)
 			}
 			if began {
@@ -253,7 +244,7 @@ func TestSuccessorOfAnotherPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := a.LetGo(t.Context(), false); err != nil {
+	if err := a.LetGo(t.Context(), agent.Given{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := next.Begin(t.Context()); err != nil {

@@ -205,7 +205,7 @@ func (s *Server) complain(msg string, args ...any) {
 }
 
 // note logs a line about a caller.
-func (s *Server) note(c *conn, msg string, args ...any) {
+func (s *Server) note(c *subject, msg string, args ...any) {
 	if muted, ok := s.limits.mayLog(c.user, time.Now()); ok {
 		args = append(args, "pid", c.process.PID, "uid", c.process.UID, "gid", c.process.GID)
 		if c.user.house != "" {
@@ -227,23 +227,37 @@ type meter struct {
 // methodMeter counts the calls of one method.
 type methodMeter struct {
 	name  string
-	held  bool             // a streaming method of the Workload API or of SDS
+	held  bool             // a streaming method of the Workload API, of SDS or of delegates
 	open  *telemetry.Gauge // of such a method
 	codes *telemetry.Family[telemetry.Counter]
 }
 
 type outcomes struct{ ok, failed *telemetry.Histogram }
 
-func newMeter(m *telemetry.Metrics, services map[string]grpc.ServiceInfo, attestors []attestor.Workload) *meter {
-	open := m.Gauge("narthex_workload_api_streams", "Open streams of the Workload API and of SDS.", "method")
-	codes := m.Counter("narthex_workload_api_requests_total", "Calls on the Workload API socket that have ended.", "method", "code")
+// meterNames are the metrics of one socket.
+type meterNames struct {
+	streams  func(*telemetry.Metrics) *telemetry.Family[telemetry.Gauge]
+	requests func(*telemetry.Metrics) *telemetry.Family[telemetry.Counter]
+}
+
+var workloadAPIMetrics = meterNames{
+	streams: func(m *telemetry.Metrics) *telemetry.Family[telemetry.Gauge] {
+		return m.Gauge("narthex_workload_api_streams", "Open streams of the Workload API and of SDS.", "method")
+	},
+	requests: func(m *telemetry.Metrics) *telemetry.Family[telemetry.Counter] {
+		return m.Counter("narthex_workload_api_requests_total", "Calls on the Workload API socket that have ended.", "method", "code")
+	},
+}
+
+func newMeter(m *telemetry.Metrics, names meterNames, services map[string]grpc.ServiceInfo, attestors []attestor.Workload) *meter {
+	open, codes := names.streams(m), names.requests(m)
 	took := m.Histogram("narthex_attestation_duration_seconds", "Time to attest a workload.", telemetry.DurationBounds, "attestor", "result")
 	r := &meter{methods: map[string]*methodMeter{}, other: &methodMeter{name: "other", codes: codes}, attestations: map[string]outcomes{}}
 	for service, info := range services {
 		for _, method := range info.Methods {
 			full := "/" + service + "/" + method.Name
 			mm := &methodMeter{name: method.Name, codes: codes}
-			if method.IsServerStream && (isWorkloadAPI(full) || isSDS(full)) {
+			if method.IsServerStream && (isWorkloadAPI(full) || isSDS(full) || isDelegated(full)) {
 				mm.held, mm.open = true, open.With(method.Name)
 			}
 			r.methods[full] = mm
@@ -255,7 +269,8 @@ func newMeter(m *telemetry.Metrics, services map[string]grpc.ServiceInfo, attest
 	return r
 }
 
-// isHeld tells whether it is a streaming method of the Workload API or of SDS.
+// isHeld tells whether streams of the method stay open for as long as what they
+// are about.
 func (m *meter) isHeld(method string) bool {
 	mm := m.methods[method]
 	return mm != nil && mm.held

@@ -52,6 +52,14 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
+// subject is a process that is attested, and the user whose limits that counts
+// against: the process at the other end of a connection, or one that a delegate
+// names on its own.
+type subject struct {
+	process *attestor.Process // nil where a delegate gives selectors in its place
+	user    *user             // nil on a connection over a limit
+}
+
 // conn is one connection, with the process that made it. It is what gRPC
 // reads and writes, and the AuthInfo of the calls that arrive on it.
 type conn struct {
@@ -59,9 +67,8 @@ type conn struct {
 	limits *limiter
 
 	// Set once by identify, before the first call.
-	process *attestor.Process
-	user    *user // nil on a connection over a limit
-	refusal error // the status all of its calls get, nil where user is set
+	subject
+	refusal error // the status all of its calls get, nil where there is a user
 
 	// For ReadOnReady, which is used by one goroutine.
 	raw   syscall.RawConn

@@ -1,6 +1,8 @@
 // Package endpoint is the sockets on which local processes ask the agent for
-// their identities: today the SPIFFE Workload API, Envoy's SDS, gRPC health and
-// reflection on one Unix socket.
+// identities. On one Unix socket, for their own: today the SPIFFE Workload API
+// and Envoy's SDS. On another, which few may reach, for those of others and for
+// what the agent is doing: the admin socket (ListenAdmin). Both have gRPC health
+// and reflection.
 //
 //	s, err := endpoint.Listen(endpoint.Config{
 //		Socket:    "/run/narthex/public/api.sock",
@@ -16,7 +18,8 @@
 // view: {next, encode once, send}. x509.go, jwt.go and wit.go hold the profiles
 // of the Workload API; what is signed when it is asked for, they ask the agent
 // for (Tokens). A stream of SDS (sds.go) waits for requests and for views at
-// once.
+// once. The admin socket's services take the same way, each in a file of its
+// own: delegated.go, debug.go, logger.go, explain.go.
 //
 // It leaves to attestor how a process is known, to agent/registry who is
 // entitled to what, and to agent how entries and SVIDs come from the server:
@@ -161,6 +164,20 @@ type Server struct {
 // is too long, something other than a socket is there, or a live process
 // serves it. The caller then calls Serve, or Close.
 func Listen(cfg Config) (*Server, error) {
+	s, err := newServer(&cfg, listenUnix)
+	if err != nil {
+		return nil, err
+	}
+	services := registrar{s.grpc, s}
+	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, &cfg))
+	secretservice.RegisterSecretDiscoveryServiceServer(services, newSecretAPI(s))
+	s.complete(services, cfg.Metrics, workloadAPIMetrics, workload.SpiffeWorkloadAPI_ServiceDesc.ServiceName)
+	return s, nil
+}
+
+// newServer makes a server without services. Where the listener is not
+// inherited, listen makes the socket.
+func newServer(cfg *Config, listen func(addr string) (*socket.Listener, error)) (*Server, error) {
 	log := cfg.Log
 	if log == nil {
 		log = hclog.NewNullLogger()
@@ -168,7 +185,7 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Agent == nil {
 		return nil, errors.New("listen: no agent given")
 	}
-	s := &Server{agent: cfg.Agent, log: log, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
+	s := &Server{agent: cfg.Agent, attestors: cfg.Attestors, log: log, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
 	s.secrets = newSecrets(cfg.SDS.withDefaults(), cfg.AllowUnauthenticatedVerifiers)
 	for _, a := range cfg.Attestors {
 		if f, ok := a.(attestor.Follower); ok {
@@ -183,7 +200,7 @@ func Listen(cfg Config) (*Server, error) {
 	s.listener = &listener{Listener: cfg.Listener, server: s}
 	if cfg.Listener == nil {
 		var err error
-		if s.socket, err = listenUnix(cfg.Socket); err != nil {
+		if s.socket, err = listen(cfg.Socket); err != nil {
 			return nil, err
 		}
 		s.listener.Listener = s.socket
@@ -200,15 +217,16 @@ func Listen(cfg Config) (*Server, error) {
 		}
 	}
 	s.grpc = s.newGRPC()
-	services := registrar{s.grpc, s}
-	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, &cfg))
-	secretservice.RegisterSecretDiscoveryServiceServer(services, newSecretAPI(s))
-	s.health = newHealth(cfg.Agent)
+	return s, nil
+}
+
+// complete adds what every socket has beside its own services, which are named:
+// health, reflection and counters.
+func (s *Server) complete(services registrar, metrics *telemetry.Metrics, names meterNames, own ...string) {
+	s.health = newHealth(s.agent, own...)
 	grpc_health_v1.RegisterHealthServer(services, s.health)
 	reflection.Register(services)
-	s.meter = newMeter(cfg.Metrics, s.grpc.GetServiceInfo(), cfg.Attestors)
-	s.attestors = cfg.Attestors
-	return s, nil
+	s.meter = newMeter(metrics, names, s.grpc.GetServiceInfo(), s.attestors)
 }
 
 // newGRPC configures gRPC for many small, long-lived streams: nothing is

@@ -71,6 +71,22 @@ func (w *wire) text(field protowire.Number, s string) {
 	}
 }
 
+// number appends a small field.
+func (w *wire) number(field protowire.Number, n uint64) {
+	if n != 0 {
+		w.glue = protowire.AppendTag(w.glue, field, protowire.VarintType)
+		w.glue = protowire.AppendVarint(w.glue, n)
+	}
+}
+
+// message appends a field that is a message, also where that is empty.
+func (w *wire) message(field protowire.Number, inner *wire) {
+	parts := inner.done()
+	w.open(field, parts.Len())
+	w.flush()
+	w.parts = append(w.parts, parts...)
+}
+
 // shared appends a field whose bytes are referred to and never change.
 func (w *wire) shared(field protowire.Number, b []byte) {
 	if len(b) > 0 {

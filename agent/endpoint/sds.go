@@ -120,8 +120,8 @@ func (a *secretAPI) FetchSecrets(ctx context.Context, req *discovery.DiscoveryRe
 		message := a.server.secrets.message(set, x)
 		response.Resources = append(response.Resources, &anypb.Any{TypeUrl: secretType, Value: message.Materialize()})
 	}
-	if err := c.conn.process.Alive(); err != nil {
-		return nil, gone(err)
+	if err := c.alive(); err != nil {
+		return nil, err
 	}
 	return response, nil
 }
@@ -163,7 +163,7 @@ type secretCall struct {
 
 func (a *secretAPI) call(ctx context.Context, d dialect, e *encoder) *secretCall {
 	return &secretCall{
-		caller:  &caller{server: a.server, conn: connOf(ctx), encoder: e},
+		caller:  &caller{server: a.server, subject: &connOf(ctx).subject, encoder: e},
 		dialect: d, rootsOnly: a.server.secrets.sds.DisableSPIFFECertValidation,
 	}
 }
@@ -262,7 +262,7 @@ func (c *secretCall) heed(r request) error {
 		if nonce == c.sent {
 			args = append(args, "version", c.version)
 		}
-		c.server.note(c.conn, "the client rejects its secrets, and keeps those it had", args...)
+		c.server.note(c.subject, "the client rejects its secrets, and keeps those it had", args...)
 	}
 	first := !c.asked
 	c.asked = true
@@ -291,7 +291,7 @@ func (c *secretCall) turn(stream grpc.ServerStream, view *registry.View) error {
 	switch c.encoder.standing(view) {
 	case unsynced:
 		if c.sent > 0 {
-			return takenBack(c.server.agent.Unready())
+			return c.server.takenBack()
 		}
 		return c.server.notReady(view)
 	case denied:
@@ -300,13 +300,13 @@ func (c *secretCall) turn(stream grpc.ServerStream, view *registry.View) error {
 		}
 		if !c.denied {
 			c.denied = true
-			_ = c.deny(nil) // told in the log; the stream stays
+			_ = c.deny(view, nil) // told in the log; the stream stays
 		}
 	default:
 		c.denied = false
 	}
 	if answer := c.news(view); answer != nil {
-		return send(stream, c.conn, answer)
+		return c.send(stream, answer)
 	}
 	return nil
 }

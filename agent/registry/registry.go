@@ -60,19 +60,20 @@ type Options struct {
 type Registry struct {
 	options Options
 
-	mu        sync.Mutex // guards the following
-	synced    bool
-	bundle    *Bundle
-	federated map[spiffeid.TrustDomain]*Bundle
-	entries   []Entry   // by ID; handed out by Entries and hence never written to
-	records   []*record // one for each of entries, in the same order
-	servable  int       // how many of entries anybody could have
-	index     index
-	active    map[*record]struct{} // the records that have a live part
-	watched   int                  // how many of active are watched
-	audiences map[*audience]struct{}
-	dirty     []*audience
-	clock     uint64 // counts the moments at which entries ceased to be watched
+	mu          sync.Mutex // guards the following
+	synced      bool
+	bundle      *Bundle
+	federated   map[spiffeid.TrustDomain]*Bundle
+	entries     []Entry   // by ID; handed out by Entries and hence never written to
+	records     []*record // one for each of entries, in the same order
+	servable    int       // how many of entries anybody could have
+	index       index
+	active      map[*record]struct{} // the records that have a live part
+	watched     int                  // how many of active are watched
+	audiences   map[*audience]struct{}
+	dirty       []*audience
+	everyBundle *audience // that of WatchBundles, nil while nobody watches
+	clock       uint64    // counts the moments at which entries ceased to be watched
 }
 
 // New returns an empty registry, not synced.

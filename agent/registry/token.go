@@ -11,9 +11,10 @@ import (
 // modified, and shared by all who are given it.
 type Token struct {
 	ID        spiffeid.ID
-	Audience  []string // sorted, without duplicates; none in a WIT-SVID
-	Compact   string   // JWS Compact Serialization (RFC 7515 §7.1); printing a Token leaves it out
-	KeyID     string   // of the authority that signed it (RFC 7515 §4.1.4); empty if it does not say
+	Audience  []string  // sorted, without duplicates; none in a WIT-SVID
+	Compact   string    // JWS Compact Serialization (RFC 7515 §7.1); printing a Token leaves it out
+	KeyID     string    // of the authority that signed it (RFC 7515 §4.1.4); empty if it does not say
+	IssuedAt  time.Time // zero: it does not say
 	ExpiresAt time.Time
 	// PrivateKey is the key a WIT-SVID is bound to, as a JWK (RFC 7517); empty
 	// in a JWT-SVID. Printing a Token leaves it out.

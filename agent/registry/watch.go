@@ -123,6 +123,7 @@ type audience struct {
 	view    *View
 	changed chan struct{} // closed when view is replaced or a watch closed; nil while nobody waits
 	dirty   bool          // view may be out of date; the registry has it in its list
+	bundles bool          // it is told every bundle, and nothing else
 }
 
 // includes tells whether all of the sorted selectors are the audience's.
@@ -194,6 +195,22 @@ func (r *Registry) Watch(selectors []attestor.Selector) *Watch {
 			r.watch(rec)
 		}
 		a.view = r.viewOf(a)
+	}
+	a.watches++
+	return &Watch{registry: r, audience: a}
+}
+
+// WatchBundles starts to watch the bundles of all trust domains, whichever
+// entries federate with them: Views have them in Bundle and Federated, and no
+// identities. The caller closes the watch when done.
+func (r *Registry) WatchBundles() *Watch {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := r.everyBundle
+	if a == nil {
+		a = &audience{bundles: true}
+		a.view = r.viewOf(a)
+		r.everyBundle, r.audiences[a] = a, struct{}{}
 	}
 	a.watches++
 	return &Watch{registry: r, audience: a}
@@ -318,6 +335,9 @@ func (w *Watch) Close() {
 	if a.watches--; a.watches > 0 {
 		return
 	}
+	if a.bundles {
+		r.everyBundle = nil
+	}
 	r.index.drop(a)
 	delete(r.audiences, a)
 	for _, rec := range a.matched {
@@ -330,6 +350,10 @@ func (w *Watch) Close() {
 // entries get the same View.
 func (r *Registry) viewOf(a *audience) *View {
 	v := &View{Synced: r.synced, Bundle: r.bundle}
+	if a.bundles {
+		v.Federated = r.federated // a new map at each change
+		return v
+	}
 	hints := oldestOfHints(a.matched)
 	for _, rec := range a.matched {
 		l := rec.live

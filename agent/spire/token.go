@@ -177,8 +177,12 @@ func parseToken(compact string, id spiffeid.ID, now time.Time) (*registry.Token,
 	}
 	audience := slices.Clone([]string(claims.Audience))
 	slices.Sort(audience)
-	return &registry.Token{
+	token := &registry.Token{
 		ID: id, Audience: slices.Compact(audience), Compact: compact,
 		KeyID: signed.Headers[0].KeyID, ExpiresAt: claims.Expiry.Time(),
-	}, nil
+	}
+	if claims.IssuedAt != nil {
+		token.IssuedAt = claims.IssuedAt.Time()
+	}
+	return token, nil
 }

@@ -159,7 +159,7 @@ func runAgent(parent context.Context, c *config.Config, half bool, now stint) er
 	}
 	if !half {
 		show.Listen, show.Health = string(c.Telemetry.Listen), string(c.Telemetry.Health)
-		show.Socket, show.Probed = place.take(handover.Telemetry, show.Listen), place.take(handover.Health, show.Health)
+		show.Socket, show.Probed = place.take(handover.Telemetry, "", show.Listen), place.take(handover.Health, "", show.Health)
 	}
 	figures, err := expose.Listen(show)
 	if err != nil {
@@ -328,6 +328,9 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 
 		Metrics: metrics,
 		Log:     log,
+	}
+	if admin := c.Agent.Admin; admin != nil {
+		out.AdminSocket, out.Delegates = string(admin.Socket), admin.AuthorizedDelegates
 	}
 	if b := c.Agent.Server.Bundle; b != nil {
 		source, err := bootstrap.New(bootstrap.Config{

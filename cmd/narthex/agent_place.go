@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +22,10 @@ import (
 // handoverSocketName is where an agent is asked for its place: in data_dir,
 // whose lease is what there is to have.
 const handoverSocketName = "handover.sock"
+
+// adminSocketName is what the admin socket is handed over as; the Workload API's
+// has no name.
+const adminSocketName = "admin"
 
 // settleWithin bounds how long a new agent, which has the lease, lets the one
 // before it hold its streams, so that callers find this one able to answer. What
@@ -66,7 +69,10 @@ func (p *agentPlace) agent(ctx context.Context, c agent.Config, back bool) (*age
 		return nil, err
 	}
 	p.log.Info("an agent runs: its place is taken once this one could begin", "version", p.from.Version, "pid", held.PID)
-	c.Inherit = p.take(handover.Listener, c.Socket)
+	c.Inherit = p.take(handover.Listener, "", c.Socket)
+	if c.AdminSocket != "" {
+		c.AdminInherit = p.take(handover.Listener, adminSocketName, c.AdminSocket)
+	}
 	return agent.Successor(c)
 }
 
@@ -85,11 +91,11 @@ func (p *agentPlace) afterEnd(ctx context.Context, c agent.Config, held error) (
 	return nil, held
 }
 
-func (p *agentPlace) take(kind handover.Kind, bind string) net.Listener {
+func (p *agentPlace) take(kind handover.Kind, name, bind string) net.Listener {
 	if p.from == nil {
 		return nil
 	}
-	if s := p.from.Take(kind, "", bind); s != nil {
+	if s := p.from.Take(kind, name, bind); s != nil {
 		return s.Listener
 	}
 	return nil
@@ -161,8 +167,8 @@ func (p *agentPlace) begun(ctx context.Context, a *agent.Agent) error {
 		return fmt.Errorf("took over and cannot serve yet, so the agent before this one goes on: %w", err)
 	}
 	p.from.Begun()
-	if err := a.OwnSocket(); err != nil {
-		p.log.Warn("the Workload API socket will not be removed at the end", "error", err)
+	if err := a.OwnSockets(); err != nil {
+		p.log.Warn("a socket will not be removed at the end", "error", err)
 	}
 	for _, s := range p.from.Taken() {
 		if s.Owned {
@@ -250,12 +256,21 @@ func (g *agentGiver) Offer() ([]handover.Socket, error) {
 		Kind: handover.Listener, Bind: string(g.config.Agent.WorkloadAPI.Socket), Owned: owned,
 		Serving: g.agent.NotReady() == nil, Listener: l,
 	}}
+	if l, owned := g.agent.AdminSocket(); l != nil {
+		out = append(out, handover.Socket{
+			Kind: handover.Listener, Name: adminSocketName, Bind: string(g.config.Agent.Admin.Socket), Owned: owned, Listener: l,
+		})
+	}
 	return append(out, figuresSockets(g.figures, g.config.Telemetry)...), nil
 }
 
 // LetGo implements handover.Giver.
 func (g *agentGiver) LetGo(ctx context.Context, taken []handover.Socket) error {
-	given := slices.ContainsFunc(taken, func(s handover.Socket) bool { return s.Kind == handover.Listener })
+	var given agent.Given
+	for _, s := range taken {
+		given.WorkloadAPI = given.WorkloadAPI || s.Kind == handover.Listener && s.Name == ""
+		given.Admin = given.Admin || s.Kind == handover.Listener && s.Name == adminSocketName
+	}
 	if err := g.agent.LetGo(ctx, given); err != nil {
 		return err
 	}

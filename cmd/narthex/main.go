@@ -96,7 +96,7 @@ that rules name by SPIFFE ID.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		newDemo(), newRun(), newAgent(), newProxy(), newCSI(), newCheck(), newPolicy(), newImport(),
-		newFetch(), newValidate(), newStatus(), newHealth(), newDevServer(), newVersion(),
+		newFetch(), newValidate(), newStatus(), newExplain(), newLevel(), newHealth(), newDevServer(), newVersion(),
 	)
 	checkArgs(root.Commands())
 	return root

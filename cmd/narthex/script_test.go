@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -23,6 +24,7 @@ func TestScript(t *testing.T) {
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"await": await},
 		Setup: func(env *testscript.Env) error {
 			// Socket paths have 107 bytes, and the scripts' own directories
 			// are deeper than that.
@@ -36,4 +38,19 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+// await waits until a file is there: `await FILE`.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: await FILE")
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for until := time.Now().Add(30 * time.Second); time.Now().Before(until); <-tick.C {
+		if _, err := os.Lstat(args[0]); err == nil {
+			return
+		}
+	}
+	ts.Fatalf("%s did not come", args[0])
 }

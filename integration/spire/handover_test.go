@@ -37,6 +37,7 @@ func newHost(t *testing.T, o serverOptions) (*node, *server) {
 	n := newNode(t, "host", proxyUser)
 	id := n.joins(s)
 	s.add(entry{path: "/root", parent: id, selector: "unix:uid:0"})
+	n.admin = filepath.Join(n.dir, "private", "admin.sock")
 	n.configure()
 	return n, s
 }
@@ -198,7 +199,7 @@ func TestAgentHandOvers(t *testing.T) {
 	}
 	known := followSerials(s, status.Agent.ID)
 	c := newCallers(n, 50, 3)
-	inode := fileOf(t, n.api)
+	inode, adminInode := fileOf(t, n.api), fileOf(t, n.admin)
 	agents := []*stage.Process{n.Process}
 	for round := range 5 {
 		fetched := c.fetched.Load()
@@ -234,6 +235,10 @@ func TestAgentHandOvers(t *testing.T) {
 	if now := fileOf(t, n.api); now != inode {
 		t.Error("the socket is another one than at the start")
 	}
+	if now := fileOf(t, n.admin); now != adminInode {
+		t.Error("the admin socket is another one than at the start")
+	}
+	stage.Must(t, stage.Narthex, "logger", "get", "-c", n.configFile())
 	seen := known()
 	t.Logf("the server knew %d serial numbers", len(seen))
 	if sorted := slices.Compact(slices.Sorted(slices.Values(seen))); len(sorted) != len(seen) || len(seen) < 2 {
@@ -264,8 +269,10 @@ func TestAgentHandOvers(t *testing.T) {
 	}
 	n.fetches(stage.Soon)
 	n.Stop()
-	if _, err := os.Lstat(n.api); err == nil {
-		t.Error("the last agent left its socket behind")
+	for _, socket := range []string{n.api, n.admin} {
+		if _, err := os.Lstat(socket); err == nil {
+			t.Errorf("the last agent left %s behind", socket)
+		}
 	}
 }
 
@@ -303,6 +310,7 @@ func TestAgentTakesBack(t *testing.T) {
 	n.fetches(stage.Soon)
 	n.Kill()
 	n.fetches(stage.Soon)
+	stage.Must(t, stage.Narthex, "logger", "get", "-c", n.configFile())
 	for _, p := range []*stage.Process{first, second} {
 		p.Stop()
 		if code := p.Cmd.ProcessState.ExitCode(); code != 0 {

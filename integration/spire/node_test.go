@@ -36,6 +36,9 @@ type node struct {
 	cacheMax int
 	syncs    time.Duration
 
+	admin     string   // its admin socket
+	delegates []string // SPIFFE IDs
+
 	// The proxy's half, unless there are no listeners.
 	api       string // Workload API socket; the agent's own, or another agent's
 	listeners []listener
@@ -127,6 +130,9 @@ func (n *node) configure() {
 		line("  node_attestor: {%s}", n.attestor)
 		line("  workload_api: {socket: %s}", n.api)
 		line("  sync: {interval: %s}", n.syncs)
+		if n.admin != "" {
+			line("  admin: {socket: %s, authorized_delegates: [%s]}", n.admin, strings.Join(n.delegates, ", "))
+		}
 		if n.cacheMax > 0 {
 			line("  svid: {x509_cache: %d}", n.cacheMax)
 		}

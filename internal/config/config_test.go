@@ -478,4 +478,9 @@ func TestTags(t *testing.T) {
 	if client.Socket != defaultSocket || served.Socket != defaultSocket {
 		t.Errorf("defaultSocket is %s, the tags say %s and %s", defaultSocket, client.Socket, served.Socket)
 	}
+	var admin Admin
+	(&decoder{}).fillDefaults(reflect.ValueOf(&admin).Elem())
+	if admin.Socket != defaultAdminSocket {
+		t.Errorf("defaultAdminSocket is %s, the tag says %s", defaultAdminSocket, admin.Socket)
+	}
 }

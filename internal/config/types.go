@@ -59,6 +59,8 @@ type Agent struct {
 	WorkloadAPI ServedWorkloadAPI `yaml:"workload_api"`
 	// How Envoys are served, which ask on the same socket.
 	SDS SDS `yaml:"sds"`
+	// The socket on which `narthex explain` and `narthex logger` ask, and processes that may have the identities of others. Left out: there is none.
+	Admin *Admin `yaml:"admin"`
 	// The SVIDs the agent fetches for workloads.
 	SVID SVID `yaml:"svid"`
 	// How entries are kept up to date.
@@ -282,6 +284,15 @@ type SDS struct {
 	DefaultAllBundlesName string `yaml:"default_all_bundles_name" default:"ALL"`
 	// Sends bundles as a plain trusted_ca rather than for Envoy's SPIFFE validator. An Envoy may say otherwise in its node's metadata. Then there is no resource of all bundles.
 	DisableSPIFFECertValidation bool `yaml:"disable_spiffe_cert_validation" default:"false"`
+}
+
+// Admin is the admin socket. Whoever can connect to it may see what the agent is
+// doing and change the level of its log.
+type Admin struct {
+	// Absolute path of the Unix socket, at most 107 bytes, outside of the Workload API's directory, which is shown to workloads. Its mode is 0770. A directory that is missing is made with mode 0700; one that everybody may write to is refused.
+	Socket Socket `yaml:"socket" default:"/run/narthex/private/admin.sock"`
+	// The SPIFFE IDs of local processes that may have the identity of any process of this node, by the Delegated Identity API. Left out: nobody may.
+	AuthorizedDelegates []spiffeid.ID `yaml:"authorized_delegates" empty:"true" example:"[spiffe://example.org/ns/mesh/sa/node-proxy]"`
 }
 
 // SVID configures the SVIDs that workloads get.

@@ -133,6 +133,9 @@ func (a *Agent) validate(f *findings) {
 	if a.TakeOver != nil && a.KeyManager.Memory != nil {
 		f.addf("agent.take_over", "cannot stand beside key_manager: {memory: {}}: what was taken over would be gone at the next start; use disk")
 	}
+	if a.Admin != nil {
+		a.Admin.validate(f, a.WorkloadAPI.Socket)
+	}
 	if k := a.WorkloadAttestors.K8s; k != nil {
 		k.validate(f, "agent.workload_attestors.k8s")
 	}
@@ -160,6 +163,19 @@ func (s *SDS) validate(f *findings) {
 			f.addf(n.key, "%.40q cannot be a resource's name: write one of at most %d bytes that is not * and no SPIFFE ID, which is served by itself", n.name, maxResourceName)
 		case slices.ContainsFunc(names[:i], func(o struct{ key, name string }) bool { return o.name == n.name }):
 			f.addf(n.key, "%.40q is the name of another resource in agent.sds", n.name)
+		}
+	}
+}
+
+// validate checks the admin socket beside the Workload API's.
+func (a *Admin) validate(f *findings, workloadAPI Socket) {
+	public := filepath.Dir(filepath.Clean(string(workloadAPI)))
+	if dir := filepath.Dir(filepath.Clean(string(a.Socket))); workloadAPI != "" && a.Socket != "" && (dir == public || strings.HasPrefix(dir, strings.TrimSuffix(public, "/")+"/")) {
+		f.addf("agent.admin.socket", "%s is in the directory of agent.workload_api.socket, which is shown to workloads; choose another directory, such as %s", a.Socket, filepath.Dir(defaultAdminSocket))
+	}
+	for i, id := range a.AuthorizedDelegates {
+		if slices.Contains(a.AuthorizedDelegates[:i], id) && !id.IsZero() {
+			f.addf(fmt.Sprintf("agent.admin.authorized_delegates[%d]", i), "%s is in the list already", id)
 		}
 	}
 }
@@ -217,6 +233,9 @@ func (b *ServerBundle) validateURL(f *findings, key string) {
 		}
 	}
 }
+
+// defaultAdminSocket is the default tag of Admin.Socket; a test compares.
+const defaultAdminSocket = "/run/narthex/private/admin.sock"
 
 // needHost checks an address that is dialled over the network.
 func needHost(f *findings, key string, a Address, what string) {
@@ -407,6 +426,9 @@ func (c *Config) checkPlaces(f *findings) {
 	var places []place
 	if c.Agent != nil {
 		places = append(places, place{"agent.workload_api.socket", Address("unix:" + c.Agent.WorkloadAPI.Socket)})
+		if c.Agent.Admin != nil {
+			places = append(places, place{"agent.admin.socket", Address("unix:" + c.Agent.Admin.Socket)})
+		}
 	}
 	if c.Proxy != nil {
 		if h := c.Proxy.Handover; h != nil && h.Socket != "" {
