@@ -1,9 +1,9 @@
 package mesh
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"hash"
 	"io"
 	"net"
@@ -21,11 +21,16 @@ import (
 // CallTime bounds one request and its answer.
 const CallTime = time.Minute
 
+// FieldSize is of the fields that /fields has many of: a larger one nobody
+// needs to take.
+const FieldSize = 6 << 10
+
 // Service is one in Go, of HTTP/1.1 and of HTTP/2 with prior knowledge.
 type Service struct {
 	Address string
 	Open    chan struct{} // closed: /stall reads and /flood has somebody who reads
 	Began   atomic.Int64  // requests
+	Busy    atomic.Int64  // requests that are not answered yet
 	Moved   atomic.Int64  // bytes that /stall has read or /flood has written
 	told    sync.Map      // by path: the http.Header that came last
 
@@ -56,6 +61,8 @@ func NewService(t *testing.T) *Service {
 // ServeHTTP implements http.Handler.
 func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.Began.Add(1)
+	s.Busy.Add(1)
+	defer s.Busy.Add(-1)
 	s.told.Store(r.URL.Path, r.Header.Clone())
 	_, rest, _ := strings.Cut(r.URL.Path, "/")
 	kind, name, _ := strings.Cut(rest, "/")
@@ -75,8 +82,12 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusEarlyHints)
 		w.Header().Del("Link")
 		_, _ = io.WriteString(w, "ok\n")
-	case "field": // of that size
-		w.Header().Set("X-Large", string(bytes.Repeat([]byte{'y'}, int(size))))
+	case "fields": // of so many bytes together
+		for i := 0; size > 0; i++ {
+			n := min(size, FieldSize)
+			w.Header().Set(fmt.Sprintf("X-Large-%d", i), strings.Repeat("y", int(n)))
+			size -= n
+		}
 		_, _ = io.WriteString(w, "ok\n")
 	case "sum":
 		sum := sha256.New()
