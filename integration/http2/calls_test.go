@@ -4,6 +4,7 @@ package http2_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -91,7 +92,7 @@ func (c *calls) serve(_ any, s grpc.ServerStream) error {
 	}
 	for {
 		var message []byte
-		if err := s.RecvMsg(&message); err == io.EOF {
+		if err := s.RecvMsg(&message); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
@@ -145,7 +146,7 @@ func begin(ctx context.Context, cc *grpc.ClientConn, method string, how ...grpc.
 // say sends a message and wants it back.
 func (s talk) say(message string) error {
 	sent, got := []byte(message), []byte(nil)
-	if err := s.SendMsg(&sent); err != nil && err != io.EOF { // what ended it is told by the other way
+	if err := s.SendMsg(&sent); err != nil && !errors.Is(err, io.EOF) { // what ended it is told by the other way
 		return err
 	}
 	if err := s.RecvMsg(&got); err != nil {
@@ -160,7 +161,7 @@ func (s talk) say(message string) error {
 // end waits until the call ends, and returns how.
 func (s talk) end() error {
 	var got []byte
-	if err := s.RecvMsg(&got); err != io.EOF {
+	if err := s.RecvMsg(&got); !errors.Is(err, io.EOF) {
 		return err
 	}
 	return nil

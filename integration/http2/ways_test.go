@@ -131,17 +131,7 @@ func (r *route) client(t *testing.T) *http.Client {
 	return &http.Client{Transport: transport, Timeout: time.Minute}
 }
 
-// dial connects as callers do who speak HTTP/2.
-func (r *route) dial(t *testing.T) net.Conn {
-	t.Helper()
-	c, err := dial(r.address, r.own)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
+// dial connects as callers do who speak HTTP/2 alone.
 func dial(address string, own *mesh.SVID) (net.Conn, error) {
 	dialer := &net.Dialer{Timeout: mesh.CallTime}
 	if own == nil {
