@@ -224,9 +224,9 @@ func (l *lifted) respond() (next bool) {
 // passBody passes on the content, in chunks where its length is not known.
 func (l *lifted) passBody(chunked bool) error {
 	x, d := l.x, l.x.d
-	content, out := takeBuffer(headClass), takeBuffer(len(bufferSizes)-1)
+	content, out := takeBuffer(headClass), takeBuffer(largeClass)
 	defer bufferPools[headClass].Put(content)
-	defer bufferPools[len(bufferSizes)-1].Put(out)
+	defer bufferPools[largeClass].Put(out)
 	for {
 		got, ended, trailers := l.stream.Next((*content)[:0])
 		l.mu.Lock()

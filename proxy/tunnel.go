@@ -191,8 +191,8 @@ func (c *courier) bring(got []byte, ended bool, trailers []http1.Field) error {
 		p.end(p.largeBody())
 		return io.ErrShortWrite
 	}
-	buf := takeBuffer(len(bufferSizes) - 1)
-	defer bufferPools[len(bufferSizes)-1].Put(buf)
+	buf := takeBuffer(largeClass)
+	defer bufferPools[largeClass].Put(buf)
 	out := (*buf)[:0]
 	if len(got) > 0 {
 		out = c.frame(out, got)
