@@ -329,7 +329,7 @@ func (l *lifted) send() {
 		d.expect(clientSends, bodyDue(x.s, since, x.taken))
 		err = d.in.fill()
 		d.forget(clientSends)
-		if err != nil {
+		if err != nil && !d.interruptedBefore(err, l.isStopped) {
 			l.brokeOff(err)
 			return
 		}
@@ -345,6 +345,16 @@ func (l *lifted) sent() {
 	l.mu.Lock()
 	l.sentAll = true
 	l.mu.Unlock()
+}
+
+// isStopped reports whether nobody wants the rest of the body.
+func (l *lifted) isStopped() bool {
+	select {
+	case <-l.stop:
+		return true
+	default:
+		return false
+	}
 }
 
 // brokeOff notes how the client's body ended before its time.
