@@ -136,7 +136,7 @@ func (d *downstream) version() int { return 1 }
 // there is nothing to do for this goroutine.
 func (c *conn) serveHTTP(down end) error {
 	_, overTLS := down.(*secured)
-	if overTLS && c.protocol == protocolH2 {
+	if overTLS && c.protocol == protocolH2 || !slices.Contains(c.began.HTTP.Versions, protocolHTTP) {
 		return c.serveHTTP2(down)
 	}
 	d := &downstream{mayTry: !overTLS && slices.Contains(c.began.HTTP.Versions, protocolH2)}
