@@ -171,6 +171,76 @@ func TestHeld(t *testing.T) {
 	}
 }
 
+// Of a service's answers that nobody takes nothing is kept from the others.
+func TestAnswersThatNobodyTakes(t *testing.T) {
+	t.Parallel()
+	const many = 90
+	d := newDiary()
+	d.conn = NewClient(Settings{}, d)
+	full := strings.Repeat("a", MaxFrame)
+	var idle []*Stream
+	in := noSettings
+	for i := range many {
+		idle = append(idle, d.ask(t, "GET", "/hold", true))
+		in += head(of(i), 0, ":status", "200") + strings.Repeat(content(of(i), full), FirstWindow/MaxFrame)
+	}
+	if err := d.receive(t, in); err != nil {
+		t.Fatal(err)
+	}
+	d.ask(t, "GET", "/", true)
+	d.lines = nil
+	one := of(many)
+	if err := d.receive(t, head(one, 0, ":status", "200")+strings.Repeat(content(one, full), FirstWindow/MaxFrame)); err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("WINDOW_UPDATE %d %d", one, FirstWindow/4+StreamWindow-FirstWindow); !strings.Contains(d.String(), want) {
+		t.Errorf("got %s, want %s: it takes all", d, want)
+	}
+	if held := d.conn.whole - d.conn.recv - d.conn.unacked; held != many*FirstWindow {
+		t.Errorf("%d bytes are held, want %d", held, many*FirstWindow)
+	}
+	if err := d.receive(t, content(of(0), "a")); err != nil || d.lines[len(d.lines)-1] != "RST_STREAM 1 FLOW_CONTROL_ERROR" {
+		t.Errorf("more than may be held: %v, %s", err, d)
+	}
+	for _, s := range idle {
+		s.Release(Cancel)
+	}
+	if held := d.conn.whole - d.conn.recv - d.conn.unacked; held != 0 {
+		t.Errorf("%d bytes are held of nothing", held)
+	}
+}
+
+// Few streams have much ahead of who takes them.
+func TestWideStreams(t *testing.T) {
+	t.Parallel()
+	d := newDiary()
+	d.conn = NewClient(Settings{}, d)
+	in := noSettings
+	var streams []*Stream
+	for i := range MaxWide + 4 {
+		streams = append(streams, d.ask(t, "GET", "/", true))
+		in += head(of(i), 0, ":status", "200") + strings.Repeat(content(of(i), strings.Repeat("a", MaxFrame)), 2)
+	}
+	if err := d.receive(t, in); err != nil {
+		t.Fatal(err)
+	}
+	wide := 0
+	for _, s := range streams {
+		if s.window == StreamWindow {
+			wide++
+		}
+	}
+	if wide != MaxWide || d.conn.wide != MaxWide {
+		t.Errorf("%d have a large window, and %d are counted, want %d", wide, d.conn.wide, MaxWide)
+	}
+	for _, s := range streams {
+		s.Release(Cancel)
+	}
+	if d.conn.wide != 0 {
+		t.Errorf("%d are counted of none", d.conn.wide)
+	}
+}
+
 // What many clients do is none of it.
 func TestLegitimate(t *testing.T) {
 	t.Parallel()

@@ -18,6 +18,7 @@ type Stream struct {
 	// Guarded by Conn.mu.
 	send          int64 // what we may send
 	recv          int64 // what the peer may send
+	window        int64 // what it may send where all was taken
 	unacked       int64 // as Conn.unacked
 	length        int64 // what Content-Length says of what comes; -1: nothing
 	got           int64 // bytes of content that came
@@ -54,7 +55,7 @@ func (s *Stream) Attend(r Receiver) {
 
 // open makes a stream, with c.mu held.
 func (c *Conn) open(id uint32, receiver Receiver) *Stream {
-	s := &Stream{c: c, id: id, receiver: receiver, send: c.window, recv: StreamWindow, length: -1}
+	s := &Stream{c: c, id: id, receiver: receiver, send: c.window, recv: c.streamWindow(), window: c.streamWindow(), length: -1}
 	c.streams[id] = s
 	return s
 }
@@ -395,11 +396,17 @@ func (c *Conn) credit(s *Stream, n int64) {
 	if s == nil || s.recvEnded || s.over {
 		return
 	}
-	if s.unacked += n; s.unacked >= StreamWindow/4 {
-		c.open32(windowUpdate, s.id, uint32(s.unacked))
-		s.recv += s.unacked
-		s.unacked = 0
+	if s.unacked += n; s.unacked < s.window/4 {
+		return
 	}
+	if s.window < StreamWindow && c.wide < MaxWide {
+		c.wide++
+		s.unacked += StreamWindow - s.window
+		s.window = StreamWindow
+	}
+	c.open32(windowUpdate, s.id, uint32(s.unacked))
+	s.recv += s.unacked
+	s.unacked = 0
 }
 
 // open32 sends a frame of one number, with c.mu held.
