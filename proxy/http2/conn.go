@@ -263,15 +263,17 @@ func (c *Conn) take(f *frame) *Error {
 }
 
 // spend takes from the peer's patience for a frame that carries nothing.
-func (c *Conn) spend() *Error {
+func (c *Conn) spend() *Error { return c.spendOn(costFrame) }
+
+func (c *Conn) spendOn(n int) *Error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.spendLocked(costFrame)
+	return c.spendLocked(n)
 }
 
 func (c *Conn) spendLocked(n int) *Error {
 	if !c.patience.spend(n) {
-		return broken(EnhanceYourCalm, "too many frames that carry nothing, or streams that are reset")
+		return broken(EnhanceYourCalm, "too many frames that carry nothing, heads that are too large, or streams that are reset")
 	}
 	return nil
 }

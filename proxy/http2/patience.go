@@ -14,12 +14,13 @@ const (
 
 // What it costs.
 const (
-	costFrame    = 1  // PING, PRIORITY, frames of unknown kinds, DATA without any, a WINDOW_UPDATE of less than 1 KiB
-	costSettings = 4  // which are to be answered, and may change every stream
-	costReset    = 10 // a stream that its client cancels, or that we have to reset
-	gainData     = 1  // a frame with content that came
-	gainSent     = 3  // one that we sent: some update both windows for each
-	gainRequest  = 10 // a request that was answered
+	costFrame    = 1   // PING, PRIORITY, frames of unknown kinds, DATA without any, a WINDOW_UPDATE of less than 1 KiB
+	costSettings = 4   // which are to be answered, and may change every stream
+	costLarge    = 100 // a head with more fields than it may have, each of which may name a large one of the table
+	costReset    = 10  // a stream that its client cancels, or that we have to reset
+	gainData     = 1   // a frame with content that came
+	gainSent     = 3   // one that we sent: some update both windows for each
+	gainRequest  = 10  // a request that was answered
 )
 
 // smallUpdate is below how many bytes a WINDOW_UPDATE is a nuisance.

@@ -71,6 +71,10 @@ func TestAttacks(t *testing.T) {
 		{"resets that we are made to send: windows", nil, "", func(i int) string { return posted(of(i), "/") + update(of(i), 0) }, true, all / (costReset + costFrame)},
 		{"resets that we are made to send: behind the end", nil, "", func(i int) string { return asked(of(i), "/") + content(of(i), "a") }, true, all / costReset},
 		{"resets that we are made to send: too many streams", nil, "", func(i int) string { return asked(of(i), "/") }, true, streams + all/costReset},
+		{"heads that are too large", nil, "", func(i int) string { return head(of(i), endStream, tooMany("/reset")...) }, true, all / costLarge},
+		{"trailers that are too large", nil, "", func(i int) string {
+			return posted(of(i), "/reset") + head(of(i), endStream, tooMany("/")[8:]...)
+		}, true, all / (costLarge + costFrame)},
 		{"trailers behind our reset", nil, posted(1, "/reset"), always(head(1, endStream, "x", "y")), true, all},
 		{"interim responses", client, "", always(head(3, 0, ":status", "103")), true, Patience},
 		{"heads of streams that we have left", client, reset(3, Cancel), always(head(3, endStream, ":status", "200")), true, Patience},
@@ -89,6 +93,15 @@ func TestAttacks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tooMany is a request with more fields than it may have.
+func tooMany(path string) []string {
+	fields := request("GET", path)
+	for range MaxFields + 1 {
+		fields = append(fields, "x", "y")
+	}
+	return fields
 }
 
 // Who asks and never reads is not answered for ever.

@@ -125,6 +125,11 @@ func (c *Conn) takeBlock(f *frame, block []byte) *Error {
 	if err := c.decoder.read(block, c.client, trailers, f.has(endStream)); err != nil {
 		return err
 	}
+	if c.decoder.large && !c.client { // what a service answers is no fault of the others that it answers
+		if err := c.spendOn(costLarge); err != nil {
+			return err
+		}
+	}
 	if f.selfish {
 		c.decoder.refuse("a stream that depends on itself")
 	}
