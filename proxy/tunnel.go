@@ -380,7 +380,7 @@ func (p *passage) push(b []byte, ended bool) error {
 			return nil
 		}
 		p.f.flush()
-		p.expect(clientTakes, p.s.Timeouts.Stall+time.Duration(len(b))*time.Second/slowestTaken)
+		p.expect(clientTakes, p.s.Timeouts.Stall+time.Duration(len(b))*time.Second/SlowestTaken)
 		<-p.room
 		p.wait.forget(clientTakes)
 		if p.isOver() {

@@ -263,7 +263,7 @@ func (c *Conn) take(f *frame) *Error {
 }
 
 // spend takes from the peer's patience for a frame that carries nothing.
-func (c *Conn) spend() *Error { return c.spendOn(costFrame) }
+func (c *Conn) spend() *Error { return c.spendOn(CostFrame) }
 
 func (c *Conn) spendOn(n int) *Error {
 	c.mu.Lock()
@@ -332,7 +332,7 @@ func (c *Conn) takeReset(f *frame) *Error {
 		return broken(ProtocolError, "RST_STREAM of a stream that was never opened")
 	}
 	s := c.streams[f.stream]
-	cost := costFrame
+	cost := CostFrame
 	if s != nil {
 		cost = c.costOfReset(s)
 	}
@@ -364,7 +364,7 @@ func (c *Conn) takePing(f *frame) *Error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.spendLocked(costFrame); err != nil {
+	if err := c.spendLocked(CostFrame); err != nil {
 		return err
 	}
 	return c.put(append(appendHead(c.buffer(frameHead+8), ping, ack, 0, 8), f.payload...))
@@ -379,7 +379,7 @@ func (c *Conn) takeGoAway(f *frame) *Error {
 	}
 	last, code := binary.BigEndian.Uint32(f.payload)&maxStreamID, Code(binary.BigEndian.Uint32(f.payload[4:]))
 	c.mu.Lock()
-	if err := c.spendLocked(costFrame); err != nil {
+	if err := c.spendLocked(CostFrame); err != nil {
 		c.mu.Unlock()
 		return err
 	}
@@ -409,8 +409,8 @@ func (c *Conn) takeWindowUpdate(f *frame) *Error {
 	n := int64(binary.BigEndian.Uint32(f.payload) & maxStreamID)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n < smallUpdate {
-		if err := c.spendLocked(costFrame); err != nil {
+	if n < SmallUpdate {
+		if err := c.spendLocked(CostFrame); err != nil {
 			return err
 		}
 	}
@@ -431,7 +431,7 @@ func (c *Conn) takeWindowUpdate(f *frame) *Error {
 	case n == 0:
 		return brokenStream(f.stream, ProtocolError, "a WINDOW_UPDATE of nothing")
 	case s == nil:
-		return c.spendLocked(costFrame)
+		return c.spendLocked(CostFrame)
 	case s.send+n > maxWindow:
 		return brokenStream(f.stream, FlowControlError, "a window that is too large")
 	}
@@ -464,7 +464,7 @@ func (c *Conn) setAll(b []byte) *Error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.settled {
-		if err := c.spendLocked(costSettings + len(b)/6); err != nil {
+		if err := c.spendLocked(CostSettings + len(b)/6); err != nil {
 			return err
 		}
 	}

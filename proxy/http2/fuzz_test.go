@@ -30,7 +30,7 @@ func FuzzReceive(f *testing.F) {
 		if d.conn = NewServer(Settings{MaxStreams: 4}, d); client {
 			d.conn = NewClient(Settings{}, d)
 			s := d.ask(t, "POST", "/content", false)
-			_, _ = s.Write(make([]byte, maxUnsent), false)
+			_, _ = s.Write(make([]byte, MaxUnsent), false)
 			d.ask(t, "GET", "/hold", true)
 		}
 		c := d.conn

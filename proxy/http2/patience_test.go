@@ -41,7 +41,7 @@ func of(n int) uint32 { return uint32(2*n + 1) }
 func TestAttacks(t *testing.T) {
 	t.Parallel()
 	const streams = 10
-	all := Patience + costReset*streams
+	all := Patience + CostReset*streams
 	always := func(s string) func(int) string { return func(int) string { return s } }
 	for _, c := range []struct {
 		why   string
@@ -53,7 +53,7 @@ func TestAttacks(t *testing.T) {
 	}{
 		{"PING", nil, "", always(raw(ping, 0, 0, "12345678")), true, all},
 		{"acknowledgements of PING", nil, "", always(raw(ping, ack, 0, "12345678")), true, all},
-		{"SETTINGS", nil, "", always(noSettings), true, all / costSettings},
+		{"SETTINGS", nil, "", always(noSettings), true, all / CostSettings},
 		{"many settings", nil, "", always(raw(settings, 0, 0, strings.Repeat(setting(setInitialWindow, 1), 96))), true, all / 100},
 		{"PRIORITY", nil, "", func(i int) string { return raw(priority, 0, of(i), number(0)+"\x00") }, true, all},
 		{"unknown kinds", nil, "", always(raw(99, 0, 0, "")), true, all},
@@ -61,24 +61,24 @@ func TestAttacks(t *testing.T) {
 		{"DATA without any", nil, posted(1, "/"), always(content(1, "")), true, all},
 		{"DATA of padding alone", nil, posted(1, "/"), always(raw(data, padded, 1, "\x03\x00\x00\x00")), true, all},
 		{"DATA without any, behind our reset", nil, posted(1, "/reset"), always(content(1, "")), true, all},
-		{"small WINDOW_UPDATEs", nil, asked(1, "/"), always(update(1, smallUpdate-1)), true, all},
+		{"small WINDOW_UPDATEs", nil, asked(1, "/"), always(update(1, SmallUpdate-1)), true, all},
 		{"small WINDOW_UPDATEs of the connection", nil, "", always(update(0, 1)), true, all},
 		{"WINDOW_UPDATEs of a stream that is over", nil, asked(1, "/reset"), always(update(1, 1<<20)), true, all},
-		{"tiny windows", nil, raw(settings, 0, 0, setting(setInitialWindow, 0)) + asked(1, "/content"), always(update(1, 1)), true, all - costSettings - 1},
-		{"rapid reset", nil, "", func(i int) string { return asked(of(i), "/") + reset(of(i), Cancel) }, true, all / costReset},
+		{"tiny windows", nil, raw(settings, 0, 0, setting(setInitialWindow, 0)) + asked(1, "/content"), always(update(1, 1)), true, all - CostSettings - 1},
+		{"rapid reset", nil, "", func(i int) string { return asked(of(i), "/") + reset(of(i), Cancel) }, true, all / CostReset},
 		{"resets of streams that are over", nil, asked(1, "/reset"), always(reset(1, Cancel)), true, all},
-		{"resets that we are made to send: bad heads", nil, "", func(i int) string { return head(of(i), endStream) }, true, all / costReset},
-		{"resets that we are made to send: windows", nil, "", func(i int) string { return posted(of(i), "/") + update(of(i), 0) }, true, all / (costReset + costFrame)},
-		{"resets that we are made to send: behind the end", nil, "", func(i int) string { return asked(of(i), "/") + content(of(i), "a") }, true, all / costReset},
-		{"resets that we are made to send: too many streams", nil, "", func(i int) string { return asked(of(i), "/") }, true, streams + all/costReset},
-		{"heads that are too large", nil, "", func(i int) string { return head(of(i), endStream, tooMany("/reset")...) }, true, all / costLarge},
+		{"resets that we are made to send: bad heads", nil, "", func(i int) string { return head(of(i), endStream) }, true, all / CostReset},
+		{"resets that we are made to send: windows", nil, "", func(i int) string { return posted(of(i), "/") + update(of(i), 0) }, true, all / (CostReset + CostFrame)},
+		{"resets that we are made to send: behind the end", nil, "", func(i int) string { return asked(of(i), "/") + content(of(i), "a") }, true, all / CostReset},
+		{"resets that we are made to send: too many streams", nil, "", func(i int) string { return asked(of(i), "/") }, true, streams + all/CostReset},
+		{"heads that are too large", nil, "", func(i int) string { return head(of(i), endStream, tooMany("/reset")...) }, true, all / CostLarge},
 		{"trailers that are too large", nil, "", func(i int) string {
 			return posted(of(i), "/reset") + head(of(i), endStream, tooMany("/")[8:]...)
-		}, true, all / (costLarge + costFrame)},
+		}, true, all / (CostLarge + CostFrame)},
 		{"trailers behind our reset", nil, posted(1, "/reset"), always(head(1, endStream, "x", "y")), true, all},
 		{"interim responses", client, "", always(head(3, 0, ":status", "103")), true, Patience},
 		{"heads of streams that we have left", client, reset(3, Cancel), always(head(3, endStream, ":status", "200")), true, Patience},
-		{"answers to PING that are never read", nil, posted(1, "/"), always(raw(ping, 0, 0, "12345678") + content(1, "a")), false, maxControl / 17},
+		{"answers to PING that are never read", nil, posted(1, "/"), always(raw(ping, 0, 0, "12345678") + content(1, "a")), false, MaxControl / 17},
 	} {
 		synctest.Test(t, func(t *testing.T) { // in which no time passes
 			if c.from == nil {
@@ -128,7 +128,7 @@ func TestContentThatIsNeverRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := d.conn.backlog(); n > maxUnsent+100*64 {
+	if n := d.conn.backlog(); n > MaxUnsent+100*64 {
 		t.Errorf("%d bytes wait to be sent", n)
 	}
 }

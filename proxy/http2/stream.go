@@ -126,7 +126,7 @@ func (c *Conn) takeBlock(f *frame, block []byte) *Error {
 		return err
 	}
 	if c.decoder.large && !c.client { // what a service answers is no fault of the others that it answers
-		if err := c.spendOn(costLarge); err != nil {
+		if err := c.spendOn(CostLarge); err != nil {
 			return err
 		}
 	}
@@ -152,7 +152,7 @@ func (c *Conn) takeLate(f *frame) *Error {
 	defer c.mu.Unlock()
 	switch {
 	case c.client, c.resets.has(f.stream), f.stream > c.final: // it was on its way
-		return c.spendLocked(costFrame)
+		return c.spendLocked(CostFrame)
 	case c.ended.has(f.stream):
 		return broken(StreamClosed, "HEADERS of a stream that has ended")
 	}
@@ -165,7 +165,7 @@ func (c *Conn) takeRequest(f *frame) *Error {
 	c.last = f.stream
 	if f.stream > c.final || c.failed.Load() != nil { // it is not looked at, which the peer was told
 		defer c.mu.Unlock()
-		return c.spendLocked(costFrame)
+		return c.spendLocked(CostFrame)
 	}
 	if err := c.refuses(f.stream); err != nil {
 		c.mu.Unlock()
@@ -346,7 +346,7 @@ func (c *Conn) countData(f *frame, b []byte, ended bool) (*Stream, *Error) {
 	if len(b) > 0 {
 		c.patience.gain(gainData)
 	} else if !ended {
-		if calm := c.spendLocked(costFrame); calm != nil {
+		if calm := c.spendLocked(CostFrame); calm != nil {
 			return nil, calm
 		}
 	}
@@ -363,7 +363,7 @@ func (c *Conn) strayData(f *frame, s *Stream, size int64) *Error {
 	c.credit(nil, size)
 	if s == nil && (c.resets.has(f.stream) || !c.client && f.stream > c.final) { // it was on its way
 		if size == 0 {
-			return c.spendLocked(costFrame)
+			return c.spendLocked(CostFrame)
 		}
 		return nil
 	}
