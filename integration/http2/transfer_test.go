@@ -22,10 +22,9 @@ import (
 const (
 	// large is what a proxy must not hold.
 	large = 100 << 20
-	// held is how much more memory one may take for it, in the race of all
-	// tests for two cores: what it has measured is 43 MiB, of which most is
-	// free already.
-	held = 64 << 20
+	// held is how much more memory one may take for it: what fits in windows and
+	// buffers, and the garbage of the requests beside it.
+	held = 24 << 20
 	// inSockets bounds what of a body fits into the buffers of three
 	// connections, where nobody reads at the end.
 	inSockets = 48 << 20
