@@ -46,6 +46,7 @@ test-integration: check-test ## The product against real components (SPIRE Serve
 	integration/tools/install.sh apt test
 	NARTHEX_TOOLS=$$(integration/tools/install.sh spire) NARTHEX_GHOSTUNNEL=$$(integration/tools/install.sh ghostunnel) \
 	NARTHEX_HELM=$$(integration/tools/install.sh helm) NARTHEX_KUSTOMIZE=$$(integration/tools/install.sh kustomize) NARTHEX_MANIFESTS=$$(integration/tools/install.sh manifests) \
+	NARTHEX_H2SPEC=$$(integration/tools/install.sh h2spec) NARTHEX_GRPCINTEROP=$$(integration/tools/install.sh grpcinterop) NARTHEX_GRPCJS=$$(integration/tools/install.sh grpcjs) \
 	  $(GO) test -tags integration -timeout 60m -count=1 -v $$($(GO) list -tags integration ./integration/... | grep -v /integration/kubernetes) 2>&1 | integration/quiet.sh
 
 # On a cluster of yours, with images of yours: integration/kubernetes/README.md.
@@ -60,7 +61,7 @@ lint: check-go ## Formatting, vet, linters, go.mod tidiness, generated files
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) mod tidy -diff
 	$(GO) vet -tags integration,bench ./...
-	@for module in integration/bench/policypeers integration/tools/manifests integration/kubernetes/cluster/images/*/; do \
+	@for module in integration/bench/policypeers integration/tools/manifests integration/tools/grpcinterop integration/kubernetes/cluster/images/*/; do \
 	  (set -x; cd $$module && $(GO) mod tidy -diff && $(GO) vet ./...) || exit 1; \
 	done
 	"$$(integration/tools/install.sh lint)/golangci-lint" run --build-tags integration,bench

@@ -31,8 +31,13 @@ type end interface {
 // gives it back when they are written, so that nothing is held by who waits.
 // It starts with the smallest, takes the next when a read filled the one it
 // had, and goes back when reads have become small. Each is a little larger
-// than the payload it is for: what TLS adds to every record fits beside it.
-var bufferSizes = [...]int{4 << 10, 17 << 10, 66 << 10}
+// than the payload it is for: what TLS adds to every record fits beside it. The
+// last is for what is not whole before the largest read: a frame of HTTP/2.
+var bufferSizes = [...]int{4 << 10, 17 << 10, 66 << 10, 84 << 10}
+
+// largeClass is the class of the largest read, and of what is to leave in one
+// write.
+const largeClass = 2
 
 // payloads are the most bytes a plaintext read asks for at once: the second
 // fills one TLS record, the third four.

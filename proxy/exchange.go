@@ -98,7 +98,7 @@ func (x *exchange) readHead() error {
 		if d.patience[clientSends].Load() == 0 || d.served > 0 {
 			d.expect(clientSends, x.began.Add(d.c.began.Timeouts.Head))
 		}
-		if err := d.in.fill(); err != nil {
+		if err := d.in.fill(); err != nil && !d.interruptedBefore(err, x.upload.isStopped) {
 			return cutShort(err)
 		}
 	}

@@ -82,8 +82,8 @@ func (f *front) run() {
 				return
 			}
 		}
-		f.begun = true
 		if err == nil {
+			f.begun = true
 			err = f.receive()
 			f.bound()
 		}
@@ -121,7 +121,11 @@ func (f *front) over(err error) {
 	default:
 		f.end("client: " + explainBroken(err))
 	}
-	f.h2.Fail(&http2.Error{Remote: true}) // unless we have failed it and say so
+	end := &http2.Error{Remote: true} // there is nothing more to be said
+	if f.begun && f.late[clientSends].Load() {
+		end = &http2.Error{Code: http2.EnhanceYourCalm}
+	}
+	f.h2.Fail(end) // unless we have failed it and say so
 	f.work.Wait()
 	f.state.Store(over)
 	_ = c.down.SetWriteDeadline(time.Now().Add(lingerHTTP.time)) // fails on a closed socket; a client that takes nothing keeps nobody
@@ -129,7 +133,7 @@ func (f *front) over(err error) {
 	f.warned, f.last = true, true // nobody needs help any more
 	c.mu.Unlock()
 	f.helpers.Wait()
-	if c.ended() == nil || errors.As(err, &broken) {
+	if c.ended() == nil || errors.As(err, &broken) || !end.Remote {
 		f.lastWords()
 	}
 	f.finish()

@@ -136,7 +136,7 @@ func (d *downstream) version() int { return 1 }
 // there is nothing to do for this goroutine.
 func (c *conn) serveHTTP(down end) error {
 	_, overTLS := down.(*secured)
-	if overTLS && c.protocol == protocolH2 {
+	if overTLS && c.protocol == protocolH2 || !slices.Contains(c.began.HTTP.Versions, protocolHTTP) {
 		return c.serveHTTP2(down)
 	}
 	d := &downstream{mayTry: !overTLS && slices.Contains(c.began.HTTP.Versions, protocolH2)}
@@ -253,7 +253,7 @@ func (d *downstream) await() (parkedNow bool, err error) {
 			d.begin()
 			d.left(err)
 			return false, err
-		case d.late[clientSends].Load():
+		case d.late[clientSends].Load() && d.patience[clientSends].Load() != 0: // else it was for a head that came just then
 			d.begin()
 			d.end("peer", fmt.Sprintf("the client sent no request within %s", d.c.began.Timeouts.Head))
 			return false, errLeaving
@@ -365,6 +365,22 @@ func (q *question) interruptTarget() {
 
 // isInterrupt reports whether a read or write was ended by us.
 func isInterrupt(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+// interruptedBefore reports whether a read was interrupted for a wait that had
+// ended before it began: the bytes came just when their time was over. It is to
+// be tried again, unless it was stopped, which is asked with c.mu held.
+func (d *downstream) interruptedBefore(err error, stopped func() bool) bool {
+	if !isInterrupt(err) {
+		return false
+	}
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	if stopped() || d.late[clientSends].Load() {
+		return false
+	}
+	d.src.resume()
+	return true
+}
 
 // isEnd reports whether the far end closed the connection. Between two messages
 // it makes no difference whether it said so in TLS first.

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/net/http2"
+
 	"github.com/narthex-id/narthex/internal/testca"
 )
 
@@ -180,6 +182,23 @@ func TestHTTP1ToHTTP2(t *testing.T) {
 		if resp.StatusCode != test.status || test.status == 200 && body != test.body {
 			t.Errorf("%q: %s %q", test.request, resp.Status, body)
 		}
+	}
+}
+
+// TestHTTP2Alone: in plaintext, too, a listener that speaks HTTP/2 alone
+// serves nobody in HTTP/1.1.
+func TestHTTP2Alone(t *testing.T) {
+	t.Parallel()
+	_, ca := web(t, modernOrigin(t, describes))
+	l := outbound(t, "out", "127.0.0.1:1", "spiffe://example.org/orders")
+	l.HTTP = &HTTP{Versions: []string{protocolH2}}
+	out := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, webReads), Identities: source(t, ca.SVID("/web"), ca)})
+	f := framedOn(t, dialPlain(t, out.addr("out")))
+	if _, err := io.WriteString(f.Conn, "GET /v1/a HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if last := f.ends(); last == nil || last.ErrCode != http2.ErrCodeProtocol {
+		t.Errorf("told %v", last)
 	}
 }
 

@@ -38,26 +38,48 @@ func TestLongUpload(t *testing.T) {
 // its request nor is it the service's fault.
 func TestInterruptMeantForAnother(t *testing.T) {
 	t.Parallel()
-	half := make(chan struct{})
-	p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
-		begun := make([]byte, 5)
-		_, _ = io.ReadFull(r.Body, begun)
-		close(half)
-		rest, _ := io.ReadAll(r.Body)
-		_, _ = w.Write(append(begun, rest...))
-	}))
-	b := p.browser(ca)
-	b.send("POST /v1/a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhello")
-	<-half
+	both(t, func(t *testing.T, protocol Protocol) {
+		half := make(chan struct{})
+		p, ca := web(t, modernOrigin(t, func(w http.ResponseWriter, r *http.Request) {
+			begun := make([]byte, 5)
+			_, _ = io.ReadFull(r.Body, begun)
+			close(half)
+			rest, _ := io.ReadAll(r.Body)
+			_, _ = w.Write(append(begun, rest...))
+		}), speaking(protocol))
+		b := p.browser(ca)
+		b.send("POST /v1/a HTTP/1.1\r\nHost: ")
+		p.until("the head has begun", func() bool { return len(p.clients(busy)) > 0 })
+		p.interrupt()
+		b.send("x\r\nContent-Length: 10\r\n\r\nhello")
+		<-half
+		p.interrupt()
+		b.send("world")
+		if resp, body := b.response("POST"); resp.StatusCode != 200 || body != "helloworld" {
+			t.Errorf("%d %q; %s", resp.StatusCode, body, p.next().Reason)
+		}
+	})
+}
+
+// interrupt ends what clients are waited for, as if their time were over.
+func (p *running) interrupt() {
+	for _, s := range p.clients(busy) {
+		s.c.mu.Lock()
+		s.src.interrupt()
+		s.c.mu.Unlock()
+	}
+}
+
+// clients are the sleepers of clients that are in a state.
+func (p *running) clients(state int32) (all []*sleeper) {
 	for _, c := range p.table.of(nil) {
 		c.mu.Lock()
-		c.streams[0].src.interrupt()
+		if s := c.streams[0]; s != nil && s.state.Load() == state {
+			all = append(all, s)
+		}
 		c.mu.Unlock()
 	}
-	b.send("world")
-	if resp, body := b.response("POST"); resp.StatusCode != 200 || body != "helloworld" {
-		t.Errorf("%d %q; %s", resp.StatusCode, body, p.next().Reason)
-	}
+	return all
 }
 
 // TestHostileCrowd: among hostile clients and services nobody gets what is another's, and nothing is left over.

@@ -224,9 +224,9 @@ func (l *lifted) respond() (next bool) {
 // passBody passes on the content, in chunks where its length is not known.
 func (l *lifted) passBody(chunked bool) error {
 	x, d := l.x, l.x.d
-	content, out := takeBuffer(headClass), takeBuffer(len(bufferSizes)-1)
+	content, out := takeBuffer(headClass), takeBuffer(largeClass)
 	defer bufferPools[headClass].Put(content)
-	defer bufferPools[len(bufferSizes)-1].Put(out)
+	defer bufferPools[largeClass].Put(out)
 	for {
 		got, ended, trailers := l.stream.Next((*content)[:0])
 		l.mu.Lock()
@@ -329,7 +329,7 @@ func (l *lifted) send() {
 		d.expect(clientSends, bodyDue(x.s, since, x.taken))
 		err = d.in.fill()
 		d.forget(clientSends)
-		if err != nil {
+		if err != nil && !d.interruptedBefore(err, l.isStopped) {
 			l.brokeOff(err)
 			return
 		}
@@ -345,6 +345,16 @@ func (l *lifted) sent() {
 	l.mu.Lock()
 	l.sentAll = true
 	l.mu.Unlock()
+}
+
+// isStopped reports whether nobody wants the rest of the body.
+func (l *lifted) isStopped() bool {
+	select {
+	case <-l.stop:
+		return true
+	default:
+		return false
+	}
 }
 
 // brokeOff notes how the client's body ended before its time.

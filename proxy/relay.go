@@ -167,7 +167,7 @@ func (p *passage) mayWait(w wait, left int, moved bool) {
 		p.wait.forget(w)
 	case left == 0 || waits && !moved:
 	case w == clientTakes:
-		p.expect(w, p.s.Timeouts.Stall+time.Duration(left)*time.Second/slowestTaken)
+		p.expect(w, p.s.Timeouts.Stall+time.Duration(left)*time.Second/SlowestTaken)
 	default:
 		p.expect(w, p.s.Timeouts.Stall)
 	}

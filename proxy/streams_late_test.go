@@ -46,16 +46,17 @@ func TestHTTP2ClientsThatSayNothing(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name string
+		told bool // why it ends
 		do   func(f *framed)
 	}{
-		{"no preface", func(*framed) {}},
-		{"no settings", func(f *framed) { _, _ = f.Write([]byte(http2.ClientPreface)) }},
-		{"half a frame", func(f *framed) {
+		{"no preface", false, func(*framed) {}},
+		{"no settings", true, func(f *framed) { _, _ = f.Write([]byte(http2.ClientPreface)) }},
+		{"half a frame", true, func(f *framed) {
 			_, _ = f.Write([]byte(http2.ClientPreface))
 			f.must(f.WriteSettings())
 			_, _ = f.Write([]byte{0, 0, 9, 1, 4})
 		}},
-		{"half a head", func(f *framed) {
+		{"half a head", true, func(f *framed) {
 			_, _ = f.Write([]byte(http2.ClientPreface))
 			f.must(f.WriteSettings())
 			f.must(f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: f.block(":method:GET")}))
@@ -68,8 +69,13 @@ func TestHTTP2ClientsThatSayNothing(t *testing.T) {
 			config.NextProtos = []string{protocolH2}
 			f := framedOn(t, dialTLS(t, p.addr("web"), config))
 			test.do(f)
-			if _, err := io.Copy(io.Discard, f.Conn); err != nil {
-				t.Error(err)
+			told := false
+			for frame, err := f.ReadFrame(); err == nil; frame, err = f.ReadFrame() { // and answers nothing
+				g, ok := frame.(*http2.GoAwayFrame)
+				told = told || ok && g.ErrCode == http2.ErrCodeEnhanceYourCalm
+			}
+			if told != test.told {
+				t.Errorf("is told why: %t", told)
 			}
 			if a := p.next(); a.Action != "connection" || !strings.Contains(a.Reason, "no whole head, or no settings") {
 				t.Errorf("record %+v", a)

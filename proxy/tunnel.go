@@ -191,8 +191,8 @@ func (c *courier) bring(got []byte, ended bool, trailers []http1.Field) error {
 		p.end(p.largeBody())
 		return io.ErrShortWrite
 	}
-	buf := takeBuffer(len(bufferSizes) - 1)
-	defer bufferPools[len(bufferSizes)-1].Put(buf)
+	buf := takeBuffer(largeClass)
+	defer bufferPools[largeClass].Put(buf)
 	out := (*buf)[:0]
 	if len(got) > 0 {
 		out = c.frame(out, got)
@@ -380,7 +380,7 @@ func (p *passage) push(b []byte, ended bool) error {
 			return nil
 		}
 		p.f.flush()
-		p.expect(clientTakes, p.s.Timeouts.Stall+time.Duration(len(b))*time.Second/slowestTaken)
+		p.expect(clientTakes, p.s.Timeouts.Stall+time.Duration(len(b))*time.Second/SlowestTaken)
 		<-p.room
 		p.wait.forget(clientTakes)
 		if p.isOver() {

@@ -37,7 +37,7 @@ func (x *exchange) runUpload() {
 	for {
 		d.expect(clientSends, bodyDue(x.s, since, x.taken-before))
 		if err := d.in.fill(); err != nil {
-			if x.interruptedBefore(err) {
+			if d.interruptedBefore(err, u.isStopped) {
 				continue
 			}
 			x.abortUpload(err)
@@ -70,22 +70,7 @@ func (x *exchange) runUpload() {
 	}
 }
 
-// interruptedBefore reports whether a read was interrupted for a wait that had
-// ended before it began: the bytes came just when their time was over. It is to
-// be tried again.
-func (x *exchange) interruptedBefore(err error) bool {
-	if !isInterrupt(err) {
-		return false
-	}
-	d := x.d
-	d.c.mu.Lock()
-	defer d.c.mu.Unlock()
-	if x.upload.stopped || d.late[clientSends].Load() {
-		return false
-	}
-	d.src.resume()
-	return true
-}
+func (u *upload) isStopped() bool { return u.stopped }
 
 // The slowest a body may come, in bytes a second, and for how long it may be
 // slower at the start: who drips is not to hold a connection to a service.

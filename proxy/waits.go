@@ -39,13 +39,13 @@ func (p *waits) forget(w wait) { p.patience[w].Store(0) }
 // expectOf bounds a wait by a time from now on.
 func (p *waits) expectOf(w wait, most time.Duration) { p.expect(w, time.Now().Add(most)) }
 
-// slowestTaken is the slowest that a client may take what it is sent, in bytes a
+// SlowestTaken is the slowest that a client may take what it is sent, in bytes a
 // second.
-const slowestTaken = 2 << 10
+const SlowestTaken = 2 << 10
 
 // expectTaken bounds how long the client may take for n bytes.
 func (p *waits) expectTaken(s *settings, n int) {
-	p.expectOf(clientTakes, s.Timeouts.Stall+time.Duration(n)*time.Second/slowestTaken)
+	p.expectOf(clientTakes, s.Timeouts.Stall+time.Duration(n)*time.Second/SlowestTaken)
 }
 
 // stretch gives a wait more time, if there is one.

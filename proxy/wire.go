@@ -246,13 +246,10 @@ func (w *wire) flush() error { // with w.cork held
 	return err
 }
 
-// corkClass is the class of the buffer that collects records.
-const corkClass = len(bufferSizes) - 1
-
 // together has the records that write makes leave in as few writes as can be.
 func (w *wire) together(write func() (int, error)) (n int, err error) {
 	w.cork.Lock()
-	w.out = takeBuffer(corkClass)
+	w.out = takeBuffer(largeClass)
 	w.cork.Unlock()
 	n, err = write()
 	w.cork.Lock()
@@ -260,7 +257,7 @@ func (w *wire) together(write func() (int, error)) (n int, err error) {
 	if ferr := w.flush(); err == nil {
 		err = ferr
 	}
-	bufferPools[corkClass].Put(w.out)
+	bufferPools[largeClass].Put(w.out)
 	w.out = nil
 	return n, err
 }

@@ -11,7 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
+	"github.com/narthex-id/narthex/integration/internal/pattern"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
@@ -20,30 +23,30 @@ import (
 // speaks mutual TLS itself.
 var clients = []struct {
 	name string
-	run  func(t *testing.T, base string, own *svid)
+	run  func(t *testing.T, base string, own *mesh.SVID)
 }{
 	{"go", goClient},
 	{"curl", curlClient},
-	{"python http.client", func(t *testing.T, base string, own *svid) {
-		succeeds(t, pythonScript(t, "python http.client", "client.py", append([]string{"http", base}, files(own)...)...))
+	{"python http.client", func(t *testing.T, base string, own *mesh.SVID) {
+		succeeds(t, stage.PythonScript(t, "python http.client", "client.py", append([]string{"http", base}, files(own)...)...))
 	}},
-	{"python urllib", func(t *testing.T, base string, own *svid) {
-		succeeds(t, pythonScript(t, "python urllib", "client.py", append([]string{"urllib", base}, files(own)...)...))
+	{"python urllib", func(t *testing.T, base string, own *mesh.SVID) {
+		succeeds(t, stage.PythonScript(t, "python urllib", "client.py", append([]string{"urllib", base}, files(own)...)...))
 	}},
-	{"node http", func(t *testing.T, base string, own *svid) {
-		succeeds(t, nodeScript(t, "node http", "client.js", append([]string{"http", base}, files(own)...)...))
+	{"node http", func(t *testing.T, base string, own *mesh.SVID) {
+		succeeds(t, stage.NodeScript(t, "node http", "client.js", append([]string{"http", base}, files(own)...)...))
 	}},
-	{"node undici", func(t *testing.T, base string, own *svid) {
-		succeeds(t, nodeScript(t, "node undici", "client.js", append([]string{"undici", base}, files(own)...)...))
+	{"node undici", func(t *testing.T, base string, own *mesh.SVID) {
+		succeeds(t, stage.NodeScript(t, "node undici", "client.js", append([]string{"undici", base}, files(own)...)...))
 	}},
 }
 
 // files are the arguments by which a script proves who it is.
-func files(own *svid) []string {
+func files(own *mesh.SVID) []string {
 	if own == nil {
 		return nil
 	}
-	return []string{own.certFile, own.keyFile, own.ca.bundle}
+	return []string{own.CertFile, own.KeyFile, own.CA.Bundle}
 }
 
 // succeeds waits until a script has said ok.
@@ -63,12 +66,12 @@ func TestClients(t *testing.T) {
 	for _, s := range servers {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			p := newPair(t, s.start(t))
+			p := mesh.NewPair(t, s.start(t))
 			for _, c := range clients {
 				t.Run(c.name, func(t *testing.T) {
-					c.run(t, "http://"+p.entry, nil)
+					c.run(t, "http://"+p.Entry, nil)
 					if s.name == "go" {
-						c.run(t, "https://"+p.secure, p.client)
+						c.run(t, "https://"+p.Secure, p.Client)
 					}
 				})
 			}
@@ -76,34 +79,34 @@ func TestClients(t *testing.T) {
 	}
 }
 
-func goClient(t *testing.T, base string, own *svid) {
+func goClient(t *testing.T, base string, own *mesh.SVID) {
 	client := clientOf(t, own)
 	for _, size := range []int{0, 1 << 10, 1 << 20} {
-		want := pattern(size)
-		if got, err := fetchOK(client, fmt.Sprintf("%s/bytes/%d", base, size)); err != nil || got != string(want) {
+		want := pattern.Bytes(size)
+		if got, err := mesh.FetchOK(client, fmt.Sprintf("%s/bytes/%d", base, size)); err != nil || got != string(want) {
 			t.Errorf("GET of %d bytes: %d bytes, %v", size, len(got), err)
 		}
 		for how, body := range map[string]io.Reader{"counted": bytes.NewReader(want), "chunked": io.MultiReader(bytes.NewReader(want))} {
 			url := fmt.Sprintf("%s/store/go-%s-%d", base, how, size)
-			if a, err := fetch(client, http.MethodPut, url, body); err != nil || a.status/100 != 2 {
-				t.Errorf("PUT of %d bytes: %d, %v", size, a.status, err)
+			if a, err := mesh.Fetch(client, http.MethodPut, url, body); err != nil || a.Status/100 != 2 {
+				t.Errorf("PUT of %d bytes: %d, %v", size, a.Status, err)
 			}
-			if got, err := fetchOK(client, url); err != nil || got != string(want) {
+			if got, err := mesh.FetchOK(client, url); err != nil || got != string(want) {
 				t.Errorf("%s: %d bytes came back, %v", url, len(got), err)
 			}
 		}
 	}
-	if a, err := fetch(client, http.MethodHead, base+"/bytes/1024", nil); err != nil || a.length != 1024 || a.body != "" {
+	if a, err := mesh.Fetch(client, http.MethodHead, base+"/bytes/1024", nil); err != nil || a.Length != 1024 || a.Body != "" {
 		t.Errorf("HEAD: %+v, %v", a, err)
 	}
 }
 
-func curlClient(t *testing.T, base string, own *svid) {
+func curlClient(t *testing.T, base string, own *mesh.SVID) {
 	dir := stage.Folder(t, "curl")
 	curl := func(args ...string) string {
 		t.Helper()
 		if own != nil {
-			args = append([]string{"--cert", own.certFile, "--key", own.keyFile, "--cacert", own.ca.bundle}, args...)
+			args = append([]string{"--cert", own.CertFile, "--key", own.KeyFile, "--cacert", own.CA.Bundle}, args...)
 		}
 		return stage.Must(t, "curl", append([]string{"-sS", "--fail-with-body", "--max-time", "60"}, args...)...)
 	}
@@ -115,11 +118,11 @@ func curlClient(t *testing.T, base string, own *svid) {
 		t.Errorf("connections that curl made: %s", said)
 	}
 	for _, size := range []int{0, 1 << 10, 1 << 20} {
-		if sum(fmt.Sprint(size)) != sha256.Sum256(pattern(size)) {
+		if sum(fmt.Sprint(size)) != sha256.Sum256(pattern.Bytes(size)) {
 			t.Errorf("GET of %d bytes: not what it should be", size)
 		}
 	}
-	stage.WriteFile(t, dir+"/up", string(pattern(1<<20)), 0o644)
+	stage.WriteFile(t, dir+"/up", string(pattern.Bytes(1<<20)), 0o644)
 	for how, args := range map[string][]string{
 		"counted":  {"-T", dir + "/up"},
 		"expected": {"-H", "Expect: 100-continue", "-v", "-T", dir + "/up"},
@@ -138,18 +141,30 @@ func curlClient(t *testing.T, base string, own *svid) {
 	if said := curl("-I", base+"/bytes/1024"); !strings.Contains(strings.ToLower(said), "content-length: 1024") {
 		t.Errorf("HEAD:\n%s", said)
 	}
-	if said := curl("-0", base+"/bytes/1024"); said != string(pattern(1024)) {
+	if said := curl("-0", base+"/bytes/1024"); said != string(pattern.Bytes(1024)) {
 		t.Errorf("HTTP/1.0: %d bytes", len(said))
 	}
+}
+
+// clientOf returns a client of HTTP/1.1 that keeps its connections. It proves
+// who it is where own is given.
+func clientOf(t *testing.T, own *mesh.SVID) *http.Client {
+	t.Helper()
+	transport := &http.Transport{MaxIdleConnsPerHost: 100, DisableCompression: true}
+	if own != nil {
+		transport.TLSClientConfig = own.Client()
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 5 * time.Minute}
 }
 
 // TestRange: parts of a thing are asked for and given.
 func TestRange(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, newService(t).address)
-	said := stage.Must(t, "curl", "-sS", "-i", "-r", "100-109", "http://"+p.entry+"/bytes/1024")
+	p := mesh.NewPair(t, mesh.NewService(t).Address)
+	said := stage.Must(t, "curl", "-sS", "-i", "-r", "100-109", "http://"+p.Entry+"/bytes/1024")
 	head, body, _ := strings.Cut(said, "\r\n\r\n")
-	if !strings.HasPrefix(head, "HTTP/1.1 206") || !strings.Contains(strings.ToLower(head), "content-range: bytes 100-109/1024") || body != string(pattern(1024)[100:110]) {
+	if !strings.HasPrefix(head, "HTTP/1.1 206") || !strings.Contains(strings.ToLower(head), "content-range: bytes 100-109/1024") || body != string(pattern.Bytes(1024)[100:110]) {
 		t.Errorf("%q", said)
 	}
 }
@@ -157,8 +172,8 @@ func TestRange(t *testing.T) {
 // TestWrk: two seconds of as many requests as there can be, without an error.
 func TestWrk(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, nginxServer(t))
-	said := stage.Must(t, "wrk", "-t", "1", "-c", "20", "-d", "2s", "--timeout", "30s", "--latency", "http://"+p.entry+"/bytes/1024")
+	p := mesh.NewPair(t, nginxServer(t))
+	said := stage.Must(t, "wrk", "-t", "1", "-c", "20", "-d", "2s", "--timeout", "30s", "--latency", "http://"+p.Entry+"/bytes/1024")
 	t.Log(said)
 	if !strings.Contains(said, "requests in") || strings.Contains(said, "Socket errors") || strings.Contains(said, "Non-2xx") {
 		t.Errorf("wrk:\n%s", said)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
@@ -21,9 +22,10 @@ import (
 // house is an inbound proxy before a service in Go, with a client that proves
 // who it is.
 type house struct {
-	*node
-	service *service
-	own     *svid
+	*mesh.Node
+	t       *testing.T
+	service *mesh.Service
+	own     *mesh.SVID
 	client  *http.Client
 	base    string // URL
 }
@@ -31,21 +33,21 @@ type house struct {
 // newHouse starts one with these rules; more is further YAML of the listener.
 func newHouse(t *testing.T, rules []string, more ...string) *house {
 	t.Helper()
-	h := &house{service: newService(t)}
-	ca := newAuthority(t)
-	h.own = ca.leaf("/client")
+	h := &house{t: t, service: mesh.NewService(t)}
+	ca := mesh.NewAuthority(t)
+	h.own = ca.Leaf("/client")
 	h.client = clientOf(t, h.own)
-	h.node = newNode(t, "house", ca.leaf("/server"))
-	h.base = "https://" + h.inbound("house", h.service.address, more...)
-	h.rules(rules...)
-	h.start()
+	h.Node = mesh.NewNode(t, "house", ca.Leaf("/server"))
+	h.base = "https://" + h.Inbound("house", h.service.Address, more...)
+	h.Rules(rules...)
+	h.Start()
 	return h
 }
 
 // do makes a request, which has to be answered.
-func (h *house) do(method, path string, fields ...string) answer {
+func (h *house) do(method, path string, fields ...string) mesh.Answer {
 	h.t.Helper()
-	a, err := fetch(h.client, method, h.base+path, nil, fields...)
+	a, err := mesh.Fetch(h.client, method, h.base+path, nil, fields...)
 	if err != nil {
 		h.t.Fatalf("%s %s: %v", method, path, err)
 	}
@@ -53,12 +55,12 @@ func (h *house) do(method, path string, fields ...string) answer {
 }
 
 var orderRules = []string{
-	allow("client-reads", id("/client"), `http: {methods: [GET, HEAD], paths: ["/v1/orders/{id}"]}`),
-	allow("client-writes-as-clerk", id("/client"), `http: {methods: [POST], paths: ["/v1/**"], headers: {x-role: [clerk]}}`),
-	allow("client-at-shop", id("/client"), `http: {hosts: [shop.example], paths: ["/shop/**"]}`),
-	allow("client-asks", id("/client"), `when: 'request.path.startsWith("/cel/") && "x-reason" in request.headers'`),
+	mesh.Allow("client-reads", mesh.ID("/client"), `http: {methods: [GET, HEAD], paths: ["/v1/orders/{id}"]}`),
+	mesh.Allow("client-writes-as-clerk", mesh.ID("/client"), `http: {methods: [POST], paths: ["/v1/**"], headers: {x-role: [clerk]}}`),
+	mesh.Allow("client-at-shop", mesh.ID("/client"), `http: {hosts: [shop.example], paths: ["/shop/**"]}`),
+	mesh.Allow("client-asks", mesh.ID("/client"), `when: 'request.path.startsWith("/cel/") && "x-reason" in request.headers'`),
 	`{id: nobody-deletes, effect: deny, http: {methods: [DELETE]}}`,
-	allow("client-deletes", id("/client"), `http: {paths: ["/v1/orders/{id}"]}`, "shadow: true"),
+	mesh.Allow("client-deletes", mesh.ID("/client"), `http: {paths: ["/v1/orders/{id}"]}`, "shadow: true"),
 }
 
 // TestDecisions: each request is decided by its method, path, host and fields,
@@ -89,22 +91,22 @@ func TestDecisions(t *testing.T) {
 		{"GET", "/cel/a", nil, ""},
 		{"DELETE", "/v1/orders/7", nil, ""},
 	} {
-		before, began := len(h.Records()), h.service.began.Load()
+		before, began := len(h.Records()), h.service.Began.Load()
 		request := fmt.Sprintf("case-%d", i)
 		got := h.do(c.method, c.path, append(c.fields, "X-Request-Id: "+request)...)
 		allowed := c.rule != ""
-		if want := map[bool]int{true: http.StatusOK, false: http.StatusForbidden}[allowed]; got.status != want {
-			t.Errorf("%s %s %q: %d, want %d", c.method, c.path, c.fields, got.status, want)
+		if want := map[bool]int{true: http.StatusOK, false: http.StatusForbidden}[allowed]; got.Status != want {
+			t.Errorf("%s %s %q: %d, want %d", c.method, c.path, c.fields, got.Status, want)
 		}
-		if came := h.service.began.Load() > began; came != allowed {
+		if came := h.service.Began.Load() > began; came != allowed {
 			t.Errorf("%s %s %q came to the service: %t", c.method, c.path, c.fields, came)
 		}
-		if !allowed && (len(got.body) > 100 || !strings.Contains(got.body, request) || strings.Contains(got.body, "rule") || got.header.Get("X-Request-Id") != request) {
-			t.Errorf("the client is told %v %q", got.header, got.body)
+		if !allowed && (len(got.Body) > 100 || !strings.Contains(got.Body, request) || strings.Contains(got.Body, "rule") || got.Header.Get("X-Request-Id") != request) {
+			t.Errorf("the client is told %v %q", got.Header, got.Body)
 		}
 		a := h.Record(before, request, func(a telemetry.Access) bool { return a.HTTP != nil && a.HTTP.RequestID == request })
-		want := telemetry.AccessHTTP{Method: c.method, Host: a.HTTP.Host, Path: a.HTTP.Path, Status: got.status, RequestID: request, UserAgent: "Go-http-client/1.1"}
-		if *a.HTTP != want || a.Rule != c.rule && c.method != http.MethodDelete || a.From != h.own.id || a.To != id("/server") || allowed != (a.Reason == "") || allowed != (a.Decision == "allow") {
+		want := telemetry.AccessHTTP{Method: c.method, Host: a.HTTP.Host, Path: a.HTTP.Path, Status: got.Status, RequestID: request, UserAgent: "Go-http-client/1.1"}
+		if *a.HTTP != want || a.Rule != c.rule && c.method != http.MethodDelete || a.From != h.own.ID || a.To != mesh.ID("/server") || allowed != (a.Reason == "") || allowed != (a.Decision == "allow") {
 			t.Errorf("%s %s %q: the record is %+v %+v", c.method, c.path, c.fields, a, *a.HTTP)
 		}
 		if a.BytesIn < 50 || a.BytesOut < 50 {
@@ -122,10 +124,10 @@ func TestDecisions(t *testing.T) {
 // TestIdentityHeader: the service learns who calls from us alone.
 func TestIdentityHeader(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, []string{allow("client-may", id("/client"))}, "identity_header: {name: x-peer}")
+	h := newHouse(t, []string{mesh.Allow("client-may", mesh.ID("/client"))}, "identity_header: {name: x-peer}")
 	h.do("GET", "/a", "X-Peer: spiffe://example.org/admin", "X_Peer: spiffe://example.org/admin")
-	got := h.service.header(t, "/a")
-	if peers := got["X-Peer"]; len(peers) != 1 || peers[0] != h.own.id {
+	got := h.service.Header(t, "/a")
+	if peers := got["X-Peer"]; len(peers) != 1 || peers[0] != h.own.ID {
 		t.Errorf("the service was told %v", got)
 	}
 	for name := range got {
@@ -139,7 +141,7 @@ func TestIdentityHeader(t *testing.T) {
 // anew with each request.
 func TestReloadBetweenRequests(t *testing.T) {
 	t.Parallel()
-	may := allow("client-may", id("/client"), `http: {paths: ["/a"]}`)
+	may := mesh.Allow("client-may", mesh.ID("/client"), `http: {paths: ["/a"]}`)
 	h := newHouse(t, []string{may})
 	c := dialTLS(t, strings.TrimPrefix(h.base, "https://"), h.own)
 	ask := func(path string, want int) {
@@ -150,10 +152,10 @@ func TestReloadBetweenRequests(t *testing.T) {
 	}
 	ask("/a", http.StatusOK)
 	ask("/b", http.StatusForbidden)
-	h.changeRules(allow("client-may-by-now", id("/client"), `http: {paths: ["/b"]}`))
+	h.ChangeRules(mesh.Allow("client-may-by-now", mesh.ID("/client"), `http: {paths: ["/b"]}`))
 	ask("/a", http.StatusForbidden)
 	ask("/b", http.StatusOK)
-	h.changeRules(may)
+	h.ChangeRules(may)
 	ask("/a", http.StatusOK)
 }
 
@@ -180,7 +182,7 @@ func askOn(t *testing.T, c net.Conn, raw string) int {
 // where that request had no body, and not where a body of it may be in the way.
 func TestPipelinedAfterRefusal(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, []string{allow("client-may", id("/client"), `http: {paths: ["/a"]}`)})
+	h := newHouse(t, []string{mesh.Allow("client-may", mesh.ID("/client"), `http: {paths: ["/a"]}`)})
 	const good = "GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n"
 	for _, c := range []struct {
 		first string
@@ -194,13 +196,13 @@ func TestPipelinedAfterRefusal(t *testing.T) {
 		{"POST /b HTTP/1.1\r\nHost: a.example\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n", []int{403}},
 		{"GET /b HTTP/1.0\r\nHost: a.example\r\nConnection: keep-alive\r\n\r\n", []int{403}},
 	} {
-		began := h.service.began.Load()
+		began := h.service.Began.Load()
 		got, err := try(func() (net.Conn, error) { return dialTLS(t, strings.TrimPrefix(h.base, "https://"), h.own), nil },
 			c.first+strings.Replace(good, "\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1))
 		if err != nil || !slices.Equal(got, c.want) {
 			t.Errorf("%q and a good request: %v, %v, want %v", c.first, got, err, c.want)
 		}
-		if came := int(h.service.began.Load() - began); came != len(c.want)-1 {
+		if came := int(h.service.Began.Load() - began); came != len(c.want)-1 {
 			t.Errorf("%q and a good request: %d came to the service", c.first, came)
 		}
 	}
@@ -210,18 +212,18 @@ func TestPipelinedAfterRefusal(t *testing.T) {
 // again, on the connection that it keeps.
 func TestTooManyRequests(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, []string{allow("client-may", id("/client"))})
-	h.policy("rules:\n  - " + allow("client-may", id("/client")) + "\nlimits:\n  - " + fmt.Sprintf("{id: few, from: [%q], per: identity, rps: 0.01, burst: 3}", h.own.id))
-	h.reload()
+	h := newHouse(t, []string{mesh.Allow("client-may", mesh.ID("/client"))})
+	h.Policy("rules:\n  - " + mesh.Allow("client-may", mesh.ID("/client")) + "\nlimits:\n  - " + fmt.Sprintf("{id: few, from: [%q], per: identity, rps: 0.01, burst: 3}", h.own.ID))
+	h.Reload()
 	statuses := map[int]int{}
 	for range 10 {
 		a := h.do("GET", "/a")
-		statuses[a.status]++
-		if a.status != http.StatusTooManyRequests {
+		statuses[a.Status]++
+		if a.Status != http.StatusTooManyRequests {
 			continue
 		}
-		if after, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || after < 1 || after > 100 {
-			t.Errorf("retry-after: %q", a.header.Get("Retry-After"))
+		if after, err := strconv.Atoi(a.Header.Get("Retry-After")); err != nil || after < 1 || after > 100 {
+			t.Errorf("retry-after: %q", a.Header.Get("Retry-After"))
 		}
 	}
 	if statuses[http.StatusOK] < 3 || statuses[http.StatusOK] > 4 || statuses[http.StatusTooManyRequests]+statuses[http.StatusOK] != 10 {
@@ -231,7 +233,7 @@ func TestTooManyRequests(t *testing.T) {
 	if a.Limit != "few" || a.Outcome != "failure" {
 		t.Errorf("the record: %+v", a)
 	}
-	if live := h.live(); live != 1 {
+	if live := h.Live(); live != 1 {
 		t.Errorf("%d connections, want the one", live)
 	}
 }
@@ -240,11 +242,11 @@ func TestTooManyRequests(t *testing.T) {
 // them.
 func TestRulesFromRequests(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, []string{allow("client-reads", id("/client"), `http: {methods: [GET], paths: ["/v1/orders/{id}"]}`)}, "enforcement: audit")
+	h := newHouse(t, []string{mesh.Allow("client-reads", mesh.ID("/client"), `http: {methods: [GET], paths: ["/v1/orders/{id}"]}`)}, "enforcement: audit")
 	for _, request := range []string{"GET /v1/orders/7", "GET /v1/orders/8", "POST /v1/orders", "POST /v1/orders", "GET /v1/items/a/b"} {
 		method, path, _ := strings.Cut(request, " ")
-		if a := h.do(method, path); a.status != http.StatusOK {
-			t.Errorf("%s is refused by an audit: %d", request, a.status)
+		if a := h.do(method, path); a.Status != http.StatusOK {
+			t.Errorf("%s is refused by an audit: %d", request, a.Status)
 		}
 	}
 	stage.Eventually(t, stage.Soon, "five records", func() error {
@@ -253,16 +255,16 @@ func TestRulesFromRequests(t *testing.T) {
 		}
 		return nil
 	})
-	suggested, said := policyCommand(t, 0, "suggest", "-f", h.file("rules.yaml"), h.AccessFile())
+	suggested, said := policyCommand(t, 0, "suggest", "-f", h.File("rules.yaml"), h.AccessFile())
 	for _, want := range []string{"5 records of decisions", "2 allowed already"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("want %q in\n%s", want, said)
 		}
 	}
 	next := stage.Folder(t, "next")
-	stage.WriteFile(t, next+"/rules.yaml", stage.ReadFile(t, h.file("rules.yaml")), 0o644)
+	stage.WriteFile(t, next+"/rules.yaml", stage.ReadFile(t, h.File("rules.yaml")), 0o644)
 	stage.WriteFile(t, next+"/suggested.yaml", suggested, 0o644)
-	changes, _ := policyCommand(t, 1, "diff", h.file("rules.yaml"), next, "--replay", h.AccessFile())
+	changes, _ := policyCommand(t, 1, "diff", h.File("rules.yaml"), next, "--replay", h.AccessFile())
 	for _, want := range []string{"3 of 5 records would be decided otherwise", "ALLOWED BY NOW"} {
 		if !strings.Contains(changes, want) {
 			t.Errorf("want %q in\n%s", want, changes)
@@ -273,16 +275,16 @@ func TestRulesFromRequests(t *testing.T) {
 	if len(more) != 2 {
 		t.Fatalf("suggested\n%s", suggested)
 	}
-	h.policy("rules:\n  - " + allow("client-reads", id("/client"), `http: {methods: [GET], paths: ["/v1/orders/{id}"]}`) + "\n" + more[1])
-	h.listeners[0] = strings.Replace(h.listeners[0], "enforcement: audit", "enforcement: enforce", 1)
-	h.configure()
-	h.reload()
+	h.Policy("rules:\n  - " + mesh.Allow("client-reads", mesh.ID("/client"), `http: {methods: [GET], paths: ["/v1/orders/{id}"]}`) + "\n" + more[1])
+	h.Listeners[0] = strings.Replace(h.Listeners[0], "enforcement: audit", "enforcement: enforce", 1)
+	h.Configure()
+	h.Reload()
 	for request, want := range map[string]int{
 		"GET /v1/orders/7": 200, "POST /v1/orders": 200, "GET /v1/items/a/b": 200, "DELETE /v1/orders/7": 403, "GET /admin": 403,
 	} {
 		method, path, _ := strings.Cut(request, " ")
-		if a := h.do(method, path); a.status != want {
-			t.Errorf("%s: %d, want %d\n%s", request, a.status, want, suggested)
+		if a := h.do(method, path); a.Status != want {
+			t.Errorf("%s: %d, want %d\n%s", request, a.Status, want, suggested)
 		}
 	}
 }

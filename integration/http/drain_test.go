@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
@@ -26,18 +27,18 @@ func TestTermUnderLoad(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name string
-		from func(t *testing.T, p *pair) (n *node, dial func() net.Conn)
+		from func(t *testing.T, p *mesh.Pair) (n *mesh.Node, dial func() net.Conn)
 	}{
-		{"inbound", func(t *testing.T, p *pair) (*node, func() net.Conn) {
-			return p.in, func() net.Conn { return dialTLS(t, p.secure, p.client) }
+		{"inbound", func(t *testing.T, p *mesh.Pair) (*mesh.Node, func() net.Conn) {
+			return p.In, func() net.Conn { return dialTLS(t, p.Secure, p.Client) }
 		}},
-		{"outbound", func(t *testing.T, p *pair) (*node, func() net.Conn) {
-			return p.out, func() net.Conn { return dialPlain(t, p.entry) }
+		{"outbound", func(t *testing.T, p *mesh.Pair) (*mesh.Node, func() net.Conn) {
+			return p.Out, func() net.Conn { return dialPlain(t, p.Entry) }
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			p := newPair(t, newService(t).address, "timeouts: {drain: 10m}")
+			p := mesh.NewPair(t, mesh.NewService(t).Address, "timeouts: {drain: 10m}")
 			n, dial := c.from(t, p)
 			const clients = 8
 			l := newLoad(clients, dial)
@@ -127,36 +128,36 @@ func asked(c net.Conn, raw string) (last bool, err error) {
 // served to its end, and the connection ends with it.
 func TestTermWithinRequest(t *testing.T) {
 	t.Parallel()
-	service := newService(t)
-	p := newPair(t, service.address, "timeouts: {drain: 10m}")
-	answers := make(chan answer)
+	service := mesh.NewService(t)
+	p := mesh.NewPair(t, service.Address, "timeouts: {drain: 10m}")
+	answers := make(chan mesh.Answer)
 	go func() {
 		defer close(answers)
-		a, err := fetch(clientOf(t, nil), http.MethodPost, "http://"+p.entry+"/stall", strings.NewReader("hello"))
+		a, err := mesh.Fetch(clientOf(t, nil), http.MethodPost, "http://"+p.Entry+"/stall", strings.NewReader("hello"))
 		if err != nil {
 			t.Error(err)
 		}
 		answers <- a
 	}()
 	stage.Eventually(t, stage.Soon, "the request is with the service", func() error {
-		if service.began.Load() == 0 {
+		if service.Began.Load() == 0 {
 			return errors.New("not yet")
 		}
 		return nil
 	})
-	for _, n := range []*node{p.in, p.out} {
+	for _, n := range []*mesh.Node{p.In, p.Out} {
 		n.Signal(syscall.SIGTERM)
 		n.Says(stage.Soon, "draining")
 	}
-	close(service.open)
-	if a := <-answers; a.status != http.StatusOK || !a.last {
+	close(service.Open)
+	if a := <-answers; a.Status != http.StatusOK || !a.Last {
 		t.Errorf("%+v", a)
 	}
-	for _, n := range []*node{p.in, p.out} {
+	for _, n := range []*mesh.Node{p.In, p.Out} {
 		select {
 		case <-n.Done:
 		case <-time.After(stage.Soon):
-			t.Errorf("%s does not end when its last request has", n.name)
+			t.Errorf("%s does not end when its last request has", n.Name)
 		}
 	}
 }
@@ -164,19 +165,19 @@ func TestTermWithinRequest(t *testing.T) {
 // TestIdleWhenTermComes: connections on which nothing is asked do not keep it.
 func TestIdleWhenTermComes(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, newService(t).address, "timeouts: {drain: 10m}")
-	c := dialTLS(t, p.secure, p.client)
+	p := mesh.NewPair(t, mesh.NewService(t).Address, "timeouts: {drain: 10m}")
+	c := dialTLS(t, p.Secure, p.Client)
 	if got := askOn(t, c, "GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n"); got != http.StatusOK {
 		t.Fatal(got)
 	}
 	began := time.Now()
-	p.in.Signal(syscall.SIGTERM)
+	p.In.Signal(syscall.SIGTERM)
 	if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("it is told %d bytes, %v", n, err)
 	}
 	t.Logf("closed %s after SIGTERM", time.Since(began).Round(time.Millisecond))
 	select {
-	case <-p.in.Done:
+	case <-p.In.Done:
 	case <-time.After(stage.Soon):
 		t.Error("it waits for a client that asks nothing")
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
@@ -69,7 +70,7 @@ var hostileAnswers = []struct {
 // does the next client.
 func TestHostileServices(t *testing.T) {
 	t.Parallel()
-	answers := serve(t, func(c net.Conn) {
+	answers := stage.Serve(t, func(c net.Conn) {
 		req, err := http.ReadRequest(bufio.NewReader(c))
 		if err != nil {
 			return
@@ -81,13 +82,13 @@ func TestHostileServices(t *testing.T) {
 		_, _ = io.WriteString(c, hostileAnswers[n].raw)
 		// What the proxy does not read any more must not take away what it does.
 		_ = c.(*net.TCPConn).CloseWrite()
-		_ = c.SetReadDeadline(time.Now().Add(callTime))
+		_ = c.SetReadDeadline(time.Now().Add(mesh.CallTime))
 		_, _ = io.Copy(io.Discard, c)
 	})
-	p := newPair(t, answers)
+	p := mesh.NewPair(t, answers)
 	for n, a := range hostileAnswers {
-		before := len(p.in.Records())
-		c := dialTLS(t, p.secure, p.client)
+		before := len(p.In.Records())
+		c := dialTLS(t, p.Secure, p.Client)
 		method := http.MethodGet
 		if a.method != "" {
 			method = a.method
@@ -106,20 +107,20 @@ func TestHostileServices(t *testing.T) {
 			t.Errorf("%s: behind it there is another answer: %d", a.name, next)
 		}
 		if a.status == http.StatusBadGateway || a.cut {
-			p.in.Record(before, a.name, func(r telemetry.Access) bool {
+			p.In.Record(before, a.name, func(r telemetry.Access) bool {
 				return r.HTTP != nil && r.HTTP.Path == fmt.Sprint("/answer/", n) && r.Outcome == "failure" && r.Reason != ""
 			})
 		}
 	}
 	client := clientOf(t, nil)
 	for range 20 {
-		if body, err := fetchOK(client, "http://"+p.entry+"/answer/0"); err != nil || string(body) != "ok" {
+		if body, err := mesh.FetchOK(client, "http://"+p.Entry+"/answer/0"); err != nil || string(body) != "ok" {
 			t.Errorf("a client after all that: %q, %v", body, err)
 		}
 	}
 	stage.Eventually(t, stage.Soon, "nothing is left", func() error {
 		client.CloseIdleConnections()
-		if live := p.in.live() + p.out.live(); live > 1 { // the outbound proxy may keep one
+		if live := p.In.Live() + p.Out.Live(); live > 1 { // the outbound proxy may keep one
 			return fmt.Errorf("%d are", live)
 		}
 		return nil

@@ -6,10 +6,10 @@
 //
 //	go test -tags integration ./integration/http/
 //
-// Read a test as a story: an authority and the SVIDs it signs (ca_test.go), a
-// `narthex proxy` with listeners of `protocol: http` (node_test.go), the
-// services behind it (service_test.go, servers_test.go) and those who come to
-// it. Each has ports and folders of its own; every process is a
+// Read a test as a story: an authority, the SVIDs it signs and a `narthex
+// proxy` with listeners of `protocol: http` (integration/internal/mesh), the
+// services behind it (mesh.Service, servers_test.go) and those who come to it.
+// Each has ports and folders of its own; every process is a
 // stage.Process, ended by its pid. The strictness table (strict*_test.go)
 // stands in docs/http.md; -update writes it there.
 package http_test

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
 // recorder is a service that keeps what it is sent, byte by byte, and answers
@@ -44,7 +46,7 @@ type request struct {
 func newRecorder(t *testing.T) *recorder {
 	t.Helper()
 	r := &recorder{}
-	r.address = serve(t, r.answer)
+	r.address = stage.Serve(t, r.answer)
 	return r
 }
 
@@ -120,45 +122,4 @@ type writer func([]byte)
 func (w writer) Write(b []byte) (int, error) {
 	w(b)
 	return len(b), nil
-}
-
-// serve answers each connection with handle, which need not close it, and
-// returns the address.
-func serve(t *testing.T, handle func(net.Conn)) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var g sync.WaitGroup
-	var mu sync.Mutex
-	live := map[net.Conn]bool{}
-	g.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			live[c] = true
-			mu.Unlock()
-			g.Go(func() {
-				defer c.Close()
-				handle(c)
-				mu.Lock()
-				delete(live, c)
-				mu.Unlock()
-			})
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		mu.Lock()
-		for c := range live {
-			_ = c.Close()
-		}
-		mu.Unlock()
-		g.Wait()
-	})
-	return l.Addr().String()
 }

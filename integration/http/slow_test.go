@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
@@ -55,11 +56,11 @@ const (
 // nothing. A good client is served meanwhile, and they are gone when their
 // time is over.
 func TestSlowClients(t *testing.T) {
-	h := newHouse(t, []string{allow("client-may", id("/client")), allow("anybody-may", "unauthenticated")})
+	h := newHouse(t, []string{mesh.Allow("client-may", mesh.ID("/client")), mesh.Allow("anybody-may", "unauthenticated")})
 	times := fmt.Sprintf("timeouts: {handshake: %[1]s, head: %[1]s, stall: %[1]s, idle: %[1]s}", patience)
-	address, secure := h.inbound("slow", h.service.address, times, "mode: permissive"), h.inbound("slow-secure", h.service.address, times)
-	h.configure()
-	h.reload()
+	address, secure := h.Inbound("slow", h.service.Address, times, "mode: permissive"), h.Inbound("slow-secure", h.service.Address, times)
+	h.Configure()
+	h.Reload()
 	files, memory := stage.OpenFiles(t, h.PID()), stage.RSS(t, h.PID())
 	good := h.goodClient()
 	began := time.Now()
@@ -85,7 +86,7 @@ func TestSlowClients(t *testing.T) {
 	}
 	h.client.CloseIdleConnections()
 	stage.Eventually(t, stage.Soon, "nothing is left", func() error {
-		if live, now := h.live(), stage.OpenFiles(t, h.PID()); live > 0 || now > files+300 { // idle connections to the service stay
+		if live, now := h.Live(), stage.OpenFiles(t, h.PID()); live > 0 || now > files+300 { // idle connections to the service stay
 			return fmt.Errorf("%d connections, %d files, %d before", live, now, files)
 		}
 		return nil
@@ -100,8 +101,8 @@ func TestSlowClients(t *testing.T) {
 // before it begins to speak TLS. Those of HTTP speak first.
 func TestLateHello(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, []string{allow("client-may", id("/client"))}, "mode: permissive")
-	c, err := net.DialTimeout("tcp", strings.TrimPrefix(h.base, "https://"), callTime)
+	h := newHouse(t, []string{mesh.Allow("client-may", mesh.ID("/client"))}, "mode: permissive")
+	c, err := net.DialTimeout("tcp", strings.TrimPrefix(h.base, "https://"), mesh.CallTime)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,8 +111,8 @@ func TestLateHello(t *testing.T) {
 	if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("a silent client is told %d bytes, %v", n, err)
 	}
-	_ = c.SetDeadline(time.Now().Add(callTime))
-	if got := askOn(t, tls.Client(c, h.own.client()), "GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n"); got != http.StatusOK {
+	_ = c.SetDeadline(time.Now().Add(mesh.CallTime))
+	if got := askOn(t, tls.Client(c, h.own.Client()), "GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n"); got != http.StatusOK {
 		t.Errorf("status %d", got)
 	}
 }
@@ -124,14 +125,14 @@ type crowd struct {
 }
 
 // come connects them, and has each send what it sends first.
-func (c *crowd) come(t *testing.T, address string, own *svid) {
+func (c *crowd) come(t *testing.T, address string, own *mesh.SVID) {
 	t.Helper()
 	var g sync.WaitGroup
 	const at = 8
 	for part := range at {
 		g.Go(func() {
 			for i := part; i < c.count; i += at {
-				conn, err := net.DialTimeout("tcp", address, callTime)
+				conn, err := net.DialTimeout("tcp", address, mesh.CallTime)
 				if err != nil {
 					t.Errorf("one that %s: %v", c.name, err)
 					return
@@ -142,7 +143,7 @@ func (c *crowd) come(t *testing.T, address string, own *svid) {
 					_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
 				}
 				if c.secure {
-					conn = tls.Client(conn, own.client())
+					conn = tls.Client(conn, own.Client())
 				}
 				if _, err := io.WriteString(conn, c.first); err != nil {
 					t.Errorf("one that %s: %v", c.name, err)
@@ -262,9 +263,9 @@ func (h *house) goodClient() *goodClient {
 			default:
 			}
 			began := time.Now()
-			_, err := fetchOK(h.client, h.base+"/bytes/1000")
+			_, err := mesh.FetchOK(h.client, h.base+"/bytes/1000")
 			if err == nil {
-				_, err = fetchOK(again, h.base+"/bytes/1000")
+				_, err = mesh.FetchOK(again, h.base+"/bytes/1000")
 				again.CloseIdleConnections()
 			}
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
@@ -73,7 +74,7 @@ func checkStrict(t *testing.T, o odd, nginx, haproxy, ours *verdict) {
 	}
 	for _, r := range ours.seen {
 		said := r.claims()
-		if len(said) != 2 || said[0] != "x-spiffe-id: "+id(caller) || !strings.HasSuffix(said[1], ";URI="+id(caller)) {
+		if len(said) != 2 || said[0] != "x-spiffe-id: "+mesh.ID(caller) || !strings.HasSuffix(said[1], ";URI="+mesh.ID(caller)) {
 			t.Errorf("%s: the service is told %q", o.name, said)
 		}
 	}

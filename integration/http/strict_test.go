@@ -12,13 +12,13 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
@@ -43,7 +43,7 @@ var strictProxies = []struct {
 
 func plainly(addresses []string) (dials []func() (net.Conn, error)) {
 	for _, address := range addresses {
-		dials = append(dials, func() (net.Conn, error) { return net.DialTimeout("tcp", address, callTime) })
+		dials = append(dials, func() (net.Conn, error) { return net.DialTimeout("tcp", address, mesh.CallTime) })
 	}
 	return dials
 }
@@ -58,11 +58,11 @@ func strictNginx(t *testing.T, services []string) []func() (net.Conn, error) {
 		fmt.Fprintf(&servers, `server { listen %s; location / { proxy_pass http://%s; } }
 `, address, service)
 	}
-	p := nginx(t, fmt.Sprintf(`client_header_timeout 2s; client_body_timeout 2s; keepalive_timeout 2s; proxy_read_timeout 5s;
+	p := stage.Nginx(t, fmt.Sprintf(`client_header_timeout 2s; client_body_timeout 2s; keepalive_timeout 2s; proxy_read_timeout 5s;
 proxy_http_version 1.1; proxy_set_header Host $host; proxy_set_header Connection ""; proxy_set_header x-spiffe-id %s;
-%s`, id(caller), servers.String()))
+%s`, mesh.ID(caller), servers.String()))
 	for _, address := range addresses {
-		listens(t, p, address)
+		stage.Listens(t, p, address)
 	}
 	return plainly(addresses)
 }
@@ -78,22 +78,18 @@ func strictHAProxy(t *testing.T, services []string) []func() (net.Conn, error) {
   bind %s
   http-request set-header x-spiffe-id %s
   server s %s
-`, i, address, id(caller), service)
+`, i, address, mesh.ID(caller), service)
 	}
-	conf := filepath.Join(stage.Folder(t, "haproxy"), "haproxy.cfg")
-	stage.WriteFile(t, conf, `global
-  maxconn 1000
-defaults
+	p := stage.HAProxy(t, `defaults
   mode http
   timeout connect 5s
   timeout client 2s
   timeout http-request 2s
   timeout http-keep-alive 2s
   timeout server 5s
-`+proxies.String(), 0o644)
-	p := stage.Start(t, "haproxy", "haproxy", []string{"-db", "-f", conf})
+`+proxies.String())
 	for _, address := range addresses {
-		listens(t, p, address)
+		stage.Listens(t, p, address)
 	}
 	return plainly(addresses)
 }
@@ -105,17 +101,17 @@ const (
 
 func strictNarthex(t *testing.T, services []string) (dials []func() (net.Conn, error)) {
 	t.Helper()
-	ca := newAuthority(t)
-	client := ca.leaf(caller)
-	n := newNode(t, "strict", ca.leaf("/server"))
+	ca := mesh.NewAuthority(t)
+	client := ca.Leaf(caller)
+	n := mesh.NewNode(t, "strict", ca.Leaf("/server"))
 	for i, service := range services {
-		address := n.inbound(fmt.Sprintf("lane%d", i), service, strictTimes, strictIdentity)
+		address := n.Inbound(fmt.Sprintf("lane%d", i), service, strictTimes, strictIdentity)
 		dials = append(dials, func() (net.Conn, error) {
-			return tls.DialWithDialer(&net.Dialer{Timeout: callTime}, "tcp", address, client.client())
+			return tls.DialWithDialer(&net.Dialer{Timeout: mesh.CallTime}, "tcp", address, client.Client())
 		})
 	}
-	n.rules(allow("client-may", client.id))
-	n.start()
+	n.Rules(mesh.Allow("client-may", client.ID))
+	n.Start()
 	return dials
 }
 
@@ -123,47 +119,19 @@ func strictNarthex(t *testing.T, services []string) (dials []func() (net.Conn, e
 // listener. Behind it an inbound one takes what it passes on.
 func strictOutbound(t *testing.T, services []string) []func() (net.Conn, error) {
 	t.Helper()
-	ca := newAuthority(t)
-	client, server := ca.leaf(caller), ca.leaf("/server")
-	in, out := newNode(t, "strict-in", server), newNode(t, "strict-out", client)
+	ca := mesh.NewAuthority(t)
+	client, server := ca.Leaf(caller), ca.Leaf("/server")
+	in, out := mesh.NewNode(t, "strict-in", server), mesh.NewNode(t, "strict-out", client)
 	var addresses []string
 	for i, service := range services {
 		lane := fmt.Sprintf("lane%d", i)
-		addresses = append(addresses, out.outbound(lane, in.inbound(lane, service, strictIdentity), server.id, strictTimes))
+		addresses = append(addresses, out.Outbound(lane, in.Inbound(lane, service, strictIdentity), server.ID, strictTimes))
 	}
-	for _, n := range []*node{in, out} {
-		n.rules(allow("client-may", client.id))
-		n.start()
+	for _, n := range []*mesh.Node{in, out} {
+		n.Rules(mesh.Allow("client-may", client.ID))
+		n.Start()
 	}
 	return plainly(addresses)
-}
-
-// nginx starts one with this in its http block.
-func nginx(t *testing.T, text string) *stage.Process {
-	t.Helper()
-	dir := stage.Folder(t, "nginx")
-	conf := filepath.Join(dir, "nginx.conf")
-	stage.WriteFile(t, conf, fmt.Sprintf(`daemon off; user root; worker_processes 1; pid %[1]s/pid; error_log stderr warn;
-events { worker_connections 1000; }
-http { access_log off; client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; client_max_body_size 0;
-%[2]s }
-`, dir, text), 0o644)
-	return stage.Start(t, "nginx", "nginx", []string{"-c", conf, "-p", dir, "-e", "stderr"})
-}
-
-// listens waits until a process accepts at address.
-func listens(t *testing.T, p *stage.Process, address string) {
-	t.Helper()
-	stage.Eventually(t, stage.Soon, p.Name+" listens", func() error {
-		if err := p.Alive(); err != nil {
-			t.Fatal(err)
-		}
-		c, err := net.Dial("tcp", address)
-		if err == nil {
-			_ = c.Close()
-		}
-		return err
-	})
 }
 
 // verdict is what a proxy made of one request of the table.
@@ -262,7 +230,7 @@ func try(dial func() (net.Conn, error), raw string) ([]int, error) {
 		return nil, err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(2 * callTime))
+	_ = c.SetDeadline(time.Now().Add(2 * mesh.CallTime))
 	var g sync.WaitGroup
 	g.Go(func() { _, _ = io.WriteString(c, raw) }) // whoever refuses need not read it all
 	defer g.Wait()

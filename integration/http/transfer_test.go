@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
+	"github.com/narthex-id/narthex/integration/internal/pattern"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
@@ -26,12 +28,12 @@ import (
 // TestTrailers: a body in chunks goes and comes back, with a trailer each way.
 func TestTrailers(t *testing.T) {
 	t.Parallel()
-	for _, s := range []struct{ name, address string }{{"go", newService(t).address}, {"node", nodeServer(t)}} {
+	for _, s := range []struct{ name, address string }{{"go", mesh.NewService(t).Address}, {"node", nodeServer(t)}} {
 		t.Run(s.name, func(t *testing.T) {
-			p := newPair(t, s.address)
+			p := mesh.NewPair(t, s.address)
 			client := clientOf(t, nil)
 			for _, size := range []int64{0, 1 << 10, 1 << 20} {
-				req, err := http.NewRequest(http.MethodPost, "http://"+p.entry+"/echo", io.MultiReader(io.LimitReader(&endless{}, size)))
+				req, err := http.NewRequest(http.MethodPost, "http://"+p.Entry+"/echo", io.MultiReader(pattern.Of(size)))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -42,10 +44,10 @@ func TestTrailers(t *testing.T) {
 				}
 				body, err := io.ReadAll(resp.Body)
 				_ = resp.Body.Close()
-				if err != nil || !bytes.Equal(body, pattern(int(size))) {
+				if err != nil || !bytes.Equal(body, pattern.Bytes(int(size))) {
 					t.Errorf("%d of %d bytes came back, %v", len(body), size, err)
 				}
-				if got := resp.Trailer.Get("X-Sum"); got != sumOf(size) {
+				if got := resp.Trailer.Get("X-Sum"); got != pattern.Sum(size) {
 					t.Errorf("the service's trailer is %q, all of them %v", got, resp.Trailer)
 				}
 				if got := resp.Trailer.Get("X-Got"); got != "all of it" {
@@ -59,15 +61,15 @@ func TestTrailers(t *testing.T) {
 // TestEarlyHints: 103 reaches the client before the answer does.
 func TestEarlyHints(t *testing.T) {
 	t.Parallel()
-	for _, s := range []struct{ name, address string }{{"go", newService(t).address}, {"node", nodeServer(t)}} {
+	for _, s := range []struct{ name, address string }{{"go", mesh.NewService(t).Address}, {"node", nodeServer(t)}} {
 		t.Run(s.name, func(t *testing.T) {
-			p := newPair(t, s.address)
+			p := mesh.NewPair(t, s.address)
 			var hints []string
 			ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
 				hints = append(hints, fmt.Sprint(code, " ", header.Get("Link")))
 				return nil
 			}})
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.entry+"/hints", nil)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.Entry+"/hints", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -89,18 +91,18 @@ func TestEarlyHints(t *testing.T) {
 // TestPipelined: requests that come all at once are answered in their order.
 func TestPipelined(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, newService(t).address)
-	c := dialTLS(t, p.secure, p.client)
+	p := mesh.NewPair(t, mesh.NewService(t).Address)
+	c := dialTLS(t, p.Secure, p.Client)
 	var all strings.Builder
 	for i := range 50 {
 		switch i % 3 {
 		case 0:
 			fmt.Fprintf(&all, "GET /bytes/%d HTTP/1.1\r\nHost: a.example\r\n\r\n", 100*i)
 		case 1:
-			body := pattern(100 * i)
+			body := pattern.Bytes(100 * i)
 			fmt.Fprintf(&all, "POST /sum HTTP/1.1\r\nHost: a.example\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 		case 2:
-			body := pattern(100 * i)
+			body := pattern.Bytes(100 * i)
 			fmt.Fprintf(&all, "POST /sum HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(body), body)
 		}
 	}
@@ -115,9 +117,9 @@ func TestPipelined(t *testing.T) {
 		}
 		body, err := io.ReadAll(resp.Body)
 		_ = resp.Body.Close()
-		want := string(pattern(100 * i))
+		want := string(pattern.Bytes(100 * i))
 		if i%3 > 0 {
-			want = sumOf(int64(100 * i))
+			want = pattern.Sum(int64(100 * i))
 		}
 		if err != nil || resp.StatusCode != http.StatusOK || string(body) != want {
 			t.Fatalf("answer %d: %s, %d bytes, %v", i, resp.Status, len(body), err)
@@ -126,9 +128,9 @@ func TestPipelined(t *testing.T) {
 }
 
 // dialTLS connects to address as own, which has to work.
-func dialTLS(t *testing.T, address string, own *svid) *tls.Conn {
+func dialTLS(t *testing.T, address string, own *mesh.SVID) *tls.Conn {
 	t.Helper()
-	c, err := tls.DialWithDialer(&net.Dialer{Timeout: callTime}, "tcp", address, own.client())
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: mesh.CallTime}, "tcp", address, own.Client())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +142,7 @@ func dialTLS(t *testing.T, address string, own *svid) *tls.Conn {
 // dialPlain connects to address in plaintext, which has to work.
 func dialPlain(t *testing.T, address string) net.Conn {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", address, callTime)
+	c, err := net.DialTimeout("tcp", address, mesh.CallTime)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,40 +162,14 @@ const (
 	inSockets = 48 << 20
 )
 
-// memory looks at how much a process takes until stop is called, which
-// returns how much more it was than at first.
-func memory(t *testing.T, n *node) (stop func() (grown int)) {
-	t.Helper()
-	first := stage.RSS(t, n.PID())
-	most := first
-	ended := make(chan struct{})
-	var g sync.WaitGroup
-	g.Go(func() {
-		for tick := time.NewTicker(20 * time.Millisecond); ; {
-			select {
-			case <-ended:
-				tick.Stop()
-				return
-			case <-tick.C:
-				most = max(most, stage.RSS(t, n.PID()))
-			}
-		}
-	})
-	return func() int {
-		close(ended)
-		g.Wait()
-		return max(0, most-first)
-	}
-}
-
 // TestLargeBodies: 100 MiB go up and come down, and no proxy holds them.
 func TestLargeBodies(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, newService(t).address)
+	p := mesh.NewPair(t, mesh.NewService(t).Address)
 	client := clientOf(t, nil)
-	out, in := memory(t, p.out), memory(t, p.in)
-	for how, body := range map[string]io.Reader{"counted": io.LimitReader(&endless{}, large), "chunked": io.LimitReader(&endless{}, large)} {
-		req, err := http.NewRequest(http.MethodPost, "http://"+p.entry+"/sum", body)
+	out, in := stage.Growth(t, p.Out.PID()), stage.Growth(t, p.In.PID())
+	for how, body := range map[string]io.Reader{"counted": pattern.Of(large), "chunked": pattern.Of(large)} {
+		req, err := http.NewRequest(http.MethodPost, "http://"+p.Entry+"/sum", body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,16 +182,16 @@ func TestLargeBodies(t *testing.T) {
 		}
 		sum, err := io.ReadAll(resp.Body)
 		_ = resp.Body.Close()
-		if err != nil || string(sum) != sumOf(large) {
+		if err != nil || string(sum) != pattern.Sum(large) {
 			t.Errorf("%s upload: %s %q, %v", how, resp.Status, sum, err)
 		}
 	}
-	resp, err := client.Get(fmt.Sprintf("http://%s/flood/%d", p.entry, large))
+	resp, err := client.Get(fmt.Sprintf("http://%s/flood/%d", p.Entry, large))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if n, err := compare(resp.Body); err != nil || n != large {
+	if n, err := pattern.Compare(resp.Body); err != nil || n != large {
 		t.Errorf("download: %d bytes, %v", n, err)
 	}
 	checkMemory(t, out(), in())
@@ -229,62 +205,27 @@ func checkMemory(t *testing.T, out, in int) {
 	}
 }
 
-// compare reads a pattern to its end.
-func compare(r io.Reader) (n int64, err error) {
-	want, got := make([]byte, 64<<10), make([]byte, 64<<10)
-	for {
-		k, err := r.Read(got)
-		_, _ = (&endless{n}).Read(want[:k])
-		if !bytes.Equal(got[:k], want[:k]) {
-			return n, fmt.Errorf("other bytes behind the first %d", n)
-		}
-		n += int64(k)
-		if err == io.EOF {
-			return n, nil
-		}
-		if err != nil {
-			return n, err
-		}
-	}
-}
-
-// standsStill waits until n has grown, and grows no more.
-func standsStill(t *testing.T, n *atomic.Int64) int64 {
-	t.Helper()
-	last, since := int64(0), time.Now()
-	stage.Eventually(t, stage.Soon, "nothing moves", func() error {
-		if now := n.Load(); now != last || now == 0 {
-			last, since = now, time.Now()
-		}
-		if time.Since(since) < time.Second {
-			return fmt.Errorf("%d bytes have", last)
-		}
-		return nil
-	})
-	return last
-}
-
 // TestBackPressureUp: where the service does not read, the client is stopped,
 // and nothing is held for it. Nothing is lost when it goes on.
 func TestBackPressureUp(t *testing.T) {
 	t.Parallel()
-	service := newService(t)
-	p := newPair(t, service.address)
-	out, in := memory(t, p.out), memory(t, p.in)
+	service := mesh.NewService(t)
+	p := mesh.NewPair(t, service.Address)
+	out, in := stage.Growth(t, p.Out.PID()), stage.Growth(t, p.In.PID())
 	var sent atomic.Int64
-	body := io.TeeReader(io.LimitReader(&endless{}, large), counting{io.Discard, &sent})
+	body := io.TeeReader(pattern.Of(large), mesh.Counting{Writer: io.Discard, N: &sent})
 	answers := make(chan string)
 	go func() {
-		a, err := fetch(clientOf(t, nil), http.MethodPost, "http://"+p.entry+"/stall", body)
-		answers <- fmt.Sprint(a.body, err)
+		a, err := mesh.Fetch(clientOf(t, nil), http.MethodPost, "http://"+p.Entry+"/stall", body)
+		answers <- fmt.Sprint(a.Body, err)
 	}()
-	if n := standsStill(t, &sent); n > inSockets {
+	if n := stage.StandsStill(t, &sent); n > inSockets {
 		t.Errorf("%d bytes went to a service that reads none", n)
 	} else {
 		t.Logf("%d KiB are on their way", n>>10)
 	}
-	close(service.open)
-	if got, want := <-answers, sumOf(large)+"<nil>"; got != want {
+	close(service.Open)
+	if got, want := <-answers, pattern.Sum(large)+"<nil>"; got != want {
 		t.Errorf("the answer is %s, want %s", got, want)
 	}
 	checkMemory(t, out(), in())
@@ -294,12 +235,12 @@ func TestBackPressureUp(t *testing.T) {
 // stopped.
 func TestBackPressureDown(t *testing.T) {
 	t.Parallel()
-	service := newService(t)
-	p := newPair(t, service.address)
-	out, in := memory(t, p.out), memory(t, p.in)
+	service := mesh.NewService(t)
+	p := mesh.NewPair(t, service.Address)
+	out, in := stage.Growth(t, p.Out.PID()), stage.Growth(t, p.In.PID())
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/flood/%d", p.entry, large), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/flood/%d", p.Entry, large), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,12 +249,12 @@ func TestBackPressureDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if n := standsStill(t, &service.moved); n > inSockets {
+	if n := stage.StandsStill(t, &service.Moved); n > inSockets {
 		t.Errorf("%d bytes went to a client that reads none", n)
 	} else {
 		t.Logf("%d KiB are on their way", n>>10)
 	}
-	if n, err := compare(resp.Body); err != nil || n != large {
+	if n, err := pattern.Compare(resp.Body); err != nil || n != large {
 		t.Errorf("%d bytes, %v", n, err)
 	}
 	checkMemory(t, out(), in())
@@ -323,9 +264,9 @@ func TestBackPressureDown(t *testing.T) {
 // takes the service's work with it, and nobody else's.
 func TestClientLeaves(t *testing.T) {
 	t.Parallel()
-	service := newService(t)
-	p := newPair(t, service.address)
-	good := clientOf(t, p.client)
+	service := mesh.NewService(t)
+	p := mesh.NewPair(t, service.Address)
+	good := clientOf(t, p.Client)
 	defer good.CloseIdleConnections()
 	for what, raw := range map[string]string{
 		"within a counted body":   "POST /sum HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1000\r\n\r\nhello",
@@ -333,30 +274,30 @@ func TestClientLeaves(t *testing.T) {
 		"while the service works": "POST /stall HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\n\r\nhello",
 		"within the answer":       fmt.Sprintf("GET /flood/%d HTTP/1.1\r\nHost: a.example\r\n\r\n", large),
 	} {
-		before, records := service.began.Load(), len(p.in.Records())
-		c := dialTLS(t, p.secure, p.client)
+		before, records := service.Began.Load(), len(p.In.Records())
+		c := dialTLS(t, p.Secure, p.Client)
 		if _, err := io.WriteString(c, raw); err != nil {
 			t.Fatal(err)
 		}
 		stage.Eventually(t, stage.Soon, "the service has been asked", func() error {
-			if service.began.Load() == before {
+			if service.Began.Load() == before {
 				return fmt.Errorf("not yet")
 			}
 			return nil
 		})
 		_ = c.NetConn().(*net.TCPConn).SetLinger(0)
 		_ = c.NetConn().Close()
-		if body, err := fetchOK(good, "https://"+p.secure+"/bytes/10"); err != nil || body != string(pattern(10)) {
+		if body, err := mesh.FetchOK(good, "https://"+p.Secure+"/bytes/10"); err != nil || body != string(pattern.Bytes(10)) {
 			t.Errorf("another client after one left %s: %q, %v", what, body, err)
 		}
 		good.CloseIdleConnections()
 		stage.Eventually(t, stage.Soon, "who left "+what+" is not there", func() error {
-			if live := p.in.live(); live > 0 {
+			if live := p.In.Live(); live > 0 {
 				return fmt.Errorf("%d are", live)
 			}
 			return nil
 		})
-		p.in.Record(records, "of who left "+what, func(a telemetry.Access) bool {
+		p.In.Record(records, "of who left "+what, func(a telemetry.Access) bool {
 			return a.HTTP != nil && a.Outcome == "failure" && strings.Contains(a.Reason, "the client") && a.HTTP.Status != http.StatusGatewayTimeout
 		})
 	}

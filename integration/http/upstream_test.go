@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
@@ -20,7 +21,7 @@ import (
 func TestServicesThatHangUp(t *testing.T) {
 	t.Parallel()
 	var dialled atomic.Int64
-	p := newPair(t, serve(t, func(c net.Conn) {
+	p := mesh.NewPair(t, stage.Serve(t, func(c net.Conn) {
 		dialled.Add(1)
 		in := bufio.NewReader(c)
 		for range 3 {
@@ -39,8 +40,8 @@ func TestServicesThatHangUp(t *testing.T) {
 		if n%5 == 0 {
 			method, body = http.MethodPut, strings.NewReader("hello")
 		}
-		a, err := fetch(client, method, "http://"+p.entry+"/a", body)
-		if err != nil || a.status != http.StatusOK || a.body != "ok\n" {
+		a, err := mesh.Fetch(client, method, "http://"+p.Entry+"/a", body)
+		if err != nil || a.Status != http.StatusOK || a.Body != "ok\n" {
 			t.Fatalf("%s %d: %+v, %v", method, n, a, err)
 		}
 	}
@@ -58,12 +59,12 @@ func TestServiceAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPair(t, address)
+	p := mesh.NewPair(t, address)
 	client := clientOf(t, nil)
 	ask := func(want int) error {
-		a, err := fetch(client, http.MethodGet, "http://"+p.entry+"/bytes/3", nil)
-		if err == nil && a.status != want {
-			err = fmt.Errorf("status %d, want %d: %s", a.status, want, a.body)
+		a, err := mesh.Fetch(client, http.MethodGet, "http://"+p.Entry+"/bytes/3", nil)
+		if err == nil && a.Status != want {
+			err = fmt.Errorf("status %d, want %d: %s", a.Status, want, a.Body)
 		}
 		return err
 	}
@@ -73,8 +74,8 @@ func TestServiceAway(t *testing.T) {
 		}
 	}
 	for range 2 {
-		server := nodeScript(t, "node server", "server.js", port)
-		listens(t, server, address)
+		server := stage.NodeScript(t, "node server", "server.js", port)
+		stage.Listens(t, server, address)
 		stage.Eventually(t, stage.Soon, "it is back", func() error { return ask(http.StatusOK) })
 		for range 20 {
 			if err := ask(http.StatusOK); err != nil {
@@ -91,21 +92,21 @@ func TestServiceAway(t *testing.T) {
 // TestOneServiceOfTwo: callers are not told of the one that is away.
 func TestOneServiceOfTwo(t *testing.T) {
 	t.Parallel()
-	service := newService(t)
-	ca := newAuthority(t)
-	n := newNode(t, "two", ca.leaf("/server"))
-	address := n.inbound("two", service.address)
-	n.listeners[0] = strings.Replace(n.listeners[0], fmt.Sprintf("target: %q", service.address), fmt.Sprintf("target: [%q, %q]", stage.FreeAddress(t), service.address), 1)
-	client := ca.leaf("/client")
-	n.rules(allow("client-may", client.id))
-	n.start()
+	service := mesh.NewService(t)
+	ca := mesh.NewAuthority(t)
+	n := mesh.NewNode(t, "two", ca.Leaf("/server"))
+	address := n.Inbound("two", service.Address)
+	n.Listeners[0] = strings.Replace(n.Listeners[0], fmt.Sprintf("target: %q", service.Address), fmt.Sprintf("target: [%q, %q]", stage.FreeAddress(t), service.Address), 1)
+	client := ca.Leaf("/client")
+	n.Rules(mesh.Allow("client-may", client.ID))
+	n.Start()
 	for i := range 50 {
 		method, body := http.MethodGet, io.Reader(nil)
 		if i%2 > 0 {
 			method, body = http.MethodPost, strings.NewReader("hello")
 		}
-		a, err := fetch(clientOf(t, client), method, "https://"+address+"/any", body)
-		if err != nil || a.status != http.StatusOK {
+		a, err := mesh.Fetch(clientOf(t, client), method, "https://"+address+"/any", body)
+		if err != nil || a.Status != http.StatusOK {
 			t.Errorf("%s %d: %+v, %v", method, i, a, err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/narthex-id/narthex/integration/internal/mesh"
 	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
@@ -23,19 +24,21 @@ var sockets = []struct {
 	{
 		"python",
 		func(t *testing.T) string {
-			return on(t, func(port string) *stage.Process { return pythonScript(t, "websockets server", "ws.py", "serve", port) })
+			return stage.On(t, func(port string) *stage.Process {
+				return stage.PythonScript(t, "websockets server", "ws.py", "serve", port)
+			})
 		},
 		func(t *testing.T, args ...string) *stage.Process {
-			return pythonScript(t, "websockets client", "ws.py", append([]string{"call"}, args...)...)
+			return stage.PythonScript(t, "websockets client", "ws.py", append([]string{"call"}, args...)...)
 		},
 	},
 	{
 		"node",
 		func(t *testing.T) string {
-			return on(t, func(port string) *stage.Process { return nodeScript(t, "ws server", "ws.js", "serve", port) })
+			return stage.On(t, func(port string) *stage.Process { return stage.NodeScript(t, "ws server", "ws.js", "serve", port) })
 		},
 		func(t *testing.T, args ...string) *stage.Process {
-			return nodeScript(t, "ws client", "ws.js", append([]string{"call"}, args...)...)
+			return stage.NodeScript(t, "ws client", "ws.js", append([]string{"call"}, args...)...)
 		},
 	},
 }
@@ -48,36 +51,36 @@ func TestWebSockets(t *testing.T) {
 	for i, server := range sockets {
 		t.Run(server.name, func(t *testing.T) {
 			t.Parallel()
-			p := newPair(t, server.server(t))
+			p := mesh.NewPair(t, server.server(t))
 			own, other := sockets[i].client, sockets[1-i].client
-			secure := own(t, append([]string{"wss://" + p.secure + "/secure"}, files(p.client)...)...)
-			plain, third := own(t, "ws://"+p.entry+"/plain"), other(t, "ws://"+p.entry+"/other")
+			secure := own(t, append([]string{"wss://" + p.Secure + "/secure"}, files(p.Client)...)...)
+			plain, third := own(t, "ws://"+p.Entry+"/plain"), other(t, "ws://"+p.Entry+"/other")
 			all := []*stage.Process{secure, plain, third}
 			for _, c := range all {
 				c.Says(stage.Soon, "ok\n")
 			}
-			p.in.Becomes(stage.Soon, "has three connections", func(s telemetry.Status) bool { return s.Proxy.Listeners[0].Active == 3 })
-			said := stage.Must(t, stage.Narthex, "status", "--address", "unix:"+p.in.Figures(), "--format", "json")
+			p.In.Becomes(stage.Soon, "has three connections", func(s telemetry.Status) bool { return s.Proxy.Listeners[0].Active == 3 })
+			said := stage.Must(t, stage.Narthex, "status", "--address", "unix:"+p.In.Figures(), "--format", "json")
 			var s telemetry.Status
 			if err := json.Unmarshal([]byte(said), &s); err != nil || s.Proxy == nil || s.Proxy.Listeners[0].Active != 3 {
 				t.Errorf("narthex status: %v\n%s", err, said)
 			}
 
-			p.in.changeRules(allow("client-elsewhere", p.client.id, `http: {paths: ["/elsewhere"]}`))
+			p.In.ChangeRules(mesh.Allow("client-elsewhere", p.Client.ID, `http: {paths: ["/elsewhere"]}`))
 			for _, c := range all {
 				c.Says(stage.Soon, "closed 1006")
 			}
 			for _, path := range []string{"/secure", "/plain", "/other"} {
-				a := p.in.request(0, path)
-				if a.HTTP.Status != http.StatusSwitchingProtocols || a.Outcome != "success" || a.From != p.client.id {
+				a := p.In.Request(0, path)
+				if a.HTTP.Status != http.StatusSwitchingProtocols || a.Outcome != "success" || a.From != p.Client.ID {
 					t.Errorf("the record of %s: %+v %+v", path, a, a.HTTP)
 				}
-				c := p.in.Record(0, "of its connection", func(c telemetry.Access) bool { return c.Action == "connection" && c.Source == a.Source })
+				c := p.In.Record(0, "of its connection", func(c telemetry.Access) bool { return c.Action == "connection" && c.Source == a.Source })
 				if c.Closed != "policy" || c.BytesIn < 4<<20 || c.BytesOut < 4<<20 {
 					t.Errorf("the record of the connection of %s: %+v", path, c)
 				}
 			}
-			late := other(t, "ws://"+p.entry+"/late")
+			late := other(t, "ws://"+p.Entry+"/late")
 			<-late.Done
 			if said := late.Said(); !strings.Contains(said, "403") {
 				t.Errorf("a client that may not: %s", said)
@@ -90,17 +93,17 @@ func TestWebSockets(t *testing.T) {
 // would otherwise, and the connection goes on.
 func TestUpgradeRefused(t *testing.T) {
 	t.Parallel()
-	service := newService(t)
-	p := newPair(t, service.address)
-	client := clientOf(t, p.client)
+	service := mesh.NewService(t)
+	p := mesh.NewPair(t, service.Address)
+	client := clientOf(t, p.Client)
 	for i := range 3 {
-		a, err := fetch(client, http.MethodGet, fmt.Sprintf("https://%s/other/%d", p.secure, i), nil,
+		a, err := mesh.Fetch(client, http.MethodGet, fmt.Sprintf("https://%s/other/%d", p.Secure, i), nil,
 			"Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
-		if err != nil || a.status != http.StatusOK || a.body != "ok\n" {
+		if err != nil || a.Status != http.StatusOK || a.Body != "ok\n" {
 			t.Errorf("%+v, %v", a, err)
 		}
 	}
-	if live := p.in.live(); live != 1 {
+	if live := p.In.Live(); live != 1 {
 		t.Errorf("%d connections, want the one", live)
 	}
 }

@@ -81,6 +81,8 @@ type Conn struct {
 	most     int    // places there are
 	send     int64  // what we may send
 	recv     int64  // what the peer may send
+	whole    int64  // what it may send where all was taken
+	wide     int    // streams of ours whose window is StreamWindow
 	unacked  int64  // of what it has sent, what was taken and not told it yet
 	window   int64  // of new streams, to send in
 	table    int64  // the largest HPACK table that the peer takes, in bytes
@@ -107,6 +109,8 @@ func NewClient(s Settings, events Events) *Conn {
 	c := newConn(true, s, events)
 	c.begun = true
 	c.next = 1
+	c.whole = clientsWindow
+	c.recv = c.whole
 	c.most = 100 // until the peer says otherwise (RFC 9113, section 6.5.2)
 	c.greet(Preface)
 	return c
@@ -115,7 +119,7 @@ func NewClient(s Settings, events Events) *Conn {
 func newConn(client bool, s Settings, events Events) *Conn {
 	return &Conn{
 		client: client, ours: s, events: events, decoder: newDecoder(), streams: map[uint32]*Stream{},
-		most: s.MaxStreams, send: defaultWindow, recv: Window, window: defaultWindow, table: tableSize,
+		most: s.MaxStreams, send: defaultWindow, recv: Window, whole: Window, window: defaultWindow, table: tableSize,
 		patience: newPatience(s.MaxStreams), final: maxStreamID, ended: memory{most: maxEnded}, resets: memory{most: maxResets},
 	}
 }
@@ -125,7 +129,7 @@ func (c *Conn) greet(preface string) {
 	b := append(c.buffer(len(preface)+128), preface...)
 	from := len(b)
 	b = appendHead(b, settings, 0, 0, 0)
-	b = appendSetting(b, setInitialWindow, StreamWindow)
+	b = appendSetting(b, setInitialWindow, uint32(c.streamWindow()))
 	b = appendSetting(b, setMaxHead, MaxHead)
 	if c.client {
 		b = appendSetting(b, setPush, 0)
@@ -134,8 +138,21 @@ func (c *Conn) greet(preface string) {
 		b = appendSetting(b, setConnect, 1)
 	}
 	appendHead(b[:from], settings, 0, 0, len(b)-from-frameHead)
-	b = append32(appendHead(b, windowUpdate, 0, 0, 4), Window-defaultWindow)
+	b = append32(appendHead(b, windowUpdate, 0, 0, 4), uint32(c.whole-defaultWindow))
 	*c.out = b
+}
+
+// clientsWindow is the window of a connection on which we open streams: as much
+// as those may hold altogether. Each is of another client, and those that read
+// nothing are not to keep the others from what is theirs.
+const clientsWindow = maxOpen*FirstWindow + MaxWide*(StreamWindow-FirstWindow)
+
+// streamWindow returns how much of a new stream the peer may send.
+func (c *Conn) streamWindow() int64 {
+	if c.client {
+		return FirstWindow
+	}
+	return StreamWindow
 }
 
 // Receive takes whole frames from the start of b, and returns how many bytes
@@ -246,15 +263,17 @@ func (c *Conn) take(f *frame) *Error {
 }
 
 // spend takes from the peer's patience for a frame that carries nothing.
-func (c *Conn) spend() *Error {
+func (c *Conn) spend() *Error { return c.spendOn(CostFrame) }
+
+func (c *Conn) spendOn(n int) *Error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.spendLocked(costFrame)
+	return c.spendLocked(n)
 }
 
 func (c *Conn) spendLocked(n int) *Error {
 	if !c.patience.spend(n) {
-		return broken(EnhanceYourCalm, "too many frames that carry nothing, or streams that are reset")
+		return broken(EnhanceYourCalm, "too many frames that carry nothing, heads that are too large, or streams that are reset")
 	}
 	return nil
 }
@@ -313,7 +332,7 @@ func (c *Conn) takeReset(f *frame) *Error {
 		return broken(ProtocolError, "RST_STREAM of a stream that was never opened")
 	}
 	s := c.streams[f.stream]
-	cost := costFrame
+	cost := CostFrame
 	if s != nil {
 		cost = c.costOfReset(s)
 	}
@@ -345,7 +364,7 @@ func (c *Conn) takePing(f *frame) *Error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.spendLocked(costFrame); err != nil {
+	if err := c.spendLocked(CostFrame); err != nil {
 		return err
 	}
 	return c.put(append(appendHead(c.buffer(frameHead+8), ping, ack, 0, 8), f.payload...))
@@ -360,7 +379,7 @@ func (c *Conn) takeGoAway(f *frame) *Error {
 	}
 	last, code := binary.BigEndian.Uint32(f.payload)&maxStreamID, Code(binary.BigEndian.Uint32(f.payload[4:]))
 	c.mu.Lock()
-	if err := c.spendLocked(costFrame); err != nil {
+	if err := c.spendLocked(CostFrame); err != nil {
 		c.mu.Unlock()
 		return err
 	}
@@ -390,8 +409,8 @@ func (c *Conn) takeWindowUpdate(f *frame) *Error {
 	n := int64(binary.BigEndian.Uint32(f.payload) & maxStreamID)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n < smallUpdate {
-		if err := c.spendLocked(costFrame); err != nil {
+	if n < SmallUpdate {
+		if err := c.spendLocked(CostFrame); err != nil {
 			return err
 		}
 	}
@@ -412,7 +431,7 @@ func (c *Conn) takeWindowUpdate(f *frame) *Error {
 	case n == 0:
 		return brokenStream(f.stream, ProtocolError, "a WINDOW_UPDATE of nothing")
 	case s == nil:
-		return c.spendLocked(costFrame)
+		return c.spendLocked(CostFrame)
 	case s.send+n > maxWindow:
 		return brokenStream(f.stream, FlowControlError, "a window that is too large")
 	}
@@ -445,7 +464,7 @@ func (c *Conn) setAll(b []byte) *Error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.settled {
-		if err := c.spendLocked(costSettings + len(b)/6); err != nil {
+		if err := c.spendLocked(CostSettings + len(b)/6); err != nil {
 			return err
 		}
 	}
@@ -552,6 +571,9 @@ func (c *Conn) bury(s *Stream, err *Error, byUs bool) {
 	}
 	s.over, s.err = true, err
 	delete(c.streams, s.id)
+	if c.client && s.window == StreamWindow {
+		c.wide--
+	}
 	c.waiting.remove(s)
 	if byUs {
 		c.resets.note(s.id)

@@ -30,7 +30,7 @@ func FuzzReceive(f *testing.F) {
 		if d.conn = NewServer(Settings{MaxStreams: 4}, d); client {
 			d.conn = NewClient(Settings{}, d)
 			s := d.ask(t, "POST", "/content", false)
-			_, _ = s.Write(make([]byte, maxUnsent), false)
+			_, _ = s.Write(make([]byte, MaxUnsent), false)
 			d.ask(t, "GET", "/hold", true)
 		}
 		c := d.conn
@@ -45,7 +45,7 @@ func FuzzReceive(f *testing.F) {
 		}
 		c.Cut("enough")
 		d.sent(t)
-		if c.Open() != 0 || c.recv+c.unacked > Window {
+		if c.Open() != 0 || c.recv+c.unacked > c.whole {
 			t.Fatalf("%d streams are left, window %d and %d", c.Open(), c.recv, c.unacked)
 		}
 	})
@@ -58,11 +58,11 @@ func checkBounds(t *testing.T, c *Conn) {
 		for _, chunk := range s.chunks {
 			held += int64(len(*chunk))
 		}
-		if s.recv < 0 || s.recv+s.unacked > StreamWindow || s.send > maxWindow {
+		if s.recv < 0 || s.recv+s.unacked > s.window || s.send > maxWindow {
 			t.Fatalf("stream %d: windows %d and %d, %d not told", s.id, s.recv, s.send, s.unacked)
 		}
 	}
-	if c.recv < 0 || c.send < 0 || c.send > maxWindow || held > Window || len(c.block) > MaxBlock || len(c.resets.ids) > maxResets || len(c.ended.ids) > maxEnded {
+	if c.recv < 0 || c.send < 0 || c.send > maxWindow || held > c.whole || len(c.block) > MaxBlock || len(c.resets.ids) > maxResets || len(c.ended.ids) > maxEnded {
 		t.Fatalf("windows %d and %d, %d bytes held, block of %d", c.recv, c.send, held, len(c.block))
 	}
 	if len(c.streams) > 4 || c.held > 8 || c.held < len(c.streams) {

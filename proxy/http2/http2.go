@@ -28,10 +28,12 @@ const (
 	MaxFields     = 128       // of a head
 	MaxFragments  = 32        // frames of one head
 	StreamWindow  = 256 << 10 // bytes of a stream that a peer may send ahead of who takes them
-	Window        = 1 << 20   // the same of all streams of a connection
+	Window        = 1 << 20   // the same of all streams that a client has opened on a connection
+	FirstWindow   = 64 << 10  // as StreamWindow, of a stream that we have opened, unless it is one of MaxWide
+	MaxWide       = 16        // streams that we have opened on a connection and whose window is StreamWindow, because they need it
 	MaxStreams    = 250       // at a time, of a client, where Settings say nothing
-	maxUnsent     = 64 << 10  // of data that waits to be sent; in bytes
-	maxControl    = 64 << 10  // of other frames that wait to be sent: who reads none is not answered for ever; in bytes
+	MaxUnsent     = 64 << 10  // of data that waits to be sent; in bytes
+	MaxControl    = 64 << 10  // of other frames that wait to be sent: who reads none is not answered for ever; in bytes
 	maxBacklog    = 256 << 10 // of all that waits to be sent, from which on no request is taken up; in bytes
 	defaultWindow = 65535     // RFC 9113, section 6.9.2
 	maxWindow     = 1<<31 - 1

@@ -5,11 +5,11 @@ import "sync"
 // This file is what is to be sent. It is collected in one buffer, which whoever
 // sends takes as a whole: frames of many streams leave together.
 
-// The sizes of the buffers: what most need, and what is bounded by maxUnsent and
-// maxControl, with a head more.
+// The sizes of the buffers: what most need, and what is bounded by MaxUnsent and
+// MaxControl, with a head more.
 const (
 	smallOut = 4 << 10
-	largeOut = maxUnsent + 2*MaxFrame
+	largeOut = MaxUnsent + 2*MaxFrame
 )
 
 var (
@@ -45,7 +45,7 @@ func (c *Conn) backlog() int {
 func (c *Conn) backlogged() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.backlog() >= maxUnsent
+	return c.backlog() >= MaxUnsent
 }
 
 // put stores what a frame was appended to that answers the peer, with c.mu
@@ -53,7 +53,7 @@ func (c *Conn) backlogged() bool {
 func (c *Conn) put(b []byte) *Error {
 	c.control += len(b) - len(*c.out)
 	*c.out = b
-	if c.control > maxControl {
+	if c.control > MaxControl {
 		return broken(EnhanceYourCalm, "the peer reads no answers to what it sends")
 	}
 	return nil
@@ -109,7 +109,7 @@ func (c *Conn) Pump() {
 
 // roomFor returns how much of its data a stream may send now, with c.mu held.
 func (c *Conn) roomFor(s *Stream) int64 {
-	return min(int64(maxUnsent-c.backlog()), s.send, c.send)
+	return min(int64(MaxUnsent-c.backlog()), s.send, c.send)
 }
 
 // queue is streams in the order in which they came.

@@ -14,16 +14,17 @@ const (
 
 // What it costs.
 const (
-	costFrame    = 1  // PING, PRIORITY, frames of unknown kinds, DATA without any, a WINDOW_UPDATE of less than 1 KiB
-	costSettings = 4  // which are to be answered, and may change every stream
-	costReset    = 10 // a stream that its client cancels, or that we have to reset
-	gainData     = 1  // a frame with content that came
-	gainSent     = 3  // one that we sent: some update both windows for each
-	gainRequest  = 10 // a request that was answered
+	CostFrame    = 1   // PING, PRIORITY, frames of unknown kinds, DATA without any, a WINDOW_UPDATE of less than 1 KiB
+	CostSettings = 4   // which are to be answered, and may change every stream
+	CostLarge    = 100 // a head with more fields than it may have, each of which may name a large one of the table
+	CostReset    = 10  // a stream that its client cancels, or that we have to reset
+	gainData     = 1   // a frame with content that came
+	gainSent     = 3   // one that we sent: some update both windows for each
+	gainRequest  = 10  // a request that was answered
 )
 
-// smallUpdate is below how many bytes a WINDOW_UPDATE is a nuisance.
-const smallUpdate = 1 << 10
+// SmallUpdate is below how many bytes a WINDOW_UPDATE is a nuisance.
+const SmallUpdate = 1 << 10
 
 type patience struct {
 	left, most int
@@ -31,7 +32,7 @@ type patience struct {
 }
 
 func newPatience(streams int) patience {
-	most := Patience + costReset*streams
+	most := Patience + CostReset*streams
 	return patience{left: most, most: most, since: time.Now()}
 }
 
@@ -58,7 +59,7 @@ func (c *Conn) costOfReset(s *Stream) int {
 	case c.client && s != nil:
 		return 0
 	case c.client:
-		return costFrame
+		return CostFrame
 	}
-	return costReset
+	return CostReset
 }

@@ -41,7 +41,7 @@ func of(n int) uint32 { return uint32(2*n + 1) }
 func TestAttacks(t *testing.T) {
 	t.Parallel()
 	const streams = 10
-	all := Patience + costReset*streams
+	all := Patience + CostReset*streams
 	always := func(s string) func(int) string { return func(int) string { return s } }
 	for _, c := range []struct {
 		why   string
@@ -53,7 +53,7 @@ func TestAttacks(t *testing.T) {
 	}{
 		{"PING", nil, "", always(raw(ping, 0, 0, "12345678")), true, all},
 		{"acknowledgements of PING", nil, "", always(raw(ping, ack, 0, "12345678")), true, all},
-		{"SETTINGS", nil, "", always(noSettings), true, all / costSettings},
+		{"SETTINGS", nil, "", always(noSettings), true, all / CostSettings},
 		{"many settings", nil, "", always(raw(settings, 0, 0, strings.Repeat(setting(setInitialWindow, 1), 96))), true, all / 100},
 		{"PRIORITY", nil, "", func(i int) string { return raw(priority, 0, of(i), number(0)+"\x00") }, true, all},
 		{"unknown kinds", nil, "", always(raw(99, 0, 0, "")), true, all},
@@ -61,20 +61,24 @@ func TestAttacks(t *testing.T) {
 		{"DATA without any", nil, posted(1, "/"), always(content(1, "")), true, all},
 		{"DATA of padding alone", nil, posted(1, "/"), always(raw(data, padded, 1, "\x03\x00\x00\x00")), true, all},
 		{"DATA without any, behind our reset", nil, posted(1, "/reset"), always(content(1, "")), true, all},
-		{"small WINDOW_UPDATEs", nil, asked(1, "/"), always(update(1, smallUpdate-1)), true, all},
+		{"small WINDOW_UPDATEs", nil, asked(1, "/"), always(update(1, SmallUpdate-1)), true, all},
 		{"small WINDOW_UPDATEs of the connection", nil, "", always(update(0, 1)), true, all},
 		{"WINDOW_UPDATEs of a stream that is over", nil, asked(1, "/reset"), always(update(1, 1<<20)), true, all},
-		{"tiny windows", nil, raw(settings, 0, 0, setting(setInitialWindow, 0)) + asked(1, "/content"), always(update(1, 1)), true, all - costSettings - 1},
-		{"rapid reset", nil, "", func(i int) string { return asked(of(i), "/") + reset(of(i), Cancel) }, true, all / costReset},
+		{"tiny windows", nil, raw(settings, 0, 0, setting(setInitialWindow, 0)) + asked(1, "/content"), always(update(1, 1)), true, all - CostSettings - 1},
+		{"rapid reset", nil, "", func(i int) string { return asked(of(i), "/") + reset(of(i), Cancel) }, true, all / CostReset},
 		{"resets of streams that are over", nil, asked(1, "/reset"), always(reset(1, Cancel)), true, all},
-		{"resets that we are made to send: bad heads", nil, "", func(i int) string { return head(of(i), endStream) }, true, all / costReset},
-		{"resets that we are made to send: windows", nil, "", func(i int) string { return posted(of(i), "/") + update(of(i), 0) }, true, all / (costReset + costFrame)},
-		{"resets that we are made to send: behind the end", nil, "", func(i int) string { return asked(of(i), "/") + content(of(i), "a") }, true, all / costReset},
-		{"resets that we are made to send: too many streams", nil, "", func(i int) string { return asked(of(i), "/") }, true, streams + all/costReset},
+		{"resets that we are made to send: bad heads", nil, "", func(i int) string { return head(of(i), endStream) }, true, all / CostReset},
+		{"resets that we are made to send: windows", nil, "", func(i int) string { return posted(of(i), "/") + update(of(i), 0) }, true, all / (CostReset + CostFrame)},
+		{"resets that we are made to send: behind the end", nil, "", func(i int) string { return asked(of(i), "/") + content(of(i), "a") }, true, all / CostReset},
+		{"resets that we are made to send: too many streams", nil, "", func(i int) string { return asked(of(i), "/") }, true, streams + all/CostReset},
+		{"heads that are too large", nil, "", func(i int) string { return head(of(i), endStream, tooMany("/reset")...) }, true, all / CostLarge},
+		{"trailers that are too large", nil, "", func(i int) string {
+			return posted(of(i), "/reset") + head(of(i), endStream, tooMany("/")[8:]...)
+		}, true, all / (CostLarge + CostFrame)},
 		{"trailers behind our reset", nil, posted(1, "/reset"), always(head(1, endStream, "x", "y")), true, all},
 		{"interim responses", client, "", always(head(3, 0, ":status", "103")), true, Patience},
 		{"heads of streams that we have left", client, reset(3, Cancel), always(head(3, endStream, ":status", "200")), true, Patience},
-		{"answers to PING that are never read", nil, posted(1, "/"), always(raw(ping, 0, 0, "12345678") + content(1, "a")), false, maxControl / 17},
+		{"answers to PING that are never read", nil, posted(1, "/"), always(raw(ping, 0, 0, "12345678") + content(1, "a")), false, MaxControl / 17},
 	} {
 		synctest.Test(t, func(t *testing.T) { // in which no time passes
 			if c.from == nil {
@@ -89,6 +93,15 @@ func TestAttacks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tooMany is a request with more fields than it may have.
+func tooMany(path string) []string {
+	fields := request("GET", path)
+	for range MaxFields + 1 {
+		fields = append(fields, "x", "y")
+	}
+	return fields
 }
 
 // Who asks and never reads is not answered for ever.
@@ -115,7 +128,7 @@ func TestContentThatIsNeverRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := d.conn.backlog(); n > maxUnsent+100*64 {
+	if n := d.conn.backlog(); n > MaxUnsent+100*64 {
 		t.Errorf("%d bytes wait to be sent", n)
 	}
 }
@@ -168,6 +181,76 @@ func TestHeld(t *testing.T) {
 		if costs > total+bound {
 			t.Errorf("%d bytes in frames of %d cost %d", total, size, costs)
 		}
+	}
+}
+
+// Of a service's answers that nobody takes nothing is kept from the others.
+func TestAnswersThatNobodyTakes(t *testing.T) {
+	t.Parallel()
+	const many = 90
+	d := newDiary()
+	d.conn = NewClient(Settings{}, d)
+	full := strings.Repeat("a", MaxFrame)
+	var idle []*Stream
+	in := noSettings
+	for i := range many {
+		idle = append(idle, d.ask(t, "GET", "/hold", true))
+		in += head(of(i), 0, ":status", "200") + strings.Repeat(content(of(i), full), FirstWindow/MaxFrame)
+	}
+	if err := d.receive(t, in); err != nil {
+		t.Fatal(err)
+	}
+	d.ask(t, "GET", "/", true)
+	d.lines = nil
+	one := of(many)
+	if err := d.receive(t, head(one, 0, ":status", "200")+strings.Repeat(content(one, full), FirstWindow/MaxFrame)); err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("WINDOW_UPDATE %d %d", one, FirstWindow/4+StreamWindow-FirstWindow); !strings.Contains(d.String(), want) {
+		t.Errorf("got %s, want %s: it takes all", d, want)
+	}
+	if held := d.conn.whole - d.conn.recv - d.conn.unacked; held != many*FirstWindow {
+		t.Errorf("%d bytes are held, want %d", held, many*FirstWindow)
+	}
+	if err := d.receive(t, content(of(0), "a")); err != nil || d.lines[len(d.lines)-1] != "RST_STREAM 1 FLOW_CONTROL_ERROR" {
+		t.Errorf("more than may be held: %v, %s", err, d)
+	}
+	for _, s := range idle {
+		s.Release(Cancel)
+	}
+	if held := d.conn.whole - d.conn.recv - d.conn.unacked; held != 0 {
+		t.Errorf("%d bytes are held of nothing", held)
+	}
+}
+
+// Few streams have much ahead of who takes them.
+func TestWideStreams(t *testing.T) {
+	t.Parallel()
+	d := newDiary()
+	d.conn = NewClient(Settings{}, d)
+	in := noSettings
+	var streams []*Stream
+	for i := range MaxWide + 4 {
+		streams = append(streams, d.ask(t, "GET", "/", true))
+		in += head(of(i), 0, ":status", "200") + strings.Repeat(content(of(i), strings.Repeat("a", MaxFrame)), 2)
+	}
+	if err := d.receive(t, in); err != nil {
+		t.Fatal(err)
+	}
+	wide := 0
+	for _, s := range streams {
+		if s.window == StreamWindow {
+			wide++
+		}
+	}
+	if wide != MaxWide || d.conn.wide != MaxWide {
+		t.Errorf("%d have a large window, and %d are counted, want %d", wide, d.conn.wide, MaxWide)
+	}
+	for _, s := range streams {
+		s.Release(Cancel)
+	}
+	if d.conn.wide != 0 {
+		t.Errorf("%d are counted of none", d.conn.wide)
 	}
 }
 

@@ -43,8 +43,8 @@ func (l *link) carry(from, to *Conn, woken, other wake, seed uint64) {
 			from.Sent(out)
 			from.Pump()
 			if changes < 100 && r.IntN(4) == 0 {
-				pending = append(pending, raw(settings, 0, 0, setting(setInitialWindow, uint32(r.IntN(StreamWindow))))...)
-				pending = append(pending, raw(settings, 0, 0, setting(setInitialWindow, StreamWindow))...)
+				pending = append(pending, raw(settings, 0, 0, setting(setInitialWindow, uint32(r.IntN(FirstWindow))))...)
+				pending = append(pending, raw(settings, 0, 0, setting(setInitialWindow, uint32(from.streamWindow())))...)
 				changes++
 			}
 		}
@@ -383,7 +383,7 @@ func settled(t *testing.T, l *link, up wake) {
 		if err := c.failed.Load(); err != nil {
 			t.Errorf("the connection has ended: %v", err)
 		}
-		if len(c.streams) != 0 || c.held != 0 || c.waiting.size != 0 || c.recv+c.unacked != Window {
+		if len(c.streams) != 0 || c.held != 0 || c.waiting.size != 0 || c.recv+c.unacked != c.whole {
 			t.Errorf("%d streams, %d held, %d waiting, window %d", len(c.streams), c.held, c.waiting.size, c.recv+c.unacked)
 		}
 		c.mu.Unlock()

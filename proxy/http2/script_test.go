@@ -116,7 +116,7 @@ func (d *diary) Opened(s *Stream, p *http1.Parts, large bool) {
 		s.Release(Cancel)
 	case "/content":
 		_ = s.Answer(http.StatusOK, nil, false)
-		_, _ = s.Write(make([]byte, maxUnsent), false)
+		_, _ = s.Write(make([]byte, MaxUnsent), false)
 	}
 }
 
@@ -152,7 +152,7 @@ func (e *entry) Trailers(fields []http1.Field) {
 
 func (e *entry) Room() {
 	if e.path == "/content" {
-		_, _ = e.s.Write(make([]byte, maxUnsent), false)
+		_, _ = e.s.Write(make([]byte, MaxUnsent), false)
 	}
 }
 

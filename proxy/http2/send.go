@@ -160,7 +160,7 @@ func (s *Stream) fill(b []byte, ended bool) (n int) {
 		*c.out = append(out, b[n:n+size]...)
 		s.send -= int64(size)
 		c.send -= int64(size)
-		if n += size; n == len(b) || size >= smallUpdate { // else its windows are tiny
+		if n += size; n == len(b) || size >= SmallUpdate { // else its windows are tiny
 			c.patience.gain(gainSent)
 		}
 		if n == len(b) {

@@ -118,7 +118,7 @@ func TestInterimIsLeftOut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := s.c.backlog(); n > maxUnsent+MaxFrame {
+	if n := s.c.backlog(); n > MaxUnsent+MaxFrame {
 		t.Errorf("%d bytes wait to be sent", n)
 	}
 }

@@ -18,6 +18,7 @@ type Stream struct {
 	// Guarded by Conn.mu.
 	send          int64 // what we may send
 	recv          int64 // what the peer may send
+	window        int64 // what it may send where all was taken
 	unacked       int64 // as Conn.unacked
 	length        int64 // what Content-Length says of what comes; -1: nothing
 	got           int64 // bytes of content that came
@@ -54,7 +55,7 @@ func (s *Stream) Attend(r Receiver) {
 
 // open makes a stream, with c.mu held.
 func (c *Conn) open(id uint32, receiver Receiver) *Stream {
-	s := &Stream{c: c, id: id, receiver: receiver, send: c.window, recv: StreamWindow, length: -1}
+	s := &Stream{c: c, id: id, receiver: receiver, send: c.window, recv: c.streamWindow(), window: c.streamWindow(), length: -1}
 	c.streams[id] = s
 	return s
 }
@@ -124,6 +125,11 @@ func (c *Conn) takeBlock(f *frame, block []byte) *Error {
 	if err := c.decoder.read(block, c.client, trailers, f.has(endStream)); err != nil {
 		return err
 	}
+	if c.decoder.large && !c.client { // what a service answers is no fault of the others that it answers
+		if err := c.spendOn(CostLarge); err != nil {
+			return err
+		}
+	}
 	if f.selfish {
 		c.decoder.refuse("a stream that depends on itself")
 	}
@@ -146,7 +152,7 @@ func (c *Conn) takeLate(f *frame) *Error {
 	defer c.mu.Unlock()
 	switch {
 	case c.client, c.resets.has(f.stream), f.stream > c.final: // it was on its way
-		return c.spendLocked(costFrame)
+		return c.spendLocked(CostFrame)
 	case c.ended.has(f.stream):
 		return broken(StreamClosed, "HEADERS of a stream that has ended")
 	}
@@ -159,7 +165,7 @@ func (c *Conn) takeRequest(f *frame) *Error {
 	c.last = f.stream
 	if f.stream > c.final || c.failed.Load() != nil { // it is not looked at, which the peer was told
 		defer c.mu.Unlock()
-		return c.spendLocked(costFrame)
+		return c.spendLocked(CostFrame)
 	}
 	if err := c.refuses(f.stream); err != nil {
 		c.mu.Unlock()
@@ -340,7 +346,7 @@ func (c *Conn) countData(f *frame, b []byte, ended bool) (*Stream, *Error) {
 	if len(b) > 0 {
 		c.patience.gain(gainData)
 	} else if !ended {
-		if calm := c.spendLocked(costFrame); calm != nil {
+		if calm := c.spendLocked(CostFrame); calm != nil {
 			return nil, calm
 		}
 	}
@@ -357,7 +363,7 @@ func (c *Conn) strayData(f *frame, s *Stream, size int64) *Error {
 	c.credit(nil, size)
 	if s == nil && (c.resets.has(f.stream) || !c.client && f.stream > c.final) { // it was on its way
 		if size == 0 {
-			return c.spendLocked(costFrame)
+			return c.spendLocked(CostFrame)
 		}
 		return nil
 	}
@@ -395,11 +401,17 @@ func (c *Conn) credit(s *Stream, n int64) {
 	if s == nil || s.recvEnded || s.over {
 		return
 	}
-	if s.unacked += n; s.unacked >= StreamWindow/4 {
-		c.open32(windowUpdate, s.id, uint32(s.unacked))
-		s.recv += s.unacked
-		s.unacked = 0
+	if s.unacked += n; s.unacked < s.window/4 {
+		return
 	}
+	if s.window < StreamWindow && c.wide < MaxWide {
+		c.wide++
+		s.unacked += StreamWindow - s.window
+		s.window = StreamWindow
+	}
+	c.open32(windowUpdate, s.id, uint32(s.unacked))
+	s.recv += s.unacked
+	s.unacked = 0
 }
 
 // open32 sends a frame of one number, with c.mu held.

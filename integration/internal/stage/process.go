@@ -161,6 +161,35 @@ func (p *Process) PID() int { return p.Cmd.Process.Pid }
 // RSS returns the memory of a process, in bytes.
 func RSS(t testing.TB, pid int) int { return 1024 * proc(t, pid, "VmRSS") }
 
+func anonymous(t testing.TB, pid int) int { return 1024 * proc(t, pid, "RssAnon") }
+
+// Growth looks at how much a process takes until stop is called, which
+// returns how much more it was than at first, in bytes. It does without the
+// pages of its program, which come and go as they are needed.
+func Growth(t testing.TB, pid int) (stop func() (grown int)) {
+	t.Helper()
+	first := anonymous(t, pid)
+	most := first
+	ended := make(chan struct{})
+	var g sync.WaitGroup
+	g.Go(func() {
+		for tick := time.NewTicker(20 * time.Millisecond); ; {
+			select {
+			case <-ended:
+				tick.Stop()
+				return
+			case <-tick.C:
+				most = max(most, anonymous(t, pid))
+			}
+		}
+	})
+	return func() int {
+		close(ended)
+		g.Wait()
+		return max(0, most-first)
+	}
+}
+
 // OpenFiles returns how many files a process has open.
 func OpenFiles(t testing.TB, pid int) int {
 	t.Helper()

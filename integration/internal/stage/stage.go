@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -186,6 +187,22 @@ func Eventually(t testing.TB, within time.Duration, what string, ok func() error
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// StandsStill waits until n has grown, and grows no more.
+func StandsStill(t testing.TB, n *atomic.Int64) int64 {
+	t.Helper()
+	last, since := int64(0), time.Now()
+	Eventually(t, Soon, "nothing moves", func() error {
+		if now := n.Load(); now != last || now == 0 {
+			last, since = now, time.Now()
+		}
+		if time.Since(since) < time.Second {
+			return fmt.Errorf("%d bytes have", last)
+		}
+		return nil
+	})
+	return last
 }
 
 // Tell runs a command that ends by itself and returns what it said.
