@@ -76,7 +76,7 @@ func TestSilentClientsDelayNobody(t *testing.T) {
 	p.stop()
 	flood.Wait()
 	t.Logf("the slowest of 20 clients took %s", longest)
-	if longest > time.Second {
+	if longest > 5*time.Second { // half of what the silent may take, on a busy machine too
 		t.Errorf("a client waited %s", longest)
 	}
 }

@@ -136,6 +136,7 @@ func TestHTTP2Crowd(t *testing.T) {
 		m := newMortal(t, moody)
 		p, ca := web(t, m.addr, speaking(protocol), func(c *Config) {
 			c.Listeners[0].Timeouts.Response, c.Listeners[0].Timeouts.Stall = time.Second, time.Second
+			c.Listeners[0].Timeouts.Handshake = patience
 			c.Listeners[0].HTTP.MaxBody = 250_000
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
