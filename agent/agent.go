@@ -10,7 +10,8 @@
 // (LetGo): at no moment do two of them speak to the server.
 //
 // Everything that changes, changes in one goroutine, the loop of Run: attest
-// or renew, sync, sign, sleep until something is due. The calls it makes are
+// or renew, sync, sign, sleep until something is due. Only tokens are signed
+// beside it, when somebody asks. The calls it makes are
 // in agent/spire, what it knows in agent/registry, the sockets it serves in
 // agent/endpoint. It leaves to cmd/narthex where its configuration comes
 // from, and to internal/telemetry/expose how its figures are shown.
@@ -55,7 +56,11 @@ type Config struct {
 	WorkloadKeyType    string        // ec-p256 (default), ec-p384, rsa-2048
 	SyncInterval       time.Duration // default 5 s, jittered by ±10 %
 	X509Cache          int           // SVIDs signed before they are asked for; default 1000
+	JWTCache           int           // JWT-SVIDs and WIT-SVIDs kept for who asks next; default 1000
 	AvailabilityTarget time.Duration // see registry.Options
+
+	AllowUnauthenticatedVerifiers bool     // see endpoint.Config
+	ForeignJWTClaims              []string // likewise
 
 	Socket  string       // path of the Workload API
 	Inherit net.Listener // for Successor: what the agent before us served at Socket; nil: Socket is opened
@@ -74,6 +79,7 @@ type Agent struct {
 	client   *spire.Client
 	server   *endpoint.Server
 	metrics  metrics
+	tokens   *tokens
 	wake     chan struct{} // holds one token when somebody waits for a sync
 	due      chan struct{} // holds one token when a watch has made signing due
 	turn     turn          // to speak to the server
@@ -130,6 +136,9 @@ func newAgent(cfg Config) (*Agent, error) {
 	if cfg.minPause <= 0 {
 		cfg.minPause = minPause
 	}
+	if cfg.JWTCache <= 0 {
+		cfg.JWTCache = 1000
+	}
 	if cfg.WorkloadKeyType == "" {
 		cfg.WorkloadKeyType = "ec-p256"
 	}
@@ -137,7 +146,7 @@ func newAgent(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Agent{
+	a := &Agent{
 		cfg:     cfg,
 		log:     cfg.Log,
 		dir:     dir,
@@ -146,7 +155,9 @@ func newAgent(cfg Config) (*Agent, error) {
 		due:     make(chan struct{}, 1),
 		turn:    turn{token: make(chan struct{}, 1)},
 		view:    view{problem: errNotAttested, since: time.Now()},
-	}, nil
+	}
+	a.tokens = newTokens(cfg.JWTCache, a.log, a.metrics.tokens, a.signToken)
+	return a, nil
 }
 
 var errNotAttested = errors.New("the agent is starting and has not attested its node yet")
@@ -181,8 +192,12 @@ func (a *Agent) open() error {
 		Listener:  a.cfg.Inherit,
 		Agent:     a,
 		Attestors: a.cfg.WorkloadAttestors,
-		Metrics:   a.cfg.Metrics,
-		Log:       a.log.Named("endpoint"),
+
+		AllowUnauthenticatedVerifiers: a.cfg.AllowUnauthenticatedVerifiers,
+		ForeignJWTClaims:              a.cfg.ForeignJWTClaims,
+
+		Metrics: a.cfg.Metrics,
+		Log:     a.log.Named("endpoint"),
 	})
 	if err != nil {
 		return errors.Join(err, client.Close())
@@ -197,6 +212,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.server.Serve(ctx) })
 	g.Go(func() error { return a.loop(ctx) })
+	g.Go(func() error { return a.tokens.run(ctx) })
 	for _, w := range a.cfg.WorkloadAttestors {
 		if r, ok := w.(attestor.Runner); ok {
 			g.Go(func() error { return r.Run(ctx) })

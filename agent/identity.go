@@ -340,6 +340,7 @@ func (l *looper) forget() {
 // wipe takes back everything the workloads were given.
 func (l *looper) wipe() {
 	l.registry.Apply(registry.Update{Wipe: true})
+	l.tokens.keep(nil, nil)
 	l.update(func(v *view) { v.synced = false })
 }
 

@@ -270,6 +270,7 @@ func (l *looper) sync(ctx context.Context) error {
 	for _, problem := range stats.Malformed {
 		l.log.Warn("an entry cannot be used and is passed over", "problem", problem)
 	}
+	l.tokens.keep(l.registry.Entries(), nil)
 	err = l.syncBundles(ctx, entries)
 	l.nextSync = time.Now().Add(spread(l.cfg.SyncInterval))
 	l.worked()
@@ -319,6 +320,7 @@ func (l *looper) syncBundles(ctx context.Context, entries []registry.Entry) erro
 	}
 	l.federated, l.empty = federated, empty
 	l.registry.Apply(registry.Update{Bundle: own, Federated: federated, HasFederated: true})
+	l.tokens.keep(l.registry.Entries(), own)
 	l.leaveTainted(own)
 	return errors.Join(problems, l.keepBundle(own))
 }

@@ -136,6 +136,7 @@ func (a *Agent) LetGo(ctx context.Context, given bool) error {
 	if err := a.turn.seize(ctx); err != nil {
 		return err
 	}
+	a.tokens.pause()
 	a.server.Pause(given)
 	if err := a.dir.close(); err != nil {
 		a.log.Warn("cannot close the lease of data_dir", "error", err) // it is given back all the same
@@ -149,6 +150,7 @@ func (a *Agent) Resume(ctx context.Context) error {
 	if err := a.dir.await(ctx); err != nil {
 		return err
 	}
+	a.tokens.resume()
 	a.server.Resume()
 	a.stale = true // the other one may have changed the SVID before it ended
 	a.turn.end()

@@ -107,26 +107,34 @@ func (a *attestation) with(last []attestor.Selector, lapsed func(kind string) bo
 	return all
 }
 
-// begin attests the caller and returns the first view there is an answer for.
-// After an error nothing is held.
+// begin attests the caller, returns the first view there is an answer for, and
+// sees to it that the caller is attested again. After an error nothing is held.
 func (c *caller) begin(ctx context.Context) (*registry.View, error) {
+	a, view, err := c.find(ctx)
+	if err == nil {
+		c.conclude(&a)
+	}
+	return view, err
+}
+
+// find attests the caller and returns the first view there is an answer for. It
+// leaves a watch, unless there is an error.
+func (c *caller) find(ctx context.Context) (attestation, *registry.View, error) {
 	a := c.server.attest(ctx, c.conn, false)
 	switch {
 	case errors.Is(a.err, attestor.ErrProcessGone):
-		return nil, gone(a.err)
+		return a, nil, gone(a.err)
 	case errors.Is(a.err, attestor.ErrAttestation):
-		return nil, status.Error(codes.Unavailable, a.err.Error())
+		return a, nil, status.Error(codes.Unavailable, a.err.Error())
 	case a.err != nil:
-		return nil, a.err
+		return a, nil, a.err
 	}
 	c.failed = a.reason()
 	view, err := c.first(ctx, a.selectors)
 	if err != nil {
 		c.watch.Close()
-		return nil, err
 	}
-	c.conclude(&a)
-	return view, nil
+	return a, view, err
 }
 
 // end lets go of what the caller holds.
@@ -153,10 +161,20 @@ func (c *caller) rest() {
 	}
 }
 
-// next returns the next view, and attests the caller again when it is time.
-func (c *caller) next(ctx context.Context) (*registry.View, error) {
+// next returns the next view, or nil where there is none until then, which is
+// not zero. It attests the caller again when it is time.
+func (c *caller) next(ctx context.Context, until time.Time) (*registry.View, error) {
+	wait := ctx
+	if !until.IsZero() {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithDeadline(ctx, until)
+		defer cancel()
+	}
 	for {
-		view, err := c.watch.Next(ctx)
+		view, err := c.watch.Next(wait)
+		if err != nil && wait.Err() != nil && ctx.Err() == nil {
+			return nil, nil
+		}
 		if !errors.Is(err, registry.ErrInterrupted) {
 			return view, err
 		}
@@ -219,7 +237,7 @@ func (c *caller) apply(a *attestation) error {
 		return lapsed
 	})
 	if told && !slices.Equal(selectors, last) {
-		watch := c.server.agent.Watch(selectors)
+		watch := c.watchFor(selectors)
 		if !c.server.held.replace(c.watch, watch) {
 			watch.Close()
 			return errStopping

@@ -192,7 +192,7 @@ func hold(t *testing.T, f func(*testing.T, *heldCall)) {
 }
 
 func (h *heldCall) open() {
-	e := newWorkloadAPI(h.server, false).x509SVIDs
+	e := newWorkloadAPI(h.server, &Config{}).x509SVIDs
 	go func() { h.ended <- h.server.watch(h, e) }()
 }
 

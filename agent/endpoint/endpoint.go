@@ -1,6 +1,6 @@
 // Package endpoint is the sockets on which local processes ask the agent for
-// their identities: today the SPIFFE Workload API (X.509 part), gRPC health
-// and reflection on one Unix socket.
+// their identities: today the SPIFFE Workload API, gRPC health and reflection on
+// one Unix socket.
 //
 //	s, err := endpoint.Listen(endpoint.Config{
 //		Socket:    "/run/narthex/public/api.sock",
@@ -13,8 +13,9 @@
 // other end of a new connection; calls.go holds it to its limits and asks for
 // the header of the SPIFFE Workload API; stream.go attests the process,
 // watches the registry on its behalf and sends what an encoder makes of each
-// view: {next, encode once, send}. x509.go holds the encoders of the X.509
-// profile.
+// view: {next, encode once, send}. x509.go, jwt.go and wit.go hold the profiles
+// of the Workload API; what is signed when it is asked for, they ask the agent
+// for (Tokens).
 //
 // It leaves to attestor how a process is known, to agent/registry who is
 // entitled to what, and to agent how entries and SVIDs come from the server:
@@ -53,7 +54,26 @@ type Agent interface {
 	// Unready returns nil once entries are synced, else the reason a caller
 	// should read.
 	Unready() error
+	Tokens
 }
+
+// Tokens are JWT-SVIDs and WIT-SVIDs of entries. Whoever asks has an entry from
+// a registry.View of the caller, and so knows that the caller may have them.
+// All who ask for the same at the same time share one call to the server, and
+// what comes of it; the answer has at least some of its life left. An error is
+// for the caller to read; it wraps ErrNoTokens where no call would help.
+type Tokens interface {
+	// JWTSVID returns a JWT-SVID of the entry for the audience, which is
+	// sorted, without duplicates and not empty.
+	JWTSVID(ctx context.Context, entry *registry.Entry, audience []string) (*registry.Token, error)
+	// WITSVID returns a WIT-SVID of the entry with its private key, which
+	// all who have the entry share. At refresh, or once the token is not good
+	// any more, a caller should ask again.
+	WITSVID(ctx context.Context, entry *registry.Entry) (token *registry.Token, refresh time.Time, err error)
+}
+
+// ErrNoTokens says that the server signs no tokens of a kind.
+var ErrNoTokens = errors.New("the SPIRE Server signs none")
 
 // Config is what Listen needs. Agent and one of Socket and Listener are
 // required.
@@ -72,9 +92,12 @@ type Config struct {
 	Agent     Agent
 	Attestors []attestor.Workload
 	// AllowUnauthenticatedVerifiers hands the own trust domain's bundle to
-	// callers without an identity.
+	// callers without an identity, and validates its JWT-SVIDs for them.
 	AllowUnauthenticatedVerifiers bool
-	Limits                        Limits
+	// ForeignJWTClaims are the claims that ValidateJWTSVID tells of a token of
+	// another trust domain, beside sub, exp and aud.
+	ForeignJWTClaims []string
+	Limits           Limits
 
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger // nil: no log
@@ -170,7 +193,7 @@ func Listen(cfg Config) (*Server, error) {
 	}
 	s.grpc = s.newGRPC()
 	services := registrar{s.grpc, s}
-	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, cfg.AllowUnauthenticatedVerifiers))
+	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, &cfg))
 	s.health = newHealth(cfg.Agent)
 	grpc_health_v1.RegisterHealthServer(services, s.health)
 	reflection.Register(services)

@@ -107,6 +107,8 @@ type fakeAgent struct {
 	unready error
 	syncs   int
 	onSync  func(context.Context) error
+	onJWT   func(context.Context, *registry.Entry, []string) (*registry.Token, error)
+	onWIT   func(context.Context, *registry.Entry) (*registry.Token, time.Time, error)
 }
 
 func (a *fakeAgent) Sync(ctx context.Context) error {
@@ -124,6 +126,26 @@ func (a *fakeAgent) Unready() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.unready
+}
+
+func (a *fakeAgent) JWTSVID(ctx context.Context, entry *registry.Entry, audience []string) (*registry.Token, error) {
+	a.mu.Lock()
+	f := a.onJWT
+	a.mu.Unlock()
+	if f == nil {
+		return nil, ErrNoTokens
+	}
+	return f(ctx, entry, audience)
+}
+
+func (a *fakeAgent) WITSVID(ctx context.Context, entry *registry.Entry) (*registry.Token, time.Time, error) {
+	a.mu.Lock()
+	f := a.onWIT
+	a.mu.Unlock()
+	if f == nil {
+		return nil, time.Time{}, ErrNoTokens
+	}
+	return f(ctx, entry)
 }
 
 func (a *fakeAgent) setUnready(err error) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,21 +32,27 @@ const (
 // encoder makes the answers of one method.
 type encoder struct {
 	method string
+	early  bool // there are answers for callers whose SVIDs are not signed yet
 	// standing tells where a caller with this view stands.
 	standing func(*registry.View) standing
 	// encode makes the answer. It is called once for a view that is
 	// entitled; equal views make equal parts.
 	encode func(*registry.View) mem.BufferSlice
+	// fetch, where it is set, makes the answer instead, of what the agent has
+	// to ask the server for, and tells when to make another one. Its error is
+	// the status that ends the stream.
+	fetch func(context.Context, *registry.View) (*frame, time.Time, error)
 }
 
 // standing is where a caller stands with one method.
 type standing int
 
 const (
-	unsynced standing = iota // the agent does not know yet
-	denied                   // no entry matches
-	pending                  // an entry matches; there is nothing to send yet
-	entitled                 // there is an answer
+	unsynced  standing = iota // the agent does not know yet
+	denied                    // no entry matches
+	pending                   // an entry matches; there is nothing to send yet
+	entitled                  // there is an answer
+	unoffered                 // the server does not sign what the method is for
 )
 
 // standingOf is where a caller stands who wants its SVIDs.
@@ -85,6 +93,7 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 		c.watch.Close() // the one answer that is there, and no more
 	}
 	var sent *frame
+	var refresh time.Time
 	defer func() { s.frames.release(sent) }()
 	for {
 		view = unexpired(view, time.Now())
@@ -102,7 +111,10 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 			}
 			return c.deny(nil)
 		case entitled:
-			next := s.frames.acquire(e, view)
+			var next *frame
+			if next, refresh, err = c.answer(ctx, view); err != nil {
+				return err
+			}
 			if next.same(sent) {
 				s.frames.release(next)
 				break
@@ -114,11 +126,32 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 			}
 		case pending:
 			// The caller keeps what it has: its SVID is being replaced.
+		case unoffered:
+			return errNoWIT
 		}
-		if view, err = c.next(ctx); err != nil {
+		next, err := c.next(ctx, refresh)
+		if err != nil {
 			return err
 		}
+		if next != nil {
+			view = next
+		}
 	}
+}
+
+// answer makes the answer for a caller that is entitled to one, and tells when
+// to make another one; zero: when there is another view.
+func (c *caller) answer(ctx context.Context, view *registry.View) (f *frame, refresh time.Time, err error) {
+	if c.encoder.fetch == nil {
+		return c.server.frames.acquire(c.encoder, view), time.Time{}, nil
+	}
+	err = elsewhere(func() (err error) {
+		ctx, free := c.server.tie(ctx)
+		defer free()
+		f, refresh, err = c.encoder.fetch(ctx, view)
+		return err
+	})
+	return f, refresh, err
 }
 
 // held are the watches of open streams. At shutdown they are closed, which
@@ -186,7 +219,7 @@ func (c *caller) first(ctx context.Context, selectors []attestor.Selector) (*reg
 	wait, cancel := context.WithTimeout(ctx, firstWait(ctx))
 	defer cancel()
 	s := c.server
-	c.watch = s.agent.Watch(selectors)
+	c.watch = c.watchFor(selectors)
 	var view *registry.View
 	var synced bool
 	var syncErr error
@@ -194,7 +227,7 @@ func (c *caller) first(ctx context.Context, selectors []attestor.Selector) (*reg
 		next, err := c.watch.Next(wait)
 		if err == nil {
 			view = unexpired(next, time.Now())
-			if c.encoder.standing(view) == entitled {
+			if stands := c.encoder.standing(view); stands == entitled || stands == unoffered {
 				return view, nil
 			}
 		}
@@ -209,13 +242,22 @@ func (c *caller) first(ctx context.Context, selectors []attestor.Selector) (*reg
 			// that is what there was.
 			c.watch.Close()
 			synced, syncErr = true, s.sync(wait)
-			c.watch = s.agent.Watch(selectors)
+			c.watch = c.watchFor(selectors)
 		case isDenied && s.agent.Unready() == nil:
 			return nil, c.deny(syncErr)
 		case isDenied || err != nil:
 			return nil, s.notReady(view)
 		}
 	}
+}
+
+// watchFor watches what a caller with these selectors may have.
+func (c *caller) watchFor(selectors []attestor.Selector) *registry.Watch {
+	w := c.server.agent.Watch(selectors)
+	if c.encoder.early {
+		w.Early()
+	}
+	return w
 }
 
 // firstWait is how long first may take: a fifth of the caller's time is left to
@@ -323,7 +365,9 @@ func withoutExpired(view *registry.View, now time.Time) *registry.View {
 			v.Identities = append(v.Identities, id)
 		} else {
 			v.Pending++
+			v.Unsigned = append(slices.Clip(v.Unsigned), id.Entry)
 		}
 	}
+	slices.SortFunc(v.Unsigned, func(a, b *registry.Entry) int { return strings.Compare(a.ID, b.ID) })
 	return &v
 }

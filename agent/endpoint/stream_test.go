@@ -230,9 +230,9 @@ func TestHeader(t *testing.T) {
 			}
 			_, err = client.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{})
 			if test.code == codes.OK {
-				wantCode(t, err, codes.Unimplemented)
+				wantCode(t, err, codes.InvalidArgument, "audience")
 			} else {
-				wantCode(t, err, test.code)
+				wantCode(t, err, test.code, `"workload.spiffe.io"`)
 			}
 		})
 	}

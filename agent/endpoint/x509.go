@@ -13,20 +13,29 @@ import (
 	"github.com/narthex-id/narthex/agent/registry"
 )
 
-// workloadAPI is the SPIFFE Workload API: its X.509 profile. The methods of
-// the other profiles answer Unimplemented.
+// workloadAPI is the SPIFFE Workload API. This file is its X.509-SVID profile.
 type workloadAPI struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	server      *Server
 	x509SVIDs   *encoder
 	x509Bundles *encoder
+	jwtSVIDs    *encoder
+	jwtBundles  *encoder
+	witBundles  *encoder
+	// foreignClaims are told of tokens of other trust domains.
+	foreignClaims []string
 }
 
-func newWorkloadAPI(s *Server, allowUnauthenticated bool) *workloadAPI {
+func newWorkloadAPI(s *Server, cfg *Config) *workloadAPI {
+	open := cfg.AllowUnauthenticatedVerifiers
 	return &workloadAPI{
-		server:      s,
-		x509SVIDs:   &encoder{method: "FetchX509SVID", standing: standingOf, encode: encodeX509SVIDs},
-		x509Bundles: &encoder{method: "FetchX509Bundles", standing: bundleStanding(allowUnauthenticated), encode: encodeX509Bundles},
+		server:        s,
+		x509SVIDs:     &encoder{method: "FetchX509SVID", standing: standingOf, encode: encodeX509SVIDs},
+		x509Bundles:   &encoder{method: "FetchX509Bundles", early: true, standing: bundleStanding(open), encode: encodeX509Bundles},
+		jwtSVIDs:      &encoder{method: "FetchJWTSVID", early: true, standing: entryStanding},
+		jwtBundles:    &encoder{method: "FetchJWTBundles", early: true, standing: keysStanding(open), encode: encodeJWTBundles},
+		witBundles:    &encoder{method: "FetchWITBundles", early: true, standing: witStanding(keysStanding(open)), encode: encodeWITBundles},
+		foreignClaims: cfg.ForeignJWTClaims,
 	}
 }
 
@@ -85,24 +94,26 @@ func encodeX509SVIDs(v *registry.View) mem.BufferSlice {
 		w.shared(svidBundle, v.Bundle.DER)
 		w.text(svidHint, hint)
 	}
-	w.bundles(responseFederated, v.Federated)
+	w.bundles(responseFederated, v.Federated, certificates)
 	return w.done()
 }
 
 // encodeX509Bundles makes an X509BundlesResponse.
 func encodeX509Bundles(v *registry.View) mem.BufferSlice {
 	var w wire
-	w.bundle(bundlesBundles, v.Bundle)
-	w.bundles(bundlesBundles, v.Federated)
+	w.bundle(bundlesBundles, v.Bundle, certificates)
+	w.bundles(bundlesBundles, v.Federated, certificates)
 	return w.done()
 }
 
-// bundles appends a map from trust domain ID to bundle, in order, so that
-// equal maps are equal bytes.
-func (w *wire) bundles(field protowire.Number, bundles map[spiffeid.TrustDomain]*registry.Bundle) {
+func certificates(b *registry.Bundle) []byte { return b.DER }
+
+// bundles appends a map from trust domain ID to what content makes of the
+// bundle, in order, so that equal maps are equal bytes.
+func (w *wire) bundles(field protowire.Number, bundles map[spiffeid.TrustDomain]*registry.Bundle, content func(*registry.Bundle) []byte) {
 	sorted := make([]*registry.Bundle, 0, len(bundles))
 	for _, b := range bundles {
-		if len(b.DER) > 0 { // one without authorities is no bundle to clients
+		if len(content(b)) > 0 { // one without authorities is no bundle to clients
 			sorted = append(sorted, b)
 		}
 	}
@@ -110,13 +121,13 @@ func (w *wire) bundles(field protowire.Number, bundles map[spiffeid.TrustDomain]
 		return strings.Compare(a.TrustDomain.Name(), b.TrustDomain.Name())
 	})
 	for _, b := range sorted {
-		w.bundle(field, b)
+		w.bundle(field, b, content)
 	}
 }
 
-func (w *wire) bundle(field protowire.Number, b *registry.Bundle) {
-	name := b.TrustDomain.IDString()
-	w.open(field, fieldSize(mapKey, len(name))+fieldSize(mapValue, len(b.DER)))
+func (w *wire) bundle(field protowire.Number, b *registry.Bundle, content func(*registry.Bundle) []byte) {
+	name, value := b.TrustDomain.IDString(), content(b)
+	w.open(field, fieldSize(mapKey, len(name))+fieldSize(mapValue, len(value)))
 	w.text(mapKey, name)
-	w.shared(mapValue, b.DER)
+	w.shared(mapValue, value)
 }

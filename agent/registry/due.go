@@ -91,7 +91,7 @@ func (r *Registry) unwatch(rec *record) {
 func (l *live) entryChanged(old, e *Entry) {
 	l.shown, l.hintless = nil, nil
 	l.err, l.failures, l.retryAt, l.awaitSync = nil, 0, time.Time{}, false
-	if old.sameIssue(e) {
+	if old.SameIssue(e) {
 		return
 	}
 	l.outrun, l.stale = l.asked, true

@@ -25,6 +25,7 @@ type Entry struct {
 	Admin         bool
 	Downstream    bool
 	StoreSVID     bool // for an SVID store: never signed or served here
+	JTI           bool // its JWT-SVIDs have a jti (RFC 7519 §4.1.7) and are given out once
 }
 
 // servable tells whether any caller could ever be given the entry's SVID.
@@ -34,18 +35,18 @@ func (e *Entry) expired(now time.Time) bool {
 	return !e.ExpiresAt.IsZero() && !now.Before(e.ExpiresAt)
 }
 
-// sameIssue tells whether an SVID signed for o is also what e asks for. An
+// SameIssue tells whether an SVID signed for o is also what e asks for. An
 // entry that was deleted and made again under the same ID may have the same
 // revision, hence the time.
-func (e *Entry) sameIssue(o *Entry) bool {
+func (e *Entry) SameIssue(o *Entry) bool {
 	return e.Revision == o.Revision && e.CreatedAt.Equal(o.CreatedAt) && e.SPIFFEID == o.SPIFFEID
 }
 
 // equal compares all fields. The receiver's selectors are normalised; those
 // of o may be in any order.
 func (e *Entry) equal(o *Entry) bool {
-	return e.ID == o.ID && e.sameIssue(o) && e.Hint == o.Hint && e.ExpiresAt.Equal(o.ExpiresAt) &&
-		e.Admin == o.Admin && e.Downstream == o.Downstream && e.StoreSVID == o.StoreSVID &&
+	return e.ID == o.ID && e.SameIssue(o) && e.Hint == o.Hint && e.ExpiresAt.Equal(o.ExpiresAt) &&
+		e.Admin == o.Admin && e.Downstream == o.Downstream && e.StoreSVID == o.StoreSVID && e.JTI == o.JTI &&
 		slices.Equal(e.FederatesWith, o.FederatesWith) && sameSelectors(e.Selectors, o.Selectors)
 }
 

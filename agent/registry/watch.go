@@ -32,6 +32,9 @@ type View struct {
 	// the first of those that failed did, nil if none has.
 	Pending    int
 	PendingErr error
+	// Unsigned are those entries, in the order of their IDs and with their
+	// hints as in Identities.
+	Unsigned []*Entry
 	// Bundle is that of the own trust domain, nil before the first was applied.
 	Bundle *Bundle
 	// Federated has the bundles, as far as there are any, of the trust domains
@@ -47,6 +50,20 @@ type View struct {
 type Identity struct {
 	Entry *Entry
 	SVID  *SVID
+}
+
+// Entries returns what the caller matches, signed or not, in the order of entry
+// IDs. It is for what is not served with an X.509-SVID.
+func (v *View) Entries() []*Entry {
+	entries := make([]*Entry, 0, len(v.Identities)+len(v.Unsigned))
+	rest := v.Unsigned
+	for _, id := range v.Identities {
+		for len(rest) > 0 && rest[0].ID < id.Entry.ID {
+			entries, rest = append(entries, rest[0]), rest[1:]
+		}
+		entries = append(entries, id.Entry)
+	}
+	return append(entries, rest...)
 }
 
 // sameAs tells whether the caller is given the same by both. What is pending
@@ -81,7 +98,7 @@ func sameReason(a, b error) bool {
 // identical tells whether one may stand for the other in memory.
 func (v *View) identical(o *View) bool {
 	return v.Pending == o.Pending && v.unresolved == o.unresolved && sameReason(v.PendingErr, o.PendingErr) &&
-		slices.Equal(v.Identities, o.Identities) && v.sameAs(o)
+		slices.Equal(v.Identities, o.Identities) && slices.Equal(v.Unsigned, o.Unsigned) && v.sameAs(o)
 }
 
 func sameFederated(a, b map[spiffeid.TrustDomain]*Bundle) bool {
@@ -158,6 +175,7 @@ type Watch struct {
 	// The following is guarded by the registry's mutex.
 	last        *View // what Next returned last
 	settled     bool  // last had identities: from now on what changes is told at once
+	early       bool  // Next does not wait for SVIDs
 	interrupted bool
 	closed      bool
 }
@@ -179,6 +197,14 @@ func (r *Registry) Watch(selectors []attestor.Selector) *Watch {
 	}
 	a.watches++
 	return &Watch{registry: r, audience: a}
+}
+
+// Early makes Next tell what the caller matches without waiting for SVIDs to be
+// signed, and each change of it. It is called before Next.
+func (w *Watch) Early() {
+	w.registry.mu.Lock()
+	defer w.registry.mu.Unlock()
+	w.early = true
 }
 
 // Next returns what the caller may have. The first call returns at once if
@@ -227,6 +253,8 @@ func (w *Watch) poll() (*View, <-chan struct{}, error) {
 
 func (w *Watch) ready(v *View) bool {
 	switch {
+	case w.early:
+		return w.last == nil || !w.last.sameAs(v) || !slices.Equal(w.last.Unsigned, v.Unsigned)
 	case w.last != nil && w.last.sameAs(v):
 		return false
 	case v.unresolved == 0:
@@ -297,16 +325,16 @@ func (r *Registry) viewOf(a *audience) *View {
 	hints := oldestOfHints(a.matched)
 	for _, rec := range a.matched {
 		l := rec.live
-		switch {
-		case l.svid != nil:
-			keep := rec.entry.Hint == "" || len(a.matched) == 1 || hints[rec.entry.Hint] == rec
-			v.Identities = append(v.Identities, Identity{Entry: rec.shown(keep), SVID: l.svid})
-		case l.err == nil:
+		entry := rec.shown(rec.entry.Hint == "" || len(a.matched) == 1 || hints[rec.entry.Hint] == rec)
+		if l.svid != nil {
+			v.Identities = append(v.Identities, Identity{Entry: entry, SVID: l.svid})
+		} else {
 			v.Pending++
-			v.unresolved++
-		default:
-			v.Pending++
-			if v.PendingErr == nil {
+			v.Unsigned = append(v.Unsigned, entry)
+			switch {
+			case l.err == nil:
+				v.unresolved++
+			case v.PendingErr == nil:
 				v.PendingErr = l.err
 			}
 		}
@@ -319,7 +347,7 @@ func (r *Registry) viewOf(a *audience) *View {
 			}
 		}
 	}
-	v.Identities = slices.Clip(v.Identities)
+	v.Identities, v.Unsigned = slices.Clip(v.Identities), slices.Clip(v.Unsigned)
 	if len(a.matched) == 0 {
 		return v
 	}

@@ -7,9 +7,13 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -22,8 +26,8 @@ const maxRefreshHint = int64(365 * 24 * time.Hour / time.Second)
 
 // Bundle returns the trust domain's bundle (GetBundle), which has at least one
 // X.509 authority; the error wraps ErrBadAnswer otherwise. Tainted authorities
-// are in it, for SVIDs they signed are valid until replaced; Tainted names the
-// X.509 ones.
+// are in it, for SVIDs they signed are valid until replaced; Tainted and
+// TaintedKeys name them.
 func (c *Client) Bundle(ctx context.Context) (*registry.Bundle, error) {
 	var bundle *registry.Bundle
 	err := c.call(ctx, "get bundle", func(ctx context.Context, cn *conn) (err error) {
@@ -80,7 +84,6 @@ func parseBundle(b *types.Bundle, td spiffeid.TrustDomain) (*registry.Bundle, er
 	}
 	bundle := &registry.Bundle{
 		TrustDomain: td,
-		JWTKeys:     map[string]crypto.PublicKey{},
 		Sequence:    b.GetSequenceNumber(),
 		RefreshHint: time.Duration(min(max(b.GetRefreshHint(), 0), maxRefreshHint)) * time.Second,
 	}
@@ -99,17 +102,60 @@ func parseBundle(b *types.Bundle, td spiffeid.TrustDomain) (*registry.Bundle, er
 			bundle.Tainted = append(bundle.Tainted, id)
 		}
 	}
-	for i, authority := range b.GetJwtAuthorities() {
-		if authority.GetKeyId() == "" {
-			return nil, badAnswer("bundle of %s: JWT authority %d has no key id", td, i)
+	var jwt, wit keySet
+	if jwt, err = parseKeys("JWT", b.GetJwtAuthorities()); err == nil {
+		wit, err = parseKeys("WIT", b.GetWitAuthorities())
+	}
+	if err != nil {
+		return nil, badAnswer("bundle of %s: %w", td, err)
+	}
+	bundle.JWTKeys, bundle.JWKS = jwt.keys, jwt.jwks
+	bundle.WITKeys, bundle.WITJWKS = wit.keys, wit.jwks
+	bundle.TaintedKeys = slices.Sorted(slices.Values(append(jwt.tainted, wit.tainted...)))
+	return bundle, nil
+}
+
+// tokenKey is a JWT or WIT authority of the API.
+type tokenKey interface {
+	GetKeyId() string
+	GetPublicKey() []byte
+	GetTainted() bool
+}
+
+type keySet struct {
+	keys    map[string]crypto.PublicKey // by key ID
+	jwks    []byte
+	tainted []string
+}
+
+// parseKeys reads the authorities of one kind. Their JWK Set is a standard one
+// (RFC 7517 §5): without the use that keys have in a SPIFFE bundle, for which
+// libraries outside of SPIFFE would pass them over.
+func parseKeys[K tokenKey](kind string, authorities []K) (keySet, error) {
+	set := keySet{keys: make(map[string]crypto.PublicKey, len(authorities))}
+	for i, authority := range authorities {
+		id := authority.GetKeyId()
+		if id == "" {
+			return keySet{}, fmt.Errorf("%s authority %d has no key id", kind, i)
 		}
 		key, err := x509.ParsePKIXPublicKey(authority.GetPublicKey())
 		if err != nil {
-			return nil, badAnswer("bundle of %s: JWT authority %q: %w", td, authority.GetKeyId(), err)
+			return keySet{}, fmt.Errorf("%s authority %q: %w", kind, id, err)
 		}
-		bundle.JWTKeys[authority.GetKeyId()] = key
+		set.keys[id] = key
+		if authority.GetTainted() {
+			set.tainted = append(set.tainted, id)
+		}
 	}
-	return bundle, nil
+	jwks := jose.JSONWebKeySet{Keys: make([]jose.JSONWebKey, 0, len(set.keys))}
+	for _, id := range slices.Sorted(maps.Keys(set.keys)) {
+		jwks.Keys = append(jwks.Keys, jose.JSONWebKey{Key: set.keys[id], KeyID: id})
+	}
+	var err error
+	if set.jwks, err = json.Marshal(jwks); err != nil {
+		return keySet{}, fmt.Errorf("%s authorities: %w", kind, err)
+	}
+	return set, nil
 }
 
 // keyID is an authority's subject key id in hex. Where the certificate has

@@ -1,6 +1,7 @@
 package spire
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
+	"github.com/spiffe/go-spiffe/v2/exp/bundle/witbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
@@ -24,7 +27,8 @@ func TestBundle(t *testing.T) {
 	}
 	answer := bundleOf("example.org", one, two)
 	answer.X509Authorities[1].Tainted = true
-	answer.JwtAuthorities = []*types.JWTKey{{KeyId: "k1", PublicKey: pkix}}
+	answer.JwtAuthorities = []*types.JWTKey{{KeyId: "k2", PublicKey: pkix, Tainted: true}, {KeyId: "k1", PublicKey: pkix}}
+	answer.WitAuthorities = []*types.WITKey{{KeyId: "w1", PublicKey: pkix}}
 	s := newServer(t)
 	s.bundle = func() (*types.Bundle, error) { return answer, nil }
 	s.start(t)
@@ -41,8 +45,19 @@ func TestBundle(t *testing.T) {
 	if want := []string{hex.EncodeToString(two.cert.SubjectKeyId)}; !slices.Equal(got.Tainted, want) {
 		t.Errorf("tainted %v, want %v", got.Tainted, want)
 	}
-	if len(got.JWTKeys) != 1 || !key.PublicKey.Equal(got.JWTKeys["k1"]) {
-		t.Errorf("JWT keys %v", got.JWTKeys)
+	if len(got.JWTKeys) != 2 || !key.PublicKey.Equal(got.JWTKeys["k1"]) || len(got.WITKeys) != 1 || !key.PublicKey.Equal(got.WITKeys["w1"]) {
+		t.Errorf("JWT keys %v, WIT keys %v", got.JWTKeys, got.WITKeys)
+	}
+	if !slices.Equal(got.TaintedKeys, []string{"k2"}) {
+		t.Errorf("tainted keys %v", got.TaintedKeys)
+	}
+	// In the order of key IDs, so that equal bundles are equal bytes.
+	if jwks, err := jwtbundle.Parse(exampleOrg, got.JWKS); err != nil || len(jwks.JWTAuthorities()) != 2 ||
+		bytes.Index(got.JWKS, []byte(`"k1"`)) > bytes.Index(got.JWKS, []byte(`"k2"`)) || bytes.Contains(got.JWKS, []byte(`"use"`)) {
+		t.Errorf("JWKS %s: %v", got.JWKS, err)
+	}
+	if jwks, err := witbundle.Parse(exampleOrg, got.WITJWKS); err != nil || !jwks.HasWITAuthority("w1") {
+		t.Errorf("JWKS %s: %v", got.WITJWKS, err)
 	}
 	if got.Sequence != 7 || got.RefreshHint != time.Minute {
 		t.Errorf("sequence %d, refresh hint %s", got.Sequence, got.RefreshHint)
@@ -66,6 +81,7 @@ func TestBundleMalformed(t *testing.T) {
 		"broken authority":   func(b *types.Bundle) { b.X509Authorities[0].Asn1 = []byte("x") },
 		"JWT key without id": func(b *types.Bundle) { b.JwtAuthorities = []*types.JWTKey{{}} },
 		"broken JWT key":     func(b *types.Bundle) { b.JwtAuthorities = []*types.JWTKey{{KeyId: "k"}} },
+		"WIT key without id": func(b *types.Bundle) { b.WitAuthorities = []*types.WITKey{{}} },
 	}
 	var answer *types.Bundle
 	s := newServer(t)

@@ -37,6 +37,9 @@ var (
 	ErrBadAnswer = errors.New("unexpected answer")
 	// ErrNotFound: there is no such bundle, or no such entry for this agent.
 	ErrNotFound = errors.New("not found")
+	// ErrTokensOff: by its configuration the server signs no JWT-SVIDs, or no
+	// WIT-SVIDs.
+	ErrTokensOff = errors.New("the server does not sign them")
 	// ErrNoIdentity: no SetIdentity yet.
 	ErrNoIdentity = errors.New("the agent has no SVID yet")
 	// ErrClosed: the Client is closed.

@@ -145,6 +145,8 @@ type server struct {
 	entries func() []*types.Entry                                 // SyncAuthorizedEntries as SPIRE has it, GetAuthorizedEntries
 	sync    func(entryv1.Entry_SyncAuthorizedEntriesServer) error // instead of entries
 	sign    func(*svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error)
+	jwt     func(*svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error)
+	wit     func(*svidv1.BatchNewWITSVIDRequest) (*svidv1.BatchNewWITSVIDResponse, error)
 
 	moreIDs []string // in its certificate, beside id
 
@@ -320,6 +322,14 @@ func (s *server) GetFederatedBundle(_ context.Context, req *bundlev1.GetFederate
 
 func (s *server) BatchNewX509SVID(_ context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
 	return s.sign(req)
+}
+
+func (s *server) NewJWTSVID(_ context.Context, req *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
+	return s.jwt(req)
+}
+
+func (s *server) BatchNewWITSVID(_ context.Context, req *svidv1.BatchNewWITSVIDRequest) (*svidv1.BatchNewWITSVIDResponse, error) {
+	return s.wit(req)
 }
 
 func (s *server) GetAuthorizedEntries(_ context.Context, req *entryv1.GetAuthorizedEntriesRequest) (*entryv1.GetAuthorizedEntriesResponse, error) {

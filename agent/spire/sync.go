@@ -49,6 +49,8 @@ var entryMask = &types.EntryMask{
 	StoreSvid:      true,
 	Hint:           true,
 	CreatedAt:      true,
+
+	AdditionalAttributes: true, // unknown to servers before 1.15, which leave it out
 }
 
 // SyncStats tells how a Sync went, for logs and metrics.
@@ -348,6 +350,7 @@ func parseEntry(e *types.Entry, td spiffeid.TrustDomain) (registry.Entry, error)
 		Admin:      e.GetAdmin(),
 		Downstream: e.GetDownstream(),
 		StoreSVID:  e.GetStoreSvid(),
+		JTI:        e.GetAdditionalAttributes().GetJwtSvidIncludeJti(),
 	}
 	if entry.CreatedAt, err = fromUnix(e.GetCreatedAt()); err != nil {
 		return none, fmt.Errorf("created_at: %w", err)

@@ -397,6 +397,7 @@ func TestParseEntry(t *testing.T) {
 		CreatedAt:      1_700_000_000,
 		ExpiresAt:      1_800_000_000,
 		Admin:          true, Downstream: true, StoreSvid: true,
+		AdditionalAttributes: &types.Entry_AdditionalAttributes{JwtSvidIncludeJti: true},
 	}, exampleOrg)
 	if err != nil {
 		t.Fatal(err)
@@ -413,7 +414,7 @@ func TestParseEntry(t *testing.T) {
 		Revision:  4,
 		CreatedAt: time.Unix(1_700_000_000, 0).UTC(),
 		ExpiresAt: time.Unix(1_800_000_000, 0).UTC(),
-		Admin:     true, Downstream: true, StoreSVID: true,
+		Admin:     true, Downstream: true, StoreSVID: true, JTI: true,
 	}
 	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -32,7 +32,7 @@ func newAgent() *cobra.Command {
 		Use:   "agent -c narthex.yaml",
 		Short: "Run the agent: attest this node, serve SVIDs to its workloads",
 		Long: `Attests this node to a SPIRE Server, attests each local workload that asks, and
-serves short-lived X.509-SVIDs over the SPIFFE Workload API. It does not end
+serves short-lived X.509-SVIDs and JWT-SVIDs over the SPIFFE Workload API. It does not end
 because the server is away: it answers callers with the reason, and tries again.
 Another one with the same data_dir takes the place of the one that runs, without
 a moment in which nobody serves.`,
@@ -318,10 +318,15 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		WorkloadKeyType:    c.Agent.SVID.KeyType,
 		SyncInterval:       time.Duration(c.Agent.Sync.Interval),
 		X509Cache:          c.Agent.SVID.X509Cache,
+		JWTCache:           c.Agent.SVID.JWTCache,
 		AvailabilityTarget: time.Duration(c.Agent.SVID.AvailabilityTarget),
 		Socket:             string(c.Agent.WorkloadAPI.Socket),
-		Metrics:            metrics,
-		Log:                log,
+
+		AllowUnauthenticatedVerifiers: c.Agent.WorkloadAPI.AllowUnauthenticatedVerifiers,
+		ForeignJWTClaims:              c.Agent.WorkloadAPI.AllowedForeignJWTClaims,
+
+		Metrics: metrics,
+		Log:     log,
 	}
 	if b := c.Agent.Server.Bundle; b != nil {
 		out.BootstrapBundle = func(context.Context) ([]*x509.Certificate, error) { return readBundle(string(b.File)) }

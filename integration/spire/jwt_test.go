@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/narthex-id/narthex/integration/internal/stage"
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/identity"
 )
 
@@ -38,14 +39,45 @@ func tokenKey(t *testing.T, token string) string {
 	return header.KeyID
 }
 
-// TestTokensOfStockAgent fetches and validates JWT-SVIDs through SPIRE's own
-// agent while the server's JWT authority is replaced before its time, as after
-// a theft of its key: tokens of the old one are refused, however long they
-// have to live, and our own is one of the new.
-func TestTokensOfStockAgent(t *testing.T) {
+// agents are the agents beside which the proxy has to do: SPIRE's own, and ours.
+var agents = map[string]func(*testing.T, *server, ...entry) (socket string){
+	"stock": startStockAgent,
+	"own": func(t *testing.T, s *server, entries ...entry) string {
+		return startAgent(t, s, entries...).api
+	},
+}
+
+// startAgent runs our agent alone, and returns once it has the entries. The
+// server gets them, with the agent for their parent, before.
+func startAgent(t *testing.T, s *server, entries ...entry) *node {
+	t.Helper()
+	n := newNode(t, "own", proxyUser)
+	id := n.joins(s)
+	for i := range entries {
+		entries[i].parent = id
+	}
+	s.add(entries...)
+	n.start("agent")
+	n.Becomes(stage.Soon, "has synced the entries", func(s telemetry.Status) bool { return s.Agent.Entries == len(entries) })
+	return n
+}
+
+// TestTokens fetches and validates JWT-SVIDs while the server's JWT authority is
+// replaced before its time, as after a theft of its key: tokens of the old one
+// are refused, however long they have to live, and our own is one of the new.
+func TestTokens(t *testing.T) {
 	t.Parallel()
+	for name, start := range agents {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testTokens(t, start)
+		})
+	}
+}
+
+func testTokens(t *testing.T, start func(*testing.T, *server, ...entry) string) {
 	server := newServer(t, serverOptions{cacheReload: time.Second})
-	socket := startStockAgent(t, server, entry{path: "/web", selector: fmt.Sprintf("unix:uid:%d", os.Getuid())})
+	socket := start(t, server, entry{path: "/web", selector: fmt.Sprintf("unix:uid:%d", os.Getuid())})
 	source, err := identity.NewWorkloadAPI(identity.WorkloadAPIConfig{Socket: socket})
 	if err != nil {
 		t.Fatal(err)

@@ -29,6 +29,7 @@ type serverOptions struct {
 	trustDomain string        // default: example.org
 	agentTTL    time.Duration // of agents' SVIDs; default: 1 h
 	cacheReload time.Duration // how stage.Soon agents see a new entry; 0: the server's own default, 5 s
+	features    []string      // feature flags
 }
 
 // server is a real SPIRE Server on loopback, with a database, keys and
@@ -55,7 +56,8 @@ server {
   ca_ttl = "24h"
   default_x509_svid_ttl = "1h"
   agent_ttl = "%[5]s"
-  experimental { %[6]s }
+  experimental {
+%[6]s  }
 }
 plugins {
   DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "%[3]s/datastore.sqlite3" } }
@@ -76,7 +78,10 @@ func newServer(t *testing.T, o serverOptions) *server {
 	}
 	experimental := ""
 	if o.cacheReload != 0 {
-		experimental = fmt.Sprintf("cache_reload_interval = %q", o.cacheReload)
+		experimental = fmt.Sprintf("cache_reload_interval = %q\n", o.cacheReload)
+	}
+	if len(o.features) > 0 {
+		experimental += "feature_flags = [\"" + strings.Join(o.features, "\", \"") + "\"]\n"
 	}
 	s := &server{t: t, td: spiffeid.RequireTrustDomainFromString(o.trustDomain), dir: stage.Folder(t, "server"), address: stage.FreeAddress(t)}
 	s.socket = filepath.Join(s.dir, "api.sock")

@@ -15,12 +15,21 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
-// TestTokensInRequests: JWT-SVIDs of the stock agent are attached by one proxy
-// and validated by the other one, as a second proof of who calls.
+// TestTokensInRequests: JWT-SVIDs of the agent are attached by one proxy and
+// validated by the other one, as a second proof of who calls.
 func TestTokensInRequests(t *testing.T) {
 	t.Parallel()
+	for name, start := range agents {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testTokensInRequests(t, start)
+		})
+	}
+}
+
+func testTokensInRequests(t *testing.T, start func(*testing.T, *server, ...entry) string) {
 	server := newServer(t, serverOptions{cacheReload: time.Second})
-	socket := startStockAgent(t, server,
+	socket := start(t, server,
 		entry{path: "/inventory", selector: otherProxyUser.selector()},
 		entry{path: "/orders", selector: proxyUser.selector()},
 		entry{path: "/audit", selector: proxyUser.selector()},

@@ -28,8 +28,8 @@ agent:
   key_manager: {memory: {}}
   workload_attestors:
     unix: {discover_workload_path: true, workload_size_limit: -1}
-  workload_api: {socket: /run/n/api.sock}
-  svid: {key_type: ec-p384, availability_target: 24h, x509_cache: 10}
+  workload_api: {socket: /run/n/api.sock, allow_unauthenticated_verifiers: true, allowed_foreign_jwt_claims: [iss]}
+  svid: {key_type: ec-p384, availability_target: 24h, x509_cache: 10, jwt_cache: 20}
   sync: {interval: 1s}
 proxy:
   user: nobody
@@ -88,8 +88,8 @@ func TestParseReadsEveryKey(t *testing.T) {
 			NodeAttestor:      NodeAttestor{X509PoP: &X509PoP{Key: "/etc/narthex/node.key", Certificate: "/etc/node.crt"}},
 			KeyManager:        KeyManager{Memory: &Empty{}},
 			WorkloadAttestors: WorkloadAttestors{Unix: &UnixAttestor{DiscoverWorkloadPath: true, WorkloadSizeLimit: -1}},
-			WorkloadAPI:       WorkloadAPI{Socket: "/run/n/api.sock"},
-			SVID:              SVID{KeyType: "ec-p384", AvailabilityTarget: Duration(24 * time.Hour), X509Cache: 10},
+			WorkloadAPI:       ServedWorkloadAPI{Socket: "/run/n/api.sock", AllowUnauthenticatedVerifiers: true, AllowedForeignJWTClaims: []string{"iss"}},
+			SVID:              SVID{KeyType: "ec-p384", AvailabilityTarget: Duration(24 * time.Hour), X509Cache: 10, JWTCache: 20},
 			Sync:              Sync{Interval: Duration(time.Second)},
 		},
 		Proxy: &Proxy{
@@ -157,7 +157,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.DataDir != "/var/lib/narthex" || c.Agent.KeyManager.Disk == nil || c.Agent.KeyManager.Memory != nil ||
-		c.Agent.WorkloadAttestors.Unix == nil || c.Agent.WorkloadAPI.Socket != defaultSocket || c.Agent.SVID.X509Cache != 1000 ||
+		c.Agent.WorkloadAttestors.Unix == nil || c.Agent.WorkloadAPI.Socket != defaultSocket || c.Agent.SVID.X509Cache != 1000 || c.Agent.SVID.JWTCache != 1000 ||
 		c.Agent.Sync.Interval != Duration(5*time.Second) || c.AccessLog.Path != "stdout" || c.Log.Level != "info" {
 		t.Errorf("defaults are wrong: %+v, agent %+v", c, c.Agent)
 	}
@@ -465,9 +465,11 @@ func TestTags(t *testing.T) {
 		}
 	}
 	walk(reflect.TypeFor[Config]())
-	var w WorkloadAPI
-	(&decoder{}).fillDefaults(reflect.ValueOf(&w).Elem())
-	if w.Socket != defaultSocket {
-		t.Errorf("defaultSocket is %s, the tag says %s", defaultSocket, w.Socket)
+	var client WorkloadAPI
+	var served ServedWorkloadAPI
+	(&decoder{}).fillDefaults(reflect.ValueOf(&client).Elem())
+	(&decoder{}).fillDefaults(reflect.ValueOf(&served).Elem())
+	if client.Socket != defaultSocket || served.Socket != defaultSocket {
+		t.Errorf("defaultSocket is %s, the tags say %s and %s", defaultSocket, client.Socket, served.Socket)
 	}
 }

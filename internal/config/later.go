@@ -25,7 +25,6 @@ var later = map[string]bool{
 	"agent.key_manager.tpm":              true,
 	"agent.workload_attestors.docker":    true,
 	"agent.workload_attestors.systemd":   true,
-	"agent.svid.jwt_cache":               true,
 	"proxy.broker":                       true,
 	"proxy.source=broker":                true,
 	"proxy.source=acme":                  true,

@@ -54,7 +54,7 @@ type Agent struct {
 	// What is found out about a process that asks for its identity.
 	WorkloadAttestors WorkloadAttestors `yaml:"workload_attestors" default:"{unix: {}}"`
 	// The socket on which workloads ask.
-	WorkloadAPI WorkloadAPI `yaml:"workload_api"`
+	WorkloadAPI ServedWorkloadAPI `yaml:"workload_api"`
 	// The SVIDs the agent fetches for workloads.
 	SVID SVID `yaml:"svid"`
 	// How entries are kept up to date.
@@ -223,8 +223,17 @@ type Kubelet struct {
 	Key File `yaml:"key" example:"/etc/narthex/kubelet-client.key"`
 }
 
-// WorkloadAPI is a Workload API socket: the agent's own, or the one the proxy
-// is a client of.
+// ServedWorkloadAPI is the Workload API that the agent serves.
+type ServedWorkloadAPI struct {
+	// Absolute path of the Unix socket, at most 107 bytes.
+	Socket Socket `yaml:"socket" default:"/run/narthex/public/api.sock"`
+	// Gives this trust domain's bundles to processes without an identity as well, and validates its JWT-SVIDs for them.
+	AllowUnauthenticatedVerifiers bool `yaml:"allow_unauthenticated_verifiers" default:"false"`
+	// The claims that ValidateJWTSVID tells of a JWT-SVID of another trust domain, beside sub, exp and aud: what others put into their tokens is theirs to choose.
+	AllowedForeignJWTClaims []string `yaml:"allowed_foreign_jwt_claims" example:"[iss, iat]"`
+}
+
+// WorkloadAPI is the Workload API that the proxy is a client of.
 type WorkloadAPI struct {
 	// Absolute path of the Unix socket, at most 107 bytes. The proxy takes the agent's where the file has both halves and this is left out.
 	Socket Socket `yaml:"socket" default:"/run/narthex/public/api.sock"`
@@ -238,6 +247,8 @@ type SVID struct {
 	AvailabilityTarget Duration `yaml:"availability_target" default:"0s" min:"0s" max:"8760h"`
 	// How many X.509-SVIDs are signed ahead of anyone asking. What is asked for is always held.
 	X509Cache int `yaml:"x509_cache" default:"1000" min:"1" max:"1000000"`
+	// How many JWT-SVIDs and WIT-SVIDs are kept for whoever asks for the same next. Those asked for last are.
+	JWTCache int `yaml:"jwt_cache" default:"1000" min:"1" max:"1000000"`
 }
 
 // Sync configures the loop that asks the server for entries.

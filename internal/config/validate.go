@@ -102,11 +102,11 @@ func (c *Config) shareSocket() {
 	}
 	p.WorkloadAPI = &WorkloadAPI{Socket: defaultSocket}
 	if c.Agent != nil {
-		*p.WorkloadAPI = c.Agent.WorkloadAPI
+		p.WorkloadAPI.Socket = c.Agent.WorkloadAPI.Socket
 	}
 }
 
-// defaultSocket is the default tag of WorkloadAPI.Socket; a test compares.
+// defaultSocket is the default tag of both Workload APIs' socket; a test compares.
 const defaultSocket = "/run/narthex/public/api.sock"
 
 func (a *Agent) validate(f *findings) {
