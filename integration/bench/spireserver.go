@@ -135,8 +135,14 @@ func memoryFolder() (string, error) {
 // the one that runs this.
 const firstUser = 60_000
 
-// entriesAtOnce are created in one call.
-const entriesAtOnce = 500
+const (
+	// entriesAtOnce are created in one call.
+	entriesAtOnce = 500
+	// family is how many entries have the agents, or one and the same entry of
+	// theirs, as their parent. To create an entry the server looks through all
+	// that have the same parent.
+	family = 250
+)
 
 // addEntries adds n entries: that of who runs this, and others for one user
 // each. Their X.509-SVIDs live ttl, or as long as the server has it by default
@@ -145,13 +151,16 @@ func (s *spireServer) addEntries(ctx context.Context, n int, ttl time.Duration) 
 	for begin := 0; begin < n; begin += entriesAtOnce {
 		req := &entryv1.BatchCreateEntryRequest{OutputMask: &types.EntryMask{}}
 		for i := begin; i < min(begin+entriesAtOnce, n); i++ {
-			uid := os.Geteuid()
+			uid, parent := os.Geteuid(), nodePath
 			if i > 0 {
 				uid = firstUser + i
 			}
+			if i%family > 0 {
+				parent = workload(i - i%family)
+			}
 			req.Entries = append(req.Entries, &types.Entry{
-				SpiffeId:    &types.SPIFFEID{TrustDomain: trustDomain, Path: "/workload/" + itoa(i)},
-				ParentId:    &types.SPIFFEID{TrustDomain: trustDomain, Path: nodePath},
+				SpiffeId:    &types.SPIFFEID{TrustDomain: trustDomain, Path: workload(i)},
+				ParentId:    &types.SPIFFEID{TrustDomain: trustDomain, Path: parent},
 				Selectors:   []*types.Selector{{Type: "unix", Value: "uid:" + itoa(uid)}},
 				X509SvidTtl: int32(ttl.Seconds()),
 			})
@@ -169,6 +178,9 @@ func (s *spireServer) addEntries(ctx context.Context, n int, ttl time.Duration) 
 	// The server shows agents its entries from a cache it makes every 5 s.
 	return pause(ctx, 6*time.Second)
 }
+
+// workload is the path of an entry's SPIFFE ID.
+func workload(i int) string { return "/workload/" + itoa(i) }
 
 // token makes a join token for an agent that is also nodePath.
 func (s *spireServer) token(ctx context.Context) (string, error) {
