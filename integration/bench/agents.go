@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/narthex-id/narthex/integration/internal/bareclient"
@@ -126,8 +128,14 @@ func (a *agent) start(ctx context.Context, b *bench, kind *agentKind) (err error
 		return err
 	}
 	cmd := exec.Command(command[0], command[1:]...)
+	profiled := kind.name == ours && b.profiles != ""
+	if profiled {
+		cmd.Env = append(os.Environ(), "NARTHEX_CPU_PROFILE="+filepath.Join(b.profiles, filepath.Base(a.dir)+".pprof"))
+	}
 	a.begun = time.Now()
-	a.process, err = b.keeper.start(cmd, filepath.Join(a.dir, "output"))
+	if a.process, err = b.keeper.start(cmd, filepath.Join(a.dir, "output")); err == nil && profiled {
+		a.first = syscall.SIGUSR1
+	}
 	return err
 }
 
