@@ -8,9 +8,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +34,33 @@ const hostProc = "HOST_PROC"
 // procRoot returns where the proc file system is mounted.
 func procRoot() string {
 	return cmp.Or(os.Getenv(hostProc), "/proc")
+}
+
+// ownProc is where a proc file system was found to be of our own PID namespace.
+// That it is mounted over while we run is not looked for.
+var ownProc atomic.Pointer[string]
+
+// procIsOwn reports whether the proc file system that is read shows the PIDs of
+// our own PID namespace; false where it cannot be told. The kernel lists the
+// PIDs of a process from the namespace of the file system down to that of the
+// process, proc_pid_status(5): of ours there is one if they are the same.
+func procIsOwn() bool {
+	root := procRoot()
+	if known := ownProc.Load(); known != nil && *known == root {
+		return true
+	}
+	b := buffers.Get().(*buffer)
+	defer b.free()
+	status, err := b.whole(filepath.Join(root, "self", "status"), maxStatus)
+	if err != nil {
+		return false
+	}
+	line, err := statusLine(status, "NSpid:")
+	if err != nil || string(bytes.TrimSpace(line)) != strconv.Itoa(os.Getpid()) {
+		return false
+	}
+	ownProc.Store(&root)
+	return true
 }
 
 // parseStat returns the PID and the start time (in clock ticks since boot) of

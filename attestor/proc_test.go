@@ -136,3 +136,37 @@ func FuzzParseStatus(f *testing.F) {
 		parsePidfd(raw)
 	})
 }
+
+// Only a proc file system that shows us under one PID, our own, is of our own
+// PID namespace.
+func TestProcIsOwn(t *testing.T) {
+	own := fmt.Sprint(os.Getpid())
+	for _, c := range []struct {
+		name, status string
+		want         bool
+	}{
+		{"ours", "Name:\ta\nNSpid:\t" + own + "\n", true},
+		{"of a namespace above", "NSpid:\t4711\t" + own + "\n", false},
+		{"of a namespace above, by the same number", "NSpid:\t" + own + "\t" + own + "\n", false},
+		{"another process", "NSpid:\t" + own + "0\n", false},
+		{"a kernel that does not say", "Name:\ta\nPid:\t" + own + "\n", false},
+		{"nothing", "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			t.Setenv(hostProc, root)
+			if procIsOwn() {
+				t.Error("a file system that is not there is ours")
+			}
+			if err := os.Mkdir(filepath.Join(root, "self"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(root, "self", "status"), []byte(c.status), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := procIsOwn(); got != c.want {
+				t.Errorf("ours: %v, want %v", got, c.want)
+			}
+		})
+	}
+}

@@ -183,8 +183,12 @@ func (p *Process) fill(cred *unix.Ucred) error {
 // sameNamespace makes sure that the proc file system knows the process under
 // the same PID as we do. A proc file system shows the PIDs of the namespace it
 // was mounted in; the fdinfo of a pidfd, read there, is the kernel's own
-// translation.
+// translation. Where the whole file system is of our own namespace, there is
+// nothing to translate.
 func (p *Process) sameNamespace() error {
+	if procIsOwn() {
+		return nil
+	}
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
 		return err

@@ -2,10 +2,7 @@ package attestor
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os/user"
 	"strconv"
 )
 
@@ -32,14 +29,16 @@ type UnixConfig struct {
 // (doc/plugin_agent_workloadattestor_unix.md of SPIRE v1.15).
 type unixAttestor struct {
 	config  UnixConfig
+	users   *names
+	groups  *names
 	digests *digests
 	looks   *slots // executables being looked at
 }
 
 // NewUnix returns the attestor "unix". Its selectors are uid and gid (the
 // effective ones), supplementary_gid for each supplementary group, and user,
-// group and supplementary_group for those that have a name here; with
-// DiscoverPath also path and sha256 of the program.
+// group and supplementary_group for those that have a name here, or had one a
+// second ago; with DiscoverPath also path and sha256 of the program.
 //
 // The kernel gives the path of a program as the process's own mount namespace
 // names it, and every user may make a mount namespace in which a program of
@@ -51,7 +50,10 @@ type unixAttestor struct {
 // sha256, or by a selector of another kind. spire-agent gives the path in all
 // of these cases.
 func NewUnix(config UnixConfig) Workload {
-	return &unixAttestor{config: config, digests: newDigests(), looks: newSlots(looksPerUser, looksInAll)}
+	return &unixAttestor{
+		config: config, users: newNames(userName), groups: newNames(groupName),
+		digests: newDigests(), looks: newSlots(looksPerUser, looksInAll),
+	}
 }
 
 // Type returns "unix".
@@ -65,10 +67,10 @@ func (u *unixAttestor) Attest(ctx context.Context, p *Process) ([]Selector, erro
 	}
 	// Names are kept in the files and directories of this system, and most
 	// IDs of a container have none here: no name, no selector.
-	addID := func(idKey, nameKey string, id uint32, nameOf func(string) (string, error)) error {
+	addID := func(idKey, nameKey string, id uint32, names *names) error {
 		text := strconv.FormatUint(uint64(id), 10)
 		add(idKey, text)
-		name, err := nameOf(text)
+		name, err := names.of(id)
 		if err != nil {
 			return fmt.Errorf("look up the name of %s %s: %w", idKey, text, err)
 		}
@@ -77,10 +79,10 @@ func (u *unixAttestor) Attest(ctx context.Context, p *Process) ([]Selector, erro
 		}
 		return nil
 	}
-	if err := addID("uid", "user", p.UID, userName); err != nil {
+	if err := addID("uid", "user", p.UID, u.users); err != nil {
 		return nil, err
 	}
-	if err := addID("gid", "group", p.GID, groupName); err != nil {
+	if err := addID("gid", "group", p.GID, u.groups); err != nil {
 		return nil, err
 	}
 	groups, err := readGroups(p)
@@ -91,7 +93,7 @@ func (u *unixAttestor) Attest(ctx context.Context, p *Process) ([]Selector, erro
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if err := addID("supplementary_gid", "supplementary_group", gid, groupName); err != nil {
+		if err := addID("supplementary_gid", "supplementary_group", gid, u.groups); err != nil {
 			return nil, err
 		}
 	}
@@ -118,32 +120,4 @@ func readGroups(p *Process) ([]uint32, error) {
 		return nil, err
 	}
 	return parseGroups(status)
-}
-
-// userName returns the name of a user ID, empty if it has none here. Other
-// failures (no file descriptor left, say) are errors: a selector less would
-// tell the workload that it is not registered.
-func userName(uid string) (string, error) {
-	u, err := user.LookupId(uid)
-	var unknown user.UnknownUserIdError
-	if errors.As(err, &unknown) || errors.Is(err, fs.ErrNotExist) { // a minimal image has no /etc/passwd
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	return u.Username, nil
-}
-
-// groupName returns the name of a group ID as userName does for users.
-func groupName(gid string) (string, error) {
-	g, err := user.LookupGroupId(gid)
-	var unknown user.UnknownGroupIdError
-	if errors.As(err, &unknown) || errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	return g.Name, nil
 }

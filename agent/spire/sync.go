@@ -29,7 +29,7 @@ const (
 
 	// maxEntries bounds what a server can make an agent hold. Nodes have
 	// tens to thousands of entries.
-	maxEntries = 100_000
+	maxEntries = 250_000
 
 	// maxMalformed bounds SyncStats.Malformed.
 	maxMalformed = 16
@@ -82,7 +82,7 @@ type SyncStats struct {
 // handed in.
 //
 // Entries that make no sense are left out and reported in the stats. More than
-// 100,000 entries are an error.
+// 250,000 entries are an error.
 func (c *Client) Sync(ctx context.Context, known []registry.Entry) ([]registry.Entry, SyncStats, error) {
 	var s *syncing
 	err := c.call(ctx, stepSync, func(ctx context.Context, cn *conn) error {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -11,15 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
-
-	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
-	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
-	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
-	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/narthex-id/narthex/integration/internal/bareclient"
 	"github.com/narthex-id/narthex/integration/internal/figures"
@@ -42,172 +34,91 @@ var allAgents = []*agentKind{
 	}},
 }
 
-// nodePath is the SPIFFE ID that every agent of the benchmark shares, and
-// that the entries have as their parent.
-const nodePath = "/node"
+// agentRun is one SPIRE Server and what is measured of each agent on it. Each
+// time an agent is a fresh process with an empty data directory.
+type agentRun struct {
+	entries int           // on the server, that of the caller among them
+	cache   int           // X.509-SVIDs that an agent is to keep ready
+	ttl     time.Duration // of X.509-SVIDs; 0: an hour
+	long    bool          // three rounds of five are enough
+	steps   []func(context.Context, *bench, *agent) error
+}
 
-// entries on the server, the caller's own among them.
-const entries = 10
+// defaultCache is what both agents keep ready when nobody says otherwise.
+const defaultCache = 1000
 
-// measureAgents measures agents beside each other on one real SPIRE Server.
-// Each measurement has a fresh process with an empty data directory.
-func measureAgents(ctx context.Context, b *bench) error {
+// fewEntries is an agent as most nodes have it.
+var fewEntries = agentRun{entries: 10, cache: defaultCache, steps: []func(context.Context, *bench, *agent) error{
+	measureStart, measureRest(rowAgentRest), measureIdleAgent(rowAgentIdle), measureHeld, measureFetches, measureJWTs, measureLatencyAgent,
+}}
+
+// run measures agents beside each other.
+func (r agentRun) run(ctx context.Context, b *bench) error {
+	if b.quick {
+		r.entries, r.ttl = max(10, b.scaled(r.entries)), r.ttl/4
+	}
 	kinds := slices.DeleteFunc(slices.Clone(allAgents), func(k *agentKind) bool { return !b.measures(k.name) })
 	s, err := b.startServer(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	if err := s.addEntries(ctx); err != nil {
+	if err := s.addEntries(ctx, r.entries, r.ttl); err != nil {
 		return err
 	}
-	var tokens []string
-	for range b.pairs * len(kinds) {
-		token, err := s.token(ctx)
-		if err != nil {
-			return err
-		}
-		tokens = append(tokens, token)
+	rounds := b.pairs
+	if r.long {
+		rounds = (3*b.pairs + 4) / 5
 	}
-	// A server shows agents its entries from a cache it makes every 5 s.
-	if err := pause(ctx, 6*time.Second); err != nil {
-		return err
-	}
-	return b.rounds(ctx, len(kinds), func(side int) error {
-		token := tokens[0]
-		tokens = tokens[1:]
-		if err := b.measureAgent(ctx, kinds[side], s, token); err != nil {
+	return b.roundsOf(ctx, rounds, len(kinds), func(side int) error {
+		if err := r.measure(ctx, b, kinds[side], s); err != nil {
 			return fmt.Errorf("%s: %w", kinds[side].name, err)
 		}
 		return nil
 	})
 }
 
-// spireServer is a running SPIRE Server.
-type spireServer struct {
+// agent is a running one.
+type agent struct {
 	*process
-	host, port string
-	bundle     string // file
-	conn       *grpc.ClientConn
+	run    *agentRun
+	server *spireServer
+	dir    string
+	name   string
+	socket string
+	begun  time.Time
 }
 
-// startServer starts a server and waits until it answers.
-func (b *bench) startServer(ctx context.Context) (*spireServer, error) {
-	program, err := tool("NARTHEX_SPIRE", "spire", "spire-server")
-	if err != nil {
-		return nil, err
+// measure takes one agent through all steps.
+func (r *agentRun) measure(ctx context.Context, b *bench, kind *agentKind, s *spireServer) error {
+	a := &agent{run: r, server: s, name: kind.name}
+	if err := a.start(ctx, b, kind); err != nil {
+		return err
 	}
-	dir, err := b.folder()
-	if err != nil {
-		return nil, err
+	defer a.stop()
+	if err := a.firstSVID(ctx); err != nil {
+		return err
 	}
-	port, err := b.freePort()
-	if err != nil {
-		return nil, err
-	}
-	s := &spireServer{host: "127.0.0.1", port: itoa(port), bundle: filepath.Join(dir, "bundle.pem")}
-	config, err := fill(dir, "spire-server.conf", map[string]string{"Host": s.host, "Port": s.port, "Dir": dir, "TrustDomain": trustDomain})
-	if err != nil {
-		return nil, err
-	}
-	s.conn, err = grpc.NewClient("unix://"+filepath.Join(dir, "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, err
-	}
-	s.process, err = b.keeper.start(exec.Command(program, "run", "-config", config), filepath.Join(dir, "output"))
-	if err != nil {
-		return nil, errors.Join(err, s.conn.Close())
-	}
-	if err := s.ready(ctx); err != nil {
-		s.close()
-		return nil, err
-	}
-	return s, nil
-}
-
-func (s *spireServer) close() {
-	_ = s.conn.Close()
-	s.stop()
-}
-
-// ready waits until the server answers, and writes its bundle.
-func (s *spireServer) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for {
-		b, err := bundlev1.NewBundleClient(s.conn).GetBundle(ctx, &bundlev1.GetBundleRequest{})
-		if err == nil {
-			var text []byte
-			for _, authority := range b.X509Authorities {
-				text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority.Asn1})...)
-			}
-			var c net.Conn
-			if c, err = net.Dial("tcp", net.JoinHostPort(s.host, s.port)); err == nil {
-				_ = c.Close()
-				return os.WriteFile(s.bundle, text, 0o600)
-			}
-		}
-		if gone := s.ended(); gone != nil {
-			return gone
-		}
-		if pause(ctx, 50*time.Millisecond) != nil {
-			return fmt.Errorf("spire-server does not answer: %w\n%s", err, s.said())
-		}
-	}
-}
-
-// addEntries adds the caller's entry, and others that fit nobody.
-func (s *spireServer) addEntries(ctx context.Context) error {
-	req := &entryv1.BatchCreateEntryRequest{}
-	for i := range entries {
-		uid := os.Geteuid()
-		if i > 0 {
-			uid = 60000 + i
-		}
-		req.Entries = append(req.Entries, &types.Entry{
-			SpiffeId:  &types.SPIFFEID{TrustDomain: trustDomain, Path: "/workload/" + itoa(i)},
-			ParentId:  &types.SPIFFEID{TrustDomain: trustDomain, Path: nodePath},
-			Selectors: []*types.Selector{{Type: "unix", Value: "uid:" + itoa(uid)}},
-		})
-	}
-	resp, err := entryv1.NewEntryClient(s.conn).BatchCreateEntry(ctx, req)
-	if err != nil {
-		return fmt.Errorf("create entries: %w", err)
-	}
-	for _, r := range resp.Results {
-		if codes.Code(r.Status.GetCode()) != codes.OK {
-			return fmt.Errorf("create entry: %s", r.Status.GetMessage())
+	for _, step := range r.steps {
+		if err := step(ctx, b, a); err != nil {
+			return errors.Join(err, a.ended())
 		}
 	}
 	return nil
 }
 
-// token makes a join token for an agent that is also nodePath.
-func (s *spireServer) token(ctx context.Context) (string, error) {
-	made, err := agentv1.NewAgentClient(s.conn).CreateJoinToken(ctx, &agentv1.CreateJoinTokenRequest{
-		Ttl: 3600, AgentId: &types.SPIFFEID{TrustDomain: trustDomain, Path: nodePath},
-	})
-	if err != nil {
-		return "", fmt.Errorf("create join token: %w", err)
-	}
-	return made.Value, nil
-}
-
-// agent is a running one.
-type agent struct {
-	*process
-	name   string
-	socket string
-}
-
-// measureAgent takes one agent through all rows.
-func (b *bench) measureAgent(ctx context.Context, kind *agentKind, s *spireServer, token string) error {
-	dir, err := b.folder()
+func (a *agent) start(ctx context.Context, b *bench, kind *agentKind) (err error) {
+	token, err := a.server.token(ctx)
 	if err != nil {
 		return err
 	}
-	config, err := fill(dir, kind.config, map[string]string{
-		"Host": s.host, "Port": s.port, "Dir": dir, "TrustDomain": trustDomain, "Bundle": s.bundle, "Token": token,
+	if a.dir, err = b.folder(); err != nil {
+		return err
+	}
+	a.socket = filepath.Join(a.dir, "api.sock")
+	config, err := fill(a.dir, kind.config, map[string]string{
+		"Host": a.server.host, "Port": a.server.port, "Dir": a.dir, "TrustDomain": trustDomain,
+		"Bundle": a.server.bundle, "Token": token, "Cache": itoa(a.run.cache),
 	})
 	if err != nil {
 		return err
@@ -216,23 +127,16 @@ func (b *bench) measureAgent(ctx context.Context, kind *agentKind, s *spireServe
 	if err != nil {
 		return err
 	}
-	begin := time.Now()
-	p, err := b.keeper.start(exec.Command(command[0], command[1:]...), filepath.Join(dir, "output"))
-	if err != nil {
-		return err
+	cmd := exec.Command(command[0], command[1:]...)
+	profiled := kind.name == ours && b.profiles != ""
+	if profiled {
+		cmd.Env = append(os.Environ(), "NARTHEX_CPU_PROFILE="+filepath.Join(b.profiles, filepath.Base(a.dir)+".pprof"))
 	}
-	defer p.stop()
-	a := &agent{p, kind.name, filepath.Join(dir, "api.sock")}
-	if err := a.firstSVID(ctx); err != nil {
-		return err
+	a.begun = time.Now()
+	if a.process, err = b.keeper.start(cmd, filepath.Join(a.dir, "output")); err == nil && profiled {
+		a.first = syscall.SIGUSR1
 	}
-	b.results.add(rowAgentStart, a.name, time.Since(begin).Seconds()*1e3)
-	for _, step := range []func(context.Context, *agent) error{b.agentMemory, b.agentRate, b.agentTokens, b.agentLatency} {
-		if err := step(ctx, a); err != nil {
-			return errors.Join(err, a.ended())
-		}
-	}
-	return nil
+	return err
 }
 
 // firstSVID asks until there is one.
@@ -253,17 +157,64 @@ func (a *agent) firstSVID(ctx context.Context) error {
 	}
 }
 
-// agentMemory measures an agent at rest, and with streams held.
-func (b *bench) agentMemory(ctx context.Context, a *agent) error {
-	if err := pause(ctx, silence); err != nil {
+// measureStart adds the time to the first SVID, which was just had.
+func measureStart(_ context.Context, b *bench, a *agent) error {
+	b.results.add(rowAgentStart, a.name, time.Since(a.begun).Seconds()*1e3)
+	return nil
+}
+
+// measureRest measures the memory of an agent of which nobody wants anything.
+func measureRest(r *row) func(context.Context, *bench, *agent) error {
+	return func(ctx context.Context, b *bench, a *agent) error {
+		if err := pause(ctx, silence); err != nil {
+			return err
+		}
+		rest, err := memory(a.pid())
+		if err == nil {
+			b.results.add(r, a.name, rest/mib)
+		}
 		return err
 	}
+}
+
+// idleTime is several times as long as agents wait before they ask the server
+// for changes.
+const idleTime = 20 * time.Second
+
+// measureIdleAgent measures the CPU time of an agent of which nobody wants
+// anything.
+func measureIdleAgent(r *row) func(context.Context, *bench, *agent) error {
+	return func(ctx context.Context, b *bench, a *agent) error {
+		used, took, err := a.uses(func() error { return pause(ctx, b.lasting(idleTime)) })
+		if err == nil {
+			b.results.add(r, a.name, 100*used.Seconds()/took.Seconds())
+		}
+		return err
+	}
+}
+
+// uses returns the CPU time that the agent uses while do is done, and how long
+// that takes.
+func (a *agent) uses(do func() error) (used, took time.Duration, err error) {
+	before, err := cpuTime(a.pid())
+	if err != nil {
+		return 0, 0, err
+	}
+	begin := time.Now()
+	if err := do(); err != nil {
+		return 0, 0, err
+	}
+	took = time.Since(begin)
+	after, err := cpuTime(a.pid())
+	return after - before, took, err
+}
+
+// measureHeld measures the memory of held streams.
+func measureHeld(ctx context.Context, b *bench, a *agent) error {
 	rest, err := memory(a.pid())
 	if err != nil {
 		return err
 	}
-	b.results.add(rowAgentRest, a.name, rest/mib)
-
 	n := b.scaled(500)
 	streams := make(chan net.Conn, n)
 	defer func() {
@@ -291,45 +242,44 @@ func (b *bench) agentMemory(ctx context.Context, a *agent) error {
 	return err
 }
 
-// agentRate measures fetches by eight clients, each on a new connection.
-func (b *bench) agentRate(ctx context.Context, a *agent) error {
-	if _, err := a.fetches(ctx, bareclient.FetchX509SVID, 8, 300*time.Millisecond); err != nil { // warm
-		return err
-	}
-	before, err := cpuTime(a.pid())
-	if err != nil {
-		return err
-	}
-	begin := time.Now()
-	times, err := a.fetches(ctx, bareclient.FetchX509SVID, 8, b.lasting(2*time.Second))
-	if err != nil {
-		return err
-	}
-	took := time.Since(begin)
-	after, err := cpuTime(a.pid())
-	if err != nil {
-		return err
-	}
-	b.results.add(rowAgentFetch, a.name, float64(len(times))/took.Seconds())
-	b.results.add(rowAgentCPU, a.name, (after-before).Seconds()*1e6/float64(len(times)))
-	return nil
+// fetch connects to a Workload API and waits for an answer. The connection is
+// the caller's to close.
+type fetch func(ctx context.Context, socket string) (net.Conn, error)
+
+// measureFetches measures fetches of X.509-SVIDs by eight clients.
+func measureFetches(ctx context.Context, b *bench, a *agent) error {
+	return a.measureRate(ctx, b, bareclient.FetchX509SVID, rowAgentFetch, rowAgentCPU)
 }
 
-// agentTokens measures fetches of one JWT-SVID by eight clients.
-func (b *bench) agentTokens(ctx context.Context, a *agent) error {
-	if _, err := a.fetches(ctx, bareclient.FetchJWTSVID, 8, 300*time.Millisecond); err != nil { // warm
+// measureJWTs does the same with JWT-SVIDs.
+func measureJWTs(ctx context.Context, b *bench, a *agent) error {
+	jwt, err := bareclient.NewJWT("spiffe://" + trustDomain + "/audience")
+	if err != nil {
 		return err
 	}
-	lasting := b.lasting(2 * time.Second)
-	times, err := a.fetches(ctx, bareclient.FetchJWTSVID, 8, lasting)
+	return a.measureRate(ctx, b, jwt.Fetch, rowAgentJWT, rowAgentJWTCPU)
+}
+
+// measureRate measures fetches by eight clients, each on a new connection: how
+// many there are in a second, and the agent's CPU time for one.
+func (a *agent) measureRate(ctx context.Context, b *bench, f fetch, perSecond, cpu *row) error {
+	if _, err := a.fetches(ctx, f, 8, 300*time.Millisecond); err != nil { // warm
+		return err
+	}
+	var times []float64
+	used, took, err := a.uses(func() (err error) {
+		times, err = a.fetches(ctx, f, 8, b.lasting(2*time.Second))
+		return err
+	})
 	if err == nil {
-		b.results.add(rowAgentJWT, a.name, float64(len(times))/lasting.Seconds())
+		b.results.add(perSecond, a.name, float64(len(times))/took.Seconds())
+		b.results.add(cpu, a.name, used.Seconds()*1e6/float64(len(times)))
 	}
 	return err
 }
 
-// agentLatency measures fetches by one client.
-func (b *bench) agentLatency(ctx context.Context, a *agent) error {
+// measureLatencyAgent measures fetches by one client.
+func measureLatencyAgent(ctx context.Context, b *bench, a *agent) error {
 	times, err := a.fetches(ctx, bareclient.FetchX509SVID, 1, b.lasting(time.Second))
 	if err == nil {
 		b.results.add(rowAgentLatency, a.name, figures.Quantile(times, 0.5)*1e3)
@@ -342,19 +292,19 @@ func (b *bench) lasting(d time.Duration) time.Duration { return time.Duration(b.
 
 // fetches has clients fetch for some time and returns how long each fetch
 // took, in seconds.
-func (a *agent) fetches(ctx context.Context, fetch func(context.Context, string) (net.Conn, error), clients int, lasting time.Duration) ([]float64, error) {
+func (a *agent) fetches(ctx context.Context, f fetch, clients int, lasting time.Duration) ([]float64, error) {
 	until := time.Now().Add(lasting)
 	var mu sync.Mutex // guards all
 	var all []float64
 	err := share(ctx, clients, clients, func(ctx context.Context) error {
 		var mine []float64
 		for begin := time.Now(); begin.Before(until); begin = time.Now() {
-			conn, err := fetch(ctx, a.socket)
+			c, err := f(ctx, a.socket)
 			if err != nil {
 				return fmt.Errorf("fetch: %w", err)
 			}
 			mine = append(mine, time.Since(begin).Seconds())
-			_ = conn.Close() // it has served
+			_ = c.Close() // it has served
 		}
 		mu.Lock()
 		defer mu.Unlock()

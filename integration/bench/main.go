@@ -15,7 +15,7 @@
 //
 // The files: rows.go has the table of what is measured; proxies.go and
 // agents.go start the sides, throughput.go, idle.go, agents.go and demo.go
-// measure them, and so do many.go, latency.go, http.go, h2.go, grpc.go and rules.go; report.go prints.
+// measure them, and so do many.go, latency.go, http.go, h2.go, grpc.go, manyentries.go and rules.go; report.go prints.
 // Decisions by rules are measured by a program of its own, in policypeers, on
 // what rulemix makes. It measures and judges nothing else: what must not be slow
 // is asserted by tests, with wider bounds.
@@ -43,6 +43,13 @@ import (
 func main() { os.Exit(run()) }
 
 func run() int {
+	if len(os.Args) == 5 && os.Args[1] == roleCallers {
+		if err := runCallers(os.Args[2], os.Args[3], os.Args[4]); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", roleCallers, err)
+			return 1
+		}
+		return 0
+	}
 	if len(os.Args) > 2 && (os.Args[1] == roleService || os.Args[1] == roleClient) {
 		if err := runGRPC(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", os.Args[1], err)
@@ -257,7 +264,12 @@ func (r *report) spliceInto(path string) error {
 // rounds has the sides take turns, b.pairs times. Who begins changes from
 // round to round.
 func (b *bench) rounds(ctx context.Context, sides int, turn func(side int) error) error {
-	for round := range b.pairs {
+	return b.roundsOf(ctx, b.pairs, sides, turn)
+}
+
+// roundsOf is rounds with a number of their own.
+func (b *bench) roundsOf(ctx context.Context, rounds, sides int, turn func(side int) error) error {
+	for round := range rounds {
 		for i := range sides {
 			if err := turn((round + i) % sides); err != nil {
 				return err

@@ -45,7 +45,8 @@ var tables = []struct {
 		rowGRPC, rowGRPCBoth, rowGRPCProxies, rowH2Idle, rowH2Stream,
 	}},
 	{"The agent", []string{ours, spireAgent}, []*row{
-		rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentJWT, rowAgentLatency,
+		rowAgentStart, rowAgentRest, rowAgentIdle, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentJWT, rowAgentJWTCPU, rowAgentLatency,
+		rowAgentRest10000, rowAgentIdle10000, rowAgentRest100000, rowAgentIdle100000, rowAgentSigned, rowAgentRest10000SVIDs, rowAgentRotate,
 	}},
 	{"Rules", ruleSides, ruleRows()},
 	{"The demo", []string{ours}, []*row{rowDemo, rowDemoWhole}},
@@ -267,7 +268,7 @@ var did = []string{
 	"ghostunnel: `--allow-uri` with the client's SPIFFE ID. GOMAXPROCS is the number of cores.",
 	"HTTP: as above, but requests go to the backend on connections that are kept for those that follow. ghostunnel reads no HTTP and is left out.",
 	"HTTP/2: the same, the client offering h2 alone. gRPC: the service, and the client where two proxies are measured, are grpc-go's.",
-	"Agents: the same SPIRE Server on loopback, join_token, the unix attestor alone, keys on disk, logs from `warn` on.",
+	"Agents: the same SPIRE Server on loopback, join_token, the unix attestor alone, keys on disk, logs from `warn` on, the server's data in memory.",
 	"Rules: " + rulemix.About(),
 	"The programs that decide by rules are Go libraries, each in a process of its own. The answers of all are compared. Denies win over allows in each.",
 	"opa: a prepared query over a policy whose rules are data, filed by the identity they go to or come from; the store keeps them as the evaluator reads them, `glob.match` for patterns.",

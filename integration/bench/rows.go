@@ -163,44 +163,6 @@ var (
 	}
 )
 
-// The rows of the agent.
-var (
-	rowAgentStart = &row{
-		id: "agent-start", title: "agent: start to first SVID", unit: "ms",
-		target: target{bound: 0.5, against: spireAgent},
-		did: "From exec with an empty data directory, a join token and 10 entries on the server, to the first X.509-SVID in a client's hands, " +
-			"which asks every 5 ms.",
-	}
-	rowAgentRest = &row{
-		id: "agent-rest", title: "agent: memory at rest", unit: "MiB",
-		target: target{bound: 0.5, against: spireAgent},
-		did:    "PSS 3 s after the first SVID, 10 entries, nobody connected.",
-	}
-	rowAgentStream = &row{
-		id: "agent-stream", title: "agent: held FetchX509SVID stream", unit: "KiB",
-		target: target{bound: 0.5, against: spireAgent},
-		did:    "PSS with 500 streams, each on a connection of its own, 2 s after the last was answered, less that at rest, by stream.",
-	}
-	rowAgentFetch = &row{
-		id: "agent-fetch", title: "agent: connect, attest, fetch, 8 clients", unit: "per second", higher: true,
-		target: target{bound: 2, against: spireAgent},
-		did:    "Each time a new connection; unix attestor (uid, gid, user, group, supplementary groups) on both sides; the client is a bare HTTP/2 one that shares the cores with the agent.",
-	}
-	rowAgentCPU = &row{
-		id: "agent-cpu", title: "agent: connect, attest, fetch", unit: "µs CPU",
-		did: "CPU time of the agent by fetch in the row above.",
-	}
-	rowAgentJWT = &row{
-		id: "agent-jwt", title: "agent: connect, attest, fetch a JWT-SVID, 8 clients", unit: "per second", higher: true,
-		target: target{bound: 2, against: spireAgent},
-		did:    "As agent-fetch, for one audience: the token is signed once and then served from memory.",
-	}
-	rowAgentLatency = &row{
-		id: "agent-latency", title: "agent: connect, attest, fetch, one client, median", unit: "ms",
-		did: "As agent-fetch, with one client at a time.",
-	}
-)
-
 // The rows of the demo.
 var (
 	rowDemo = &row{
@@ -284,7 +246,10 @@ func init() {
 	add("gRPC through two proxies", measureGRPCBoth, rowGRPCBoth, rowGRPCProxies)
 	add("idle connections of HTTP/2", measureIdleH2, rowH2Idle)
 	add("open streams", measureStreams, rowH2Stream)
-	add("agents", measureAgents, rowAgentStart, rowAgentRest, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentJWT, rowAgentLatency)
+	add("agents", fewEntries.run, rowAgentStart, rowAgentRest, rowAgentIdle, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentJWT, rowAgentJWTCPU, rowAgentLatency)
+	add("agents with 10,000 entries", manyEntries.run, rowAgentRest10000, rowAgentIdle10000)
+	add("agents with 100,000 entries", mostEntries.run, rowAgentRest100000, rowAgentIdle100000)
+	add("agents that rotate", rotation.run, rowAgentSigned, rowAgentRest10000SVIDs, rowAgentRotate)
 	add("rules by identities", identityRules.run, identityRules.rows()...)
 	add("rules with HTTP", httpRules.run, httpRules.rows()...)
 	add("rules while they are loaded", measureReload, rowReload)

@@ -1,7 +1,7 @@
 // Package bareclient asks the Workload API for SVIDs. The API is gRPC, which is
-// HTTP/2 (RFC 9113). A gRPC client would take the cores away from the agent that
-// is measured, so this one does what FetchX509SVID and FetchJWTSVID need and
-// nothing else.
+// HTTP/2 (RFC 9113). A gRPC client would take the cores away from the agent
+// that is measured, so this one does what FetchX509SVID and FetchJWTSVID need
+// and nothing else.
 package bareclient
 
 import (
@@ -21,26 +21,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// call is one call of a method.
+// call is one method with what asks for it and what reads its answer.
 type call struct {
-	request []byte             // see newCall
-	holds   func([]byte) error // refuses an answer without an SVID
+	request []byte // all that the client sends at first
+	holds   func(message []byte) error
 }
 
-var (
-	fetchX509SVID = newCall("FetchX509SVID", &workload.X509SVIDRequest{}, holdsSVID)
-	fetchJWTSVID  = newCall("FetchJWTSVID", &workload.JWTSVIDRequest{Audience: []string{"audience"}}, holdsToken)
-)
+var callX509 = call{request("FetchX509SVID", nil), holdsSVID}
 
-// newCall makes all that the client sends at first: preface, settings, and a
-// call with its message.
-func newCall(method string, message proto.Message, holds func([]byte) error) *call {
-	encoded, err := proto.Marshal(message)
-	if err != nil {
-		panic(err) // cannot happen: the messages are constant
-	}
-	framed := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(encoded))) // not compressed, of so many bytes
-	framed = append(framed, encoded...)
+// request is preface, settings, and a call with one message.
+func request(method string, message []byte) []byte {
 	var headers bytes.Buffer
 	encode := hpack.NewEncoder(&headers)
 	for _, f := range [][2]string{
@@ -57,16 +47,17 @@ func newCall(method string, message proto.Message, holds func([]byte) error) *ca
 	var all bytes.Buffer
 	all.WriteString(http2.ClientPreface)
 	f := http2.NewFramer(&all, nil)
+	framed := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...) // not compressed
 	for _, err := range []error{
 		f.WriteSettings(),
 		f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headers.Bytes(), EndHeaders: true}),
 		f.WriteData(1, true, framed),
 	} {
 		if err != nil {
-			panic(err) // cannot happen: the frames are constant and a bytes.Buffer takes all
+			panic(err) // cannot happen: the frames are small and a bytes.Buffer takes all
 		}
 	}
-	return &call{request: all.Bytes(), holds: holds}
+	return all.Bytes()
 }
 
 // settingsAck is what the server's settings are answered with.
@@ -76,23 +67,37 @@ var settingsAck = []byte{0, 0, 0, byte(http2.FrameSettings), byte(http2.FlagSett
 // which has to hold an SVID. The stream stays open until the connection is
 // closed.
 func FetchX509SVID(ctx context.Context, socket string) (net.Conn, error) {
-	return fetchX509SVID.dial(ctx, socket)
+	return callX509.fetch(ctx, socket)
 }
 
-// FetchJWTSVID connects to a Workload API and waits for the answer, which has to
-// hold a JWT-SVID. The audience is always the same. The caller closes the
-// connection.
-func FetchJWTSVID(ctx context.Context, socket string) (net.Conn, error) {
-	return fetchJWTSVID.dial(ctx, socket)
+// JWT asks for JWT-SVIDs for one audience.
+type JWT struct{ call }
+
+// NewJWT returns what asks for JWT-SVIDs for the audience, at most 1 KiB of it.
+func NewJWT(audience string) (*JWT, error) {
+	if len(audience) == 0 || len(audience) > 1<<10 {
+		return nil, fmt.Errorf("an audience of %d bytes; want 1 to 1,024", len(audience))
+	}
+	message, err := proto.Marshal(&workload.JWTSVIDRequest{Audience: []string{audience}})
+	if err != nil {
+		return nil, err
+	}
+	return &JWT{call{request("FetchJWTSVID", message), holdsJWT}}, nil
 }
 
-func (k *call) dial(ctx context.Context, socket string) (net.Conn, error) {
+// Fetch connects to a Workload API and waits for the answer, which has to hold
+// a JWT-SVID. The connection is the caller's to close.
+func (j *JWT) Fetch(ctx context.Context, socket string) (net.Conn, error) {
+	return j.fetch(ctx, socket)
+}
+
+func (k *call) fetch(ctx context.Context, socket string) (net.Conn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
 		return nil, err
 	}
-	if err := k.awaitSVID(c); err != nil {
+	if err := k.await(c); err != nil {
 		_ = c.Close()
 		return nil, err
 	}
@@ -109,7 +114,8 @@ const (
 // answers are buffers for one connection's first frames.
 var answers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 2*maxFrame)) }}
 
-func (k *call) awaitSVID(c net.Conn) error {
+// await makes the call and waits for the first message of the answer.
+func (k *call) await(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return err
 	}
@@ -199,17 +205,6 @@ func refused(block []byte) error {
 	return fmt.Errorf("the agent refused with status %s: %s", status, message)
 }
 
-func holdsToken(message []byte) error {
-	var answer workload.JWTSVIDResponse
-	if err := proto.Unmarshal(message, &answer); err != nil {
-		return fmt.Errorf("read the answer: %w", err)
-	}
-	if len(answer.Svids) == 0 || answer.Svids[0].Svid == "" {
-		return errors.New("the answer holds no JWT-SVID")
-	}
-	return nil
-}
-
 func holdsSVID(message []byte) error {
 	var answer workload.X509SVIDResponse
 	if err := proto.Unmarshal(message, &answer); err != nil {
@@ -217,6 +212,17 @@ func holdsSVID(message []byte) error {
 	}
 	if len(answer.Svids) == 0 || len(answer.Svids[0].X509Svid) == 0 {
 		return errors.New("the answer holds no SVID")
+	}
+	return nil
+}
+
+func holdsJWT(message []byte) error {
+	var answer workload.JWTSVIDResponse
+	if err := proto.Unmarshal(message, &answer); err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	if len(answer.Svids) == 0 || answer.Svids[0].Svid == "" {
+		return errors.New("the answer holds no JWT-SVID")
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 )
 
 // The client reads what a Workload API answers, however it is cut into reads.
-func TestFetchX509SVID(t *testing.T) {
+func TestFetch(t *testing.T) {
 	good, err := proto.Marshal(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{{SpiffeId: "spiffe://example.org/client", X509Svid: make([]byte, 900)}}})
 	if err != nil {
 		t.Fatal(err)
@@ -28,16 +28,27 @@ func TestFetchX509SVID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	token, err := proto.Marshal(&workload.JWTSVIDResponse{Svids: []*workload.JWTSVID{{SpiffeId: "spiffe://example.org/client", Svid: "a.b.c"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwt, err := NewJWT("audience")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name   string
+		call   *call
 		answer func(*http2.Framer) error
 		piece  int // bytes in a write
 		want   string
 	}{
-		{"at once", answerWith(good), 1 << 20, ""},
-		{"byte by byte", answerWith(good), 1, ""},
-		{"without SVID", answerWith(empty), 1 << 20, "holds no SVID"},
-		{"refused", func(f *http2.Framer) error {
+		{"at once", &callX509, answerWith(good), 1 << 20, ""},
+		{"byte by byte", &callX509, answerWith(good), 1, ""},
+		{"without SVID", &callX509, answerWith(empty), 1 << 20, "holds no SVID"},
+		{"a token", &jwt.call, answerWith(token), 5, ""},
+		{"without token", &jwt.call, answerWith(empty), 1 << 20, "holds no JWT-SVID"},
+		{"refused", &callX509, func(f *http2.Framer) error {
 			var block bytes.Buffer
 			e := hpack.NewEncoder(&block)
 			for _, h := range [][2]string{{":status", "200"}, {"grpc-status", "7"}, {"grpc-message", "no identity issued"}} {
@@ -47,8 +58,8 @@ func TestFetchX509SVID(t *testing.T) {
 			}
 			return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true})
 		}, 7, "status 7: no identity issued"},
-		{"reset", func(f *http2.Framer) error { return f.WriteRSTStream(1, http2.ErrCodeCancel) }, 1 << 20, "RST_STREAM"},
-		{"cut short", func(f *http2.Framer) error {
+		{"reset", &callX509, func(f *http2.Framer) error { return f.WriteRSTStream(1, http2.ErrCodeCancel) }, 1 << 20, "RST_STREAM"},
+		{"cut short", &callX509, func(f *http2.Framer) error {
 			return f.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1, nil)
 		}, 1 << 20, "unexpected EOF"},
 	} {
@@ -60,8 +71,8 @@ func TestFetchX509SVID(t *testing.T) {
 			}
 			defer l.Close()
 			var g errgroup.Group
-			g.Go(func() error { return answerOnce(l, c.answer, c.piece) })
-			stream, err := FetchX509SVID(t.Context(), socket)
+			g.Go(func() error { return answerOnce(l, len(c.call.request), c.answer, c.piece) })
+			stream, err := c.call.fetch(t.Context(), socket)
 			if got := fmt.Sprint(err); (c.want == "") != (err == nil) || !strings.Contains(got, c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
@@ -89,15 +100,15 @@ func answerWith(message []byte) func(*http2.Framer) error {
 	}
 }
 
-// answerOnce serves one connection: it takes the request, sends settings and
+// answerOnce serves one connection: it takes a request of so many bytes, sends settings and
 // the answer in pieces, and hangs up.
-func answerOnce(l net.Listener, answer func(*http2.Framer) error, piece int) error {
+func answerOnce(l net.Listener, request int, answer func(*http2.Framer) error, piece int) error {
 	c, err := l.Accept()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	got := make([]byte, len(fetchX509SVID.request))
+	got := make([]byte, request)
 	if _, err := io.ReadFull(c, got); err != nil {
 		return err
 	}
@@ -115,4 +126,12 @@ func answerOnce(l net.Listener, answer func(*http2.Framer) error, piece int) err
 		return err
 	}
 	return nil
+}
+
+func TestAudienceOfJWT(t *testing.T) {
+	for _, size := range []int{0, 1<<10 + 1} {
+		if _, err := NewJWT(strings.Repeat("a", size)); err == nil {
+			t.Errorf("an audience of %d bytes was taken", size)
+		}
+	}
 }
