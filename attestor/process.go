@@ -3,6 +3,7 @@ package attestor
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -135,6 +137,9 @@ func pinPID(pid int, cred *unix.Ucred) (*Process, error) {
 		return nil, fmt.Errorf("pin process %d: pidfd_open: %w: needs Linux 5.3 and a seccomp profile that allows it", pid, err)
 	case err != nil:
 		return nil, fmt.Errorf("pin process %d: pidfd_open: %w", pid, err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // for AwaitExit
+		return nil, errors.Join(fmt.Errorf("pin process %d: %w", pid, err), unix.Close(fd))
 	}
 	after, afterErr := readStart(procFolder(pid), pid)
 	p, err := pin(pid, os.NewFile(uintptr(fd), "pidfd"), cred) // looks last whether it has exited
@@ -294,6 +299,37 @@ func (p *Process) exited() error {
 		return fmt.Errorf("it has exited: %w", ErrProcessGone)
 	}
 	return nil
+}
+
+// AwaitExit returns nil once the process, which Pin pinned, has ended, or else
+// the error of ctx. No thread waits meanwhile. One call at a time may wait. It
+// says nothing of a process that became another one without ending: see Alive.
+func (p *Process) AwaitExit(ctx context.Context) error {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("wait for process %d: %w", p.PID, err)
+	}
+	if err := p.pidfd.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("wait for process %d: %w", p.PID, err)
+	}
+	cut := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(cut)
+		_ = p.pidfd.SetReadDeadline(time.Unix(1, 0)) // fails on a closed file only
+	})
+	defer func() {
+		if !stop() {
+			<-cut // lest it end the next wait
+		}
+	}()
+	err = raw.Read(func(uintptr) bool { return p.exited() != nil })
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	return fmt.Errorf("wait for process %d: %w", p.PID, err)
 }
 
 // Close lets the process go. Closing twice is an error of no consequence.

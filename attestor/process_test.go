@@ -1,6 +1,7 @@
 package attestor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -476,5 +478,37 @@ func BenchmarkPinAndAttest(b *testing.B) {
 				p.Close()
 			}
 		})
+	}
+}
+
+func TestAwaitExit(t *testing.T) {
+	t.Parallel()
+	child := exec.Command("sleep", "600")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Pin(child.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for range 2 { // a wait that was ended leaves nothing behind for the next
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if err := p.AwaitExit(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("while it runs: got %v, want the end of the context", err)
+		}
+		cancel()
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- p.AwaitExit(t.Context()) }()
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil { // before anybody has waited for it
+		t.Errorf("once it was killed: %v", err)
+	}
+	_ = child.Wait()
+	if err := p.AwaitExit(t.Context()); err != nil {
+		t.Errorf("once it is gone: %v", err)
 	}
 }
