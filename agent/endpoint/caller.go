@@ -29,8 +29,7 @@ const (
 	keptFor = 10 * time.Minute
 )
 
-// caller is one held call: the process at the other end, and what is watched
-// for it. It belongs to the goroutine of its call. There are thousands, so it
+// caller is one held call: the process it is about, and what is watched for it. It belongs to the goroutine of its call. There are thousands, so it
 // holds no goroutine, no timer while nothing failed, and no selectors: the
 // registry has those, once for all who have the same.
 //
@@ -39,10 +38,11 @@ const (
 // lost where it comes while something is sent, nor is a change between Attest
 // and Follow: a Follower compares with what was found.
 type caller struct {
-	server  *Server
-	conn    *conn
-	encoder *encoder
-	watch   *registry.Watch
+	server   *Server
+	subject  *subject // whom it is about
+	delegate *subject // who asks in its name; nil: it asks itself
+	encoder  *encoder
+	watch    *registry.Watch
 
 	attested time.Time            // when it last was
 	failed   string               // which attestors failed then and why, empty where none did
@@ -120,17 +120,17 @@ func (c *caller) begin(ctx context.Context) (*registry.View, error) {
 // find attests the caller and returns the first view there is an answer for. It
 // leaves a watch, unless there is an error.
 func (c *caller) find(ctx context.Context) (attestation, *registry.View, error) {
-	a := c.server.attest(ctx, c.conn, false)
+	a := c.server.attest(ctx, c.subject, false)
 	switch {
 	case errors.Is(a.err, attestor.ErrProcessGone):
-		return a, nil, gone(a.err)
+		return a, nil, c.gone(a.err)
 	case errors.Is(a.err, attestor.ErrAttestation):
 		return a, nil, status.Error(codes.Unavailable, a.err.Error())
 	case a.err != nil:
 		return a, nil, a.err
 	}
 	c.failed = a.reason()
-	view, err := c.first(ctx, a.selectors)
+	view, err := c.first(ctx, func() *registry.Watch { return c.watchFor(a.selectors) })
 	if err != nil {
 		c.watch.Close()
 	}
@@ -205,7 +205,7 @@ func (c *caller) interrupted(ctx context.Context) error {
 	c.again = again
 	go func() {
 		defer close(again)
-		again <- c.server.attest(ctx, c.conn, quiet)
+		again <- c.server.attest(ctx, c.subject, quiet)
 		watch.Interrupt()
 	}()
 	return nil
@@ -225,7 +225,7 @@ func (c *caller) apply(a *attestation) error {
 	c.cancel()
 	c.again, c.cancel = nil, nil
 	if errors.Is(a.err, attestor.ErrProcessGone) {
-		return gone(a.err)
+		return c.gone(a.err)
 	}
 	last := c.watch.Selectors()
 	told := a.err == nil || errors.Is(a.err, attestor.ErrAttestation)
@@ -267,7 +267,7 @@ func (c *caller) conclude(a *attestation) {
 	}
 	for _, f := range c.server.followers {
 		if !a.failedOf(f.Type()) {
-			c.follows = append(c.follows, f.Follow(c.conn.process, c.watch.Selectors(), c.watch.Interrupt))
+			c.follows = append(c.follows, f.Follow(c.subject.process, c.watch.Selectors(), c.watch.Interrupt))
 		}
 	}
 }
@@ -294,9 +294,9 @@ func retryAfter(failures int) time.Duration {
 	return wait*3/4 + rand.N(wait/2)
 }
 
-// attest asks the attestors for the process at the other end. quiet keeps
-// those that fail out of the log.
-func (s *Server) attest(ctx context.Context, c *conn, quiet bool) (a attestation) {
+// attest asks the attestors for a process. quiet keeps those that fail out of
+// the log.
+func (s *Server) attest(ctx context.Context, c *subject, quiet bool) (a attestation) {
 	end, err := s.limits.beginAttestation(ctx, c.user)
 	if err != nil {
 		if ctx.Err() == nil && !quiet {

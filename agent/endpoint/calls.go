@@ -18,9 +18,12 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
-// securityHeader keeps requests that a process was tricked into sending away
-// from the API: SPIFFE Workload API §4.
-const securityHeader = "workload.spiffe.io"
+// A security header keeps requests that a process was tricked into sending away
+// from an API: SPIFFE Workload Endpoint §3, SPIFFE Broker Endpoint §3.
+const (
+	securityHeader       = "workload.spiffe.io"
+	brokerSecurityHeader = "broker.spiffe.io"
+)
 
 // errStopping ends calls at shutdown. Never Canceled: go-spiffe's clients
 // stop watching for ever on that and on InvalidArgument.
@@ -74,21 +77,16 @@ func (s *Server) streamCall(srv any, stream grpc.ServerStream, info *grpc.Stream
 
 // call answers a call within the limits.
 func (s *Server) call(c *conn, srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if err := s.checkHeader(stream.Context(), info.FullMethod); err != nil {
+		return err
+	}
 	if s.meter.isHeld(info.FullMethod) {
-		if err := checkHeader(stream.Context()); err != nil {
-			return err
-		}
 		s.meter.open(info.FullMethod, 1)
 		defer s.meter.open(info.FullMethod, -1)
 		return handler(srv, &heldStream{stream, s.limits.FirstMessage})
 	}
 	ctx, free := s.tie(stream.Context())
 	defer free()
-	if isWorkloadAPI(info.FullMethod) {
-		if err := checkHeader(ctx); err != nil {
-			return err
-		}
-	}
 	return handler(srv, &tiedStream{ServerStream: stream, ctx: ctx, limits: s.limits, user: c.user})
 }
 
@@ -181,13 +179,22 @@ func isWorkloadAPI(method string) bool {
 	return strings.HasPrefix(method, "/"+workload.SpiffeWorkloadAPI_ServiceDesc.ServiceName+"/")
 }
 
-func checkHeader(ctx context.Context) error {
-	values := metadata.ValueFromIncomingContext(ctx, securityHeader)
+// checkHeader looks for the security header of the API: brokers send theirs with
+// every call, whatever the method.
+func (s *Server) checkHeader(ctx context.Context, method string) error {
+	header, client := securityHeader, "a Workload API client"
+	switch {
+	case s.door != nil:
+		header, client = brokerSecurityHeader, "a broker"
+	case !isWorkloadAPI(method):
+		return nil
+	}
+	values := metadata.ValueFromIncomingContext(ctx, header)
 	switch {
 	case len(values) == 0:
-		return status.Errorf(codes.InvalidArgument, "the gRPC metadata %q is missing: a Workload API client sends it with the value \"true\"", securityHeader)
+		return status.Errorf(codes.InvalidArgument, "the gRPC metadata %q is missing: %s sends it with the value \"true\"", header, client)
 	case len(values) > 1 || values[0] != "true":
-		return status.Errorf(codes.InvalidArgument, "the gRPC metadata %q must be there once, with the value \"true\"; got %q", securityHeader, values)
+		return status.Errorf(codes.InvalidArgument, "the gRPC metadata %q must be there once, with the value \"true\"; got %q", header, values)
 	}
 	return nil
 }
@@ -208,11 +215,14 @@ func (s *Server) complain(msg string, args ...any) {
 }
 
 // note logs a line about a caller.
-func (s *Server) note(c *conn, msg string, args ...any) {
+func (s *Server) note(c *subject, msg string, args ...any) {
 	if muted, ok := s.limits.mayLog(c.user, time.Now()); ok {
 		args = append(args, "pid", c.process.PID, "uid", c.process.UID, "gid", c.process.GID)
 		if c.user.house != "" {
 			args = append(args, "pod", c.user.house)
+		}
+		if c.user.broker != "" {
+			args = append(args, "broker", c.user.broker)
 		}
 		s.log.Warn(msg, append(args, "muted", muted)...)
 	}
@@ -221,7 +231,7 @@ func (s *Server) note(c *conn, msg string, args ...any) {
 // meter counts calls. Its labels are bounded: methods that are served, codes
 // that gRPC has, attestors that are configured.
 type meter struct {
-	streams      atomic.Int64 // open calls of streaming Workload API methods
+	streams      atomic.Int64 // open calls of held methods
 	methods      map[string]*methodMeter
 	other        *methodMeter
 	attestations map[string]outcomes
@@ -230,23 +240,37 @@ type meter struct {
 // methodMeter counts the calls of one method.
 type methodMeter struct {
 	name  string
-	held  bool             // a streaming method of the Workload API
+	held  bool             // a streaming method of the Workload API or of the Broker API
 	open  *telemetry.Gauge // of such a method
 	codes *telemetry.Family[telemetry.Counter]
 }
 
 type outcomes struct{ ok, failed *telemetry.Histogram }
 
-func newMeter(m *telemetry.Metrics, services map[string]grpc.ServiceInfo, attestors []attestor.Workload) *meter {
-	open := m.Gauge("narthex_workload_api_streams", "Open streams of the Workload API.", "method")
-	codes := m.Counter("narthex_workload_api_requests_total", "Calls on the Workload API socket that have ended.", "method", "code")
+// meterNames are the metrics of one socket.
+type meterNames struct {
+	streams  func(*telemetry.Metrics) *telemetry.Family[telemetry.Gauge]
+	requests func(*telemetry.Metrics) *telemetry.Family[telemetry.Counter]
+}
+
+var workloadAPIMetrics = meterNames{
+	streams: func(m *telemetry.Metrics) *telemetry.Family[telemetry.Gauge] {
+		return m.Gauge("narthex_workload_api_streams", "Open streams of the Workload API.", "method")
+	},
+	requests: func(m *telemetry.Metrics) *telemetry.Family[telemetry.Counter] {
+		return m.Counter("narthex_workload_api_requests_total", "Calls on the Workload API socket that have ended.", "method", "code")
+	},
+}
+
+func newMeter(m *telemetry.Metrics, names meterNames, services map[string]grpc.ServiceInfo, attestors []attestor.Workload) *meter {
+	open, codes := names.streams(m), names.requests(m)
 	took := m.Histogram("narthex_attestation_duration_seconds", "Time to attest a workload.", telemetry.DurationBounds, "attestor", "result")
 	r := &meter{methods: map[string]*methodMeter{}, other: &methodMeter{name: "other", codes: codes}, attestations: map[string]outcomes{}}
 	for service, info := range services {
 		for _, method := range info.Methods {
 			full := "/" + service + "/" + method.Name
 			mm := &methodMeter{name: method.Name, codes: codes}
-			if method.IsServerStream && isWorkloadAPI(full) {
+			if method.IsServerStream && (isWorkloadAPI(full) || isBrokerAPI(full)) {
 				mm.held, mm.open = true, open.With(method.Name)
 			}
 			r.methods[full] = mm
@@ -258,7 +282,8 @@ func newMeter(m *telemetry.Metrics, services map[string]grpc.ServiceInfo, attest
 	return r
 }
 
-// isHeld tells whether it is a streaming method of the Workload API.
+// isHeld tells whether streams of the method stay open for as long as what they
+// are about.
 func (m *meter) isHeld(method string) bool {
 	mm := m.methods[method]
 	return mm != nil && mm.held

@@ -1,6 +1,7 @@
 // Package endpoint is the sockets on which local processes ask the agent for
-// their identities: today the SPIFFE Workload API, gRPC health and reflection on
-// one Unix socket.
+// identities. On one Unix socket, for their own: today the SPIFFE Workload API.
+// On another, or over the network, brokers ask for those of others (ListenBroker).
+// All have gRPC health, and Unix sockets reflection.
 //
 //	s, err := endpoint.Listen(endpoint.Config{
 //		Socket:    "/run/narthex/public/api.sock",
@@ -15,7 +16,8 @@
 // watches the registry on its behalf and sends what an encoder makes of each
 // view: {next, encode once, send}. x509.go, jwt.go and wit.go hold the profiles
 // of the Workload API; what is signed when it is asked for, they ask the agent
-// for (Tokens).
+// for (Tokens). The Broker API takes the same way: brokerdoor.go lets brokers in,
+// brokerref.go reads whom they ask for, brokerapi.go answers.
 //
 // It leaves to attestor how a process is known, to agent/registry who is
 // entitled to what, and to agent how entries and SVIDs come from the server:
@@ -101,6 +103,8 @@ type Config struct {
 
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger // nil: no log
+
+	door *door // of a server that brokers call
 }
 
 // Times that bound what a call may wait for.
@@ -139,6 +143,7 @@ type Server struct {
 	meter    *meter
 	frames   frames
 	held     held
+	door     *door       // nil: callers are processes, which the kernel knows
 	yielding atomic.Bool // between Pause and Resume
 	given    atomic.Bool // likewise, where another process has the socket
 
@@ -154,6 +159,19 @@ type Server struct {
 // is too long, something other than a socket is there, or a live process
 // serves it. The caller then calls Serve, or Close.
 func Listen(cfg Config) (*Server, error) {
+	s, err := newServer(&cfg, listenUnix)
+	if err != nil {
+		return nil, err
+	}
+	services := registrar{s.grpc, s}
+	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, &cfg))
+	s.complete(services, cfg.Metrics, workloadAPIMetrics, workload.SpiffeWorkloadAPI_ServiceDesc.ServiceName)
+	return s, nil
+}
+
+// newServer makes a server without services. Where the listener is not
+// inherited, listen makes the socket.
+func newServer(cfg *Config, listen func(addr string) (*socket.Listener, error)) (*Server, error) {
 	log := cfg.Log
 	if log == nil {
 		log = hclog.NewNullLogger()
@@ -161,12 +179,12 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Agent == nil {
 		return nil, errors.New("listen: no agent given")
 	}
-	s := &Server{agent: cfg.Agent, log: log, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
+	s := &Server{agent: cfg.Agent, attestors: cfg.Attestors, log: log, door: cfg.door, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
 	for _, a := range cfg.Attestors {
 		if f, ok := a.(attestor.Follower); ok {
 			s.followers = append(s.followers, f)
 		}
-		if h, ok := a.(attestor.Housing); ok {
+		if h, ok := a.(attestor.Housing); ok && cfg.door == nil { // brokers count for themselves
 			s.housing = append(s.housing, h)
 		}
 	}
@@ -175,11 +193,11 @@ func Listen(cfg Config) (*Server, error) {
 	s.listener = &listener{Listener: cfg.Listener, server: s}
 	if cfg.Listener == nil {
 		var err error
-		if s.socket, err = listenUnix(cfg.Socket); err != nil {
+		if s.socket, err = listen(cfg.Socket); err != nil {
 			return nil, err
 		}
 		s.listener.Listener = s.socket
-	} else if network := cfg.Listener.Addr().Network(); network != "unix" {
+	} else if network := cfg.Listener.Addr().Network(); network != "unix" && (cfg.door == nil || cfg.door.local) {
 		return nil, fmt.Errorf("listen: the inherited listener is on %q; want a unix stream socket", network)
 	} else if l, ok := cfg.Listener.(*net.UnixListener); ok {
 		l.SetUnlinkOnClose(false)
@@ -192,14 +210,18 @@ func Listen(cfg Config) (*Server, error) {
 		}
 	}
 	s.grpc = s.newGRPC()
-	services := registrar{s.grpc, s}
-	workload.RegisterSpiffeWorkloadAPIServer(services, newWorkloadAPI(s, &cfg))
-	s.health = newHealth(cfg.Agent)
-	grpc_health_v1.RegisterHealthServer(services, s.health)
-	reflection.Register(services)
-	s.meter = newMeter(cfg.Metrics, s.grpc.GetServiceInfo(), cfg.Attestors)
-	s.attestors = cfg.Attestors
 	return s, nil
+}
+
+// complete adds what every socket has beside its own services, which are named:
+// health, counters, and reflection, but not for the network.
+func (s *Server) complete(services registrar, metrics *telemetry.Metrics, names meterNames, own ...string) {
+	s.health = newHealth(s.agent, own...)
+	grpc_health_v1.RegisterHealthServer(services, s.health)
+	if s.door == nil || s.door.local {
+		reflection.Register(services)
+	}
+	s.meter = newMeter(metrics, names, s.grpc.GetServiceInfo(), s.attestors)
 }
 
 // newGRPC configures gRPC for many small, long-lived streams: nothing is
@@ -207,7 +229,7 @@ func Listen(cfg Config) (*Server, error) {
 // hold is bounded.
 func (s *Server) newGRPC() *grpc.Server {
 	return grpc.NewServer(
-		grpc.Creds(peerCredentials{s}),
+		grpc.Creds(s.credentials()),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ChainStreamInterceptor(s.streamCall),
 		grpc.UnknownServiceHandler(unknownMethod),
@@ -244,6 +266,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.health.refresh()
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(s.listener) }()
+	if s.door != nil {
+		defer s.door.keep()() // which Close ends
+	}
 	health := time.NewTicker(healthPeriod)
 	defer health.Stop()
 	for {
@@ -297,6 +322,9 @@ func (s *Server) drain() {
 		s.halt()
 	}
 	s.held.close()
+	if s.door != nil {
+		s.door.close()
+	}
 	s.health.Shutdown()
 	grace := time.NewTimer(drainTimeout)
 	defer grace.Stop()

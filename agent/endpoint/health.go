@@ -3,21 +3,21 @@ package endpoint
 import (
 	"context"
 
-	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // healthServer tells whether the agent can answer: SERVING once it is ready,
-// for the server as a whole ("") and for the Workload API.
+// for the server as a whole ("") and for each of its own services.
 type healthServer struct {
 	*health.Server
-	agent Agent
+	agent    Agent
+	services []string
 }
 
-func newHealth(agent Agent) *healthServer {
-	return &healthServer{health.NewServer(), agent}
+func newHealth(agent Agent, services ...string) *healthServer {
+	return &healthServer{health.NewServer(), agent, append(services, "")}
 }
 
 func (h *healthServer) refresh() {
@@ -25,8 +25,9 @@ func (h *healthServer) refresh() {
 	if h.agent.Unready() != nil {
 		now = grpc_health_v1.HealthCheckResponse_NOT_SERVING
 	}
-	h.SetServingStatus("", now)
-	h.SetServingStatus(workload.SpiffeWorkloadAPI_ServiceDesc.ServiceName, now)
+	for _, service := range h.services {
+		h.SetServingStatus(service, now)
+	}
 }
 
 // Check tells how it is at this moment. A watch, which the embedded server

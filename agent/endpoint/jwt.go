@@ -177,7 +177,7 @@ func (s *Server) eachEntry(ctx context.Context, entries []*registry.Entry, fetch
 
 // ask answers a caller that asks once with what it may have.
 func (s *Server) ask(ctx context.Context, e *encoder) (*registry.View, error) {
-	c := &caller{server: s, conn: connOf(ctx), encoder: e}
+	c := &caller{server: s, subject: &connOf(ctx).subject, encoder: e}
 	_, view, err := c.find(ctx)
 	if err != nil {
 		return nil, err

@@ -38,6 +38,11 @@ type encoder struct {
 	// encode makes the answer. It is called once for a view that is
 	// entitled; equal views make equal parts.
 	encode func(*registry.View) mem.BufferSlice
+	// mayBeEmpty says that who is denied gets an answer that says so, and
+	// stays.
+	mayBeEmpty bool
+	// refuse makes the refusal of who is denied; nil: noIdentity.
+	refuse func(*registry.View) *refusal
 	// fetch, where it is set, makes the answer instead, of what the agent has
 	// to ask the server for, and tells when to make another one. Its error is
 	// the status that ends the stream.
@@ -76,13 +81,18 @@ func hasBundle(v *registry.View) bool { return v.Bundle != nil && len(v.Bundle.D
 // may have, and send what e makes of each view. It returns the status that
 // ends the stream.
 func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
-	ctx := stream.Context()
-	c := &caller{server: s, conn: connOf(ctx), encoder: e}
+	c := &caller{server: s, subject: &connOf(stream.Context()).subject, encoder: e}
+	return c.serve(stream.Context(), stream, c.begin)
+}
+
+// serve is watch of a caller whose first view begin returns, until ctx ends.
+func (c *caller) serve(ctx context.Context, stream grpc.ServerStream, begin func(context.Context) (*registry.View, error)) error {
+	s := c.server
 	var view *registry.View
 	err := elsewhere(func() (err error) {
 		ctx, free := s.tie(ctx)
 		defer free()
-		view, err = c.begin(ctx)
+		view, err = begin(ctx)
 		return err
 	})
 	if err != nil {
@@ -97,37 +107,31 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 	defer func() { s.frames.release(sent) }()
 	for {
 		view = unexpired(view, time.Now())
-		switch e.standing(view) {
+		sends := false
+		switch c.encoder.standing(view) {
 		case unsynced:
 			if sent != nil {
-				// The agent was banned or evicted. To a client, Unavailable
-				// would mean that what it has is still good.
-				return status.Errorf(codes.PermissionDenied, "what this process was given has been taken back: %v", s.agent.Unready())
+				return s.takenBack()
 			}
 			return s.notReady(view)
 		case denied:
 			if (sent == nil || c.lapsed) && c.failed != "" {
 				return c.unknown() // which takes nothing back
 			}
-			return c.deny(nil)
+			if sends = c.encoder.mayBeEmpty; !sends {
+				return c.deny(view, nil)
+			}
 		case entitled:
-			var next *frame
-			if next, refresh, err = c.answer(ctx, view); err != nil {
-				return err
-			}
-			if next.same(sent) {
-				s.frames.release(next)
-				break
-			}
-			s.frames.release(sent)
-			sent = next
-			if err := send(stream, c.conn, next); err != nil {
-				return err
-			}
+			sends = true
 		case pending:
 			// The caller keeps what it has: its SVID is being replaced.
 		case unoffered:
 			return errNoWIT
+		}
+		if sends {
+			if sent, refresh, err = c.tell(ctx, stream, view, sent); err != nil {
+				return err
+			}
 		}
 		next, err := c.next(ctx, refresh)
 		if err != nil {
@@ -137,6 +141,28 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 			view = next
 		}
 	}
+}
+
+// takenBack ends what was served by an agent that was banned or evicted. To a
+// client, Unavailable would mean that what it has is still good.
+func (s *Server) takenBack() error {
+	return status.Errorf(codes.PermissionDenied, "what this process was given has been taken back: %v", s.agent.Unready())
+}
+
+// tell sends the answer to view, unless that is what was sent last. It returns
+// what was sent last then, and when to make another one.
+func (c *caller) tell(ctx context.Context, stream grpc.ServerStream, view *registry.View, sent *frame) (_ *frame, refresh time.Time, err error) {
+	frames := &c.server.frames
+	next, refresh, err := c.answer(ctx, view)
+	if err != nil {
+		return sent, refresh, err
+	}
+	if next.same(sent) {
+		frames.release(next)
+		return sent, refresh, nil
+	}
+	frames.release(sent)
+	return next, refresh, c.send(stream, next)
 }
 
 // answer makes the answer for a caller that is entitled to one, and tells when
@@ -200,12 +226,38 @@ func (h *held) close() {
 }
 
 // send sends one answer, to the process that called and to no other: a child
-// that got hold of its socket is not entitled to what comes after its end.
-func send(stream grpc.ServerStream, c *conn, f *frame) error {
-	if err := elsewhere(c.process.Alive); err != nil {
-		return gone(err)
+// that got hold of its socket is not entitled to what comes after its end. Nor
+// is a delegate once the process it asked for is another one.
+func (c *caller) send(stream grpc.ServerStream, f *frame) error {
+	if err := elsewhere(c.alive); err != nil {
+		return err
 	}
 	return stream.SendMsg(f)
+}
+
+// alive returns nil while the process that called, and the one it is about, are
+// what they were.
+func (c *caller) alive() error {
+	if c.delegate != nil && c.delegate.process != nil {
+		if err := c.delegate.process.Alive(); err != nil {
+			return gone(err)
+		}
+	}
+	if c.subject.process == nil {
+		return nil
+	}
+	if err := c.subject.process.Alive(); err != nil {
+		return c.gone(err)
+	}
+	return nil
+}
+
+// gone is the answer where the process the call is about is gone.
+func (c *caller) gone(err error) error {
+	if c.delegate != nil {
+		return status.Errorf(codes.NotFound, "the process asked for is not there any more: %v", err)
+	}
+	return gone(err)
 }
 
 func gone(err error) error {
@@ -214,12 +266,13 @@ func gone(err error) error {
 
 // first waits until there is an answer for the caller, or until it is known
 // that there is none: nothing known of a caller has the server asked at once,
-// unless an attestor failed. It leaves a watch, whatever it returns.
-func (c *caller) first(ctx context.Context, selectors []attestor.Selector) (*registry.View, error) {
+// unless an attestor failed. It leaves a watch, one that watch made, whatever it
+// returns.
+func (c *caller) first(ctx context.Context, watch func() *registry.Watch) (*registry.View, error) {
 	wait, cancel := context.WithTimeout(ctx, firstWait(ctx))
 	defer cancel()
 	s := c.server
-	c.watch = c.watchFor(selectors)
+	c.watch = watch()
 	var view *registry.View
 	var synced bool
 	var syncErr error
@@ -242,9 +295,11 @@ func (c *caller) first(ctx context.Context, selectors []attestor.Selector) (*reg
 			// that is what there was.
 			c.watch.Close()
 			synced, syncErr = true, s.sync(wait)
-			c.watch = c.watchFor(selectors)
+			c.watch = watch()
+		case isDenied && s.agent.Unready() == nil && c.encoder.mayBeEmpty:
+			return view, nil
 		case isDenied && s.agent.Unready() == nil:
-			return nil, c.deny(syncErr)
+			return nil, c.deny(view, syncErr)
 		case isDenied || err != nil:
 			return nil, s.notReady(view)
 		}
@@ -302,9 +357,25 @@ func (c *caller) unknown() error {
 // the log shows so many, of so many bytes each.
 const maxShown, maxShownLength = 40, 200
 
+// refusal is what a caller is told who is denied, and what the log says of it.
+type refusal struct {
+	status      error
+	event, hint string
+}
+
+var noIdentity = &refusal{
+	status: errNoIdentity,
+	event:  "no identity issued",
+	hint:   "no registration entry of this agent has only selectors that are among these, or the parent of the one that does is not this node",
+}
+
 // deny is the answer to a caller no entry matches. What would make it match
 // is for the operator, in the log: the caller may be anybody.
-func (c *caller) deny(syncErr error) error {
+func (c *caller) deny(view *registry.View, syncErr error) error {
+	r := noIdentity
+	if c.encoder.refuse != nil {
+		r = c.encoder.refuse(view)
+	}
 	selectors := c.watch.Selectors()
 	found := make([]string, 0, maxShown+1)
 	for _, selector := range selectors[:min(len(selectors), maxShown)] {
@@ -313,11 +384,11 @@ func (c *caller) deny(syncErr error) error {
 	if more := len(selectors) - maxShown; more > 0 {
 		found = append(found, fmt.Sprintf("and %d more", more))
 	}
-	repeats, ok := c.server.limits.mayTell(c.conn.user, sameDenial(c.encoder.method, found), time.Now())
+	repeats, ok := c.server.limits.mayTell(c.subject.user, sameDenial(r.event+" "+c.encoder.method, found), time.Now())
 	if !ok {
-		return errNoIdentity
+		return r.status
 	}
-	args := []any{"method", c.encoder.method, "selectors", found, "hint", "no registration entry of this agent has only selectors that are among these, or the parent of the one that does is not this node"}
+	args := []any{"method", c.encoder.method, "selectors", found, "hint", r.hint}
 	if repeats > 0 {
 		args = append(args, "repeated", repeats)
 	}
@@ -327,8 +398,8 @@ func (c *caller) deny(syncErr error) error {
 	if c.failed != "" {
 		args = append(args, "attestation_error", c.failed)
 	}
-	c.server.note(c.conn, "no identity issued", args...)
-	return errNoIdentity
+	c.server.note(c.subject, r.event, args...)
+	return r.status
 }
 
 var errNoIdentity = status.Error(codes.PermissionDenied, "no identity issued: no registration entry matches the caller; the agent's log has the selectors it was found to have")
