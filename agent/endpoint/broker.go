@@ -88,6 +88,9 @@ func ListenBroker(cfg BrokerConfig) (*Server, error) {
 		Limits: brokerLimits(), Log: cfg.Log, door: d,
 	}, func(addr string) (*socket.Listener, error) { return listenPrivate(addr, cfg.Apart) })
 	if err != nil {
+		if cfg.Listener != nil {
+			err = errors.Join(err, cfg.Listener.Close())
+		}
 		return nil, err
 	}
 	d.open(s)
