@@ -64,6 +64,9 @@ type Config struct {
 
 	Socket  string       // path of the Workload API
 	Inherit net.Listener // for Successor: what the agent before us served at Socket; nil: Socket is opened
+
+	Broker Broker // the zero Broker: there is no broker endpoint
+
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger
 
@@ -78,6 +81,7 @@ type Agent struct {
 	registry *registry.Registry
 	client   *spire.Client
 	server   *endpoint.Server
+	brokers  []*endpoint.Server // of the broker endpoint, one for each of its sockets
 	metrics  metrics
 	tokens   *tokens
 	wake     chan struct{} // holds one token when somebody waits for a sync
@@ -199,6 +203,11 @@ func (a *Agent) open() error {
 		Metrics: a.cfg.Metrics,
 		Log:     a.log.Named("endpoint"),
 	})
+	if err == nil {
+		if err = a.openBrokers(); err != nil {
+			err = errors.Join(err, a.server.Close())
+		}
+	}
 	if err != nil {
 		return errors.Join(err, client.Close())
 	}
@@ -210,7 +219,9 @@ func (a *Agent) open() error {
 // away or refuses the agent: it says so to callers, and tries again.
 func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.server.Serve(ctx) })
+	for _, s := range a.servers() {
+		g.Go(func() error { return s.Serve(ctx) })
+	}
 	g.Go(func() error { return a.loop(ctx) })
 	g.Go(func() error { return a.tokens.run(ctx) })
 	for _, w := range a.cfg.WorkloadAttestors {
@@ -223,7 +234,11 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // Close gives up an agent that was never Run.
 func (a *Agent) Close() error {
-	return errors.Join(a.server.Close(), a.client.Close(), a.dir.close())
+	var err error
+	for _, s := range a.servers() {
+		err = errors.Join(err, s.Close())
+	}
+	return errors.Join(err, a.client.Close(), a.dir.close())
 }
 
 // Watch implements endpoint.Agent. Where it is the first to ask for an entry

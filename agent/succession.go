@@ -6,6 +6,8 @@ import (
 	"net"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/narthex-id/narthex/agent/endpoint"
 )
 
@@ -18,11 +20,8 @@ import (
 //	err = a.Begin(ctx)             // takes the lease
 //	err = a.Run(ctx)
 func Successor(cfg Config) (*Agent, error) {
-	if cfg.Inherit != nil && !endpoint.InPlace(cfg.Socket) {
-		// Nobody reaches a socket whose file was removed.
-		cfg.Log.Warn("the Workload API socket of the agent before this one is gone from its path: it is made anew", "socket", cfg.Socket)
-		cfg.Inherit = nil
-	}
+	cfg.Inherit = inPlace(cfg.Inherit, cfg.Socket, "Workload API", cfg.Log)
+	cfg.Broker.Inherit = inPlace(cfg.Broker.Inherit, cfg.Broker.Socket, "broker", cfg.Log)
 	a, err := newAgent(cfg)
 	if err != nil {
 		return nil, err
@@ -31,6 +30,16 @@ func Successor(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// inPlace returns the socket that was inherited, or nil to have it made anew:
+// nobody reaches one whose file was removed.
+func inPlace(inherited net.Listener, path, name string, log hclog.Logger) net.Listener {
+	if inherited == nil || endpoint.InPlace(path) {
+		return inherited
+	}
+	log.Warn("the "+name+" socket of the agent before this one is gone from its path: it is made anew", "socket", path)
+	return nil
 }
 
 // reachPause is how often a server that is away is asked again.
@@ -96,13 +105,18 @@ func (l *looper) reach(ctx context.Context) error {
 // has given back. After an error nothing is taken.
 func (a *Agent) Begin(ctx context.Context) error { return a.dir.await(ctx) }
 
-// OwnSocket takes over the duty to remove the socket's file at the end, once
-// the agent before this one has no more use for it.
-func (a *Agent) OwnSocket() error {
-	if a.cfg.Inherit == nil {
-		return nil // ours from the start
+// OwnSockets takes over the duty to remove the sockets' files at the end, once
+// the agent before this one has no more use for them. Those that were not
+// inherited are ours from the start.
+func (a *Agent) OwnSockets() error {
+	var err error
+	if a.cfg.Inherit != nil {
+		err = a.server.Own()
 	}
-	return a.server.Own()
+	if s, _ := a.brokerServers(); s != nil && a.cfg.Broker.Inherit != nil {
+		err = errors.Join(err, s.Own())
+	}
+	return err
 }
 
 // WaitReady returns once the agent has synced and has signed what can be signed
@@ -127,17 +141,21 @@ func (a *Agent) WaitReady(ctx context.Context) {
 // takes this one's place, and whether the file at its path is ours to remove.
 func (a *Agent) Socket() (_ net.Listener, owned bool) { return a.server.Socket() }
 
+// Given says which sockets another agent has.
+type Given struct{ WorkloadAPI, Broker, BrokerTCP bool }
+
 // LetGo prepares for another agent: what this one is telling the server is
 // ended or, where it must not be cut off (an attestation, a renewal), waited for
-// and saved; nobody is accepted any more, and the lease is given back. given
-// says that the other one has the Workload API's socket. Streams stay until Run
-// ends, or until Resume makes it as it was. After an error nothing has changed.
-func (a *Agent) LetGo(ctx context.Context, given bool) error {
+// and saved; nobody is accepted any more, and the lease is given back. Streams
+// stay until Run ends, or until Resume makes it as it was. After an error nothing
+// has changed.
+func (a *Agent) LetGo(ctx context.Context, given Given) error {
 	if err := a.turn.seize(ctx); err != nil {
 		return err
 	}
 	a.tokens.pause()
-	a.server.Pause(given)
+	a.server.Pause(given.WorkloadAPI)
+	a.pauseBrokers(given)
 	if err := a.dir.close(); err != nil {
 		a.log.Warn("cannot close the lease of data_dir", "error", err) // it is given back all the same
 	}
@@ -151,7 +169,9 @@ func (a *Agent) Resume(ctx context.Context) error {
 		return err
 	}
 	a.tokens.resume()
-	a.server.Resume()
+	for _, s := range a.servers() {
+		s.Resume()
+	}
 	a.stale = true // the other one may have changed the SVID before it ended
 	a.turn.end()
 	return nil

@@ -109,7 +109,7 @@ func TestSuccession(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.mustFetch() // nothing has changed yet
-	if err := a.LetGo(t.Context(), true); err != nil {
+	if err := a.LetGo(t.Context(), agent.Given{WorkloadAPI: true}); err != nil {
 		t.Fatal(err)
 	}
 	waiting := make(chan error, 1)
@@ -122,7 +122,7 @@ func TestSuccession(t *testing.T) {
 	}
 	stopNext := s.runs(next)
 	next.WaitReady(t.Context())
-	if err := next.OwnSocket(); err != nil {
+	if err := next.OwnSockets(); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-waiting; err != nil {
@@ -163,7 +163,7 @@ func TestResume(t *testing.T) {
 			w := s.watches()
 			<-w.updates
 			next := s.succeeds(a)
-			if err := a.LetGo(t.Context(), true); err != nil {
+			if err := a.LetGo(t.Context(), agent.Given{WorkloadAPI: true}); err != nil {
 				t.Fatal(err)
 			}
 			if began {
@@ -253,7 +253,7 @@ func TestSuccessorOfAnotherPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := a.LetGo(t.Context(), false); err != nil {
+	if err := a.LetGo(t.Context(), agent.Given{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := next.Begin(t.Context()); err != nil {

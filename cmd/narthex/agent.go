@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/narthex-id/narthex/agent"
+	"github.com/narthex-id/narthex/agent/endpoint"
 	"github.com/narthex-id/narthex/agent/keys"
 	"github.com/narthex-id/narthex/attestor"
 	"github.com/narthex-id/narthex/attestor/k8s"
@@ -160,7 +161,7 @@ func runAgent(parent context.Context, c *config.Config, half bool, now stint) er
 	}
 	if !half {
 		show.Listen, show.Health = string(c.Telemetry.Listen), string(c.Telemetry.Health)
-		show.Socket, show.Probed = place.take(handover.Telemetry, show.Listen), place.take(handover.Health, show.Health)
+		show.Socket, show.Probed = place.take(handover.Telemetry, "", show.Listen), place.take(handover.Health, "", show.Health)
 	}
 	figures, err := expose.Listen(show)
 	if err != nil {
@@ -328,6 +329,9 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		Metrics: metrics,
 		Log:     log,
 	}
+	if b := c.Agent.Broker; b != nil {
+		out.Broker = brokerConfig(b)
+	}
 	if b := c.Agent.Server.Bundle; b != nil {
 		out.BootstrapBundle = func(context.Context) ([]*x509.Certificate, error) { return readBundle(string(b.File)) }
 	}
@@ -357,6 +361,19 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		out.WorkloadAttestors = append(out.WorkloadAttestors, k8s.New(cfg))
 	}
 	return out, nil
+}
+
+// brokerConfig says what the broker block does.
+func brokerConfig(b *config.Broker) agent.Broker {
+	out := agent.Broker{Socket: string(b.Socket), Listen: string(b.Listen)}
+	for _, one := range b.Brokers {
+		may := endpoint.Broker{ID: one.ID}
+		for _, r := range one.References {
+			may.References = append(may.References, endpoint.ReferenceType{TypeURL: r.TypeURL, OverTCP: r.AllowOverTCP})
+		}
+		out.Brokers = append(out.Brokers, may)
+	}
+	return out
 }
 
 // bundleLimit bounds a bootstrap bundle: some hundred certificates.

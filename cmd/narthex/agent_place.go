@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +22,13 @@ import (
 // handoverSocketName is where an agent is asked for its place: in data_dir,
 // whose lease is what there is to have.
 const handoverSocketName = "handover.sock"
+
+// Names under which the broker endpoint's sockets are handed over; the Workload
+// API's has no name.
+const (
+	brokerSocketName = "broker"
+	brokerTCPName    = "broker-tcp"
+)
 
 // settleWithin bounds how long a new agent, which has the lease, lets the one
 // before it hold its streams, so that callers find this one able to answer. What
@@ -66,7 +72,13 @@ func (p *agentPlace) agent(ctx context.Context, c agent.Config, back bool) (*age
 		return nil, err
 	}
 	p.log.Info("an agent runs: its place is taken once this one could begin", "version", p.from.Version, "pid", held.PID)
-	c.Inherit = p.take(handover.Listener, c.Socket)
+	c.Inherit = p.take(handover.Listener, "", c.Socket)
+	if c.Broker.Socket != "" {
+		c.Broker.Inherit = p.take(handover.Listener, brokerSocketName, c.Broker.Socket)
+	}
+	if c.Broker.Listen != "" {
+		c.Broker.InheritTCP = p.take(handover.Listener, brokerTCPName, c.Broker.Listen)
+	}
 	return agent.Successor(c)
 }
 
@@ -85,11 +97,11 @@ func (p *agentPlace) afterEnd(ctx context.Context, c agent.Config, held error) (
 	return nil, held
 }
 
-func (p *agentPlace) take(kind handover.Kind, bind string) net.Listener {
+func (p *agentPlace) take(kind handover.Kind, name, bind string) net.Listener {
 	if p.from == nil {
 		return nil
 	}
-	if s := p.from.Take(kind, "", bind); s != nil {
+	if s := p.from.Take(kind, name, bind); s != nil {
 		return s.Listener
 	}
 	return nil
@@ -161,8 +173,8 @@ func (p *agentPlace) begun(ctx context.Context, a *agent.Agent) error {
 		return fmt.Errorf("took over and cannot serve yet, so the agent before this one goes on: %w", err)
 	}
 	p.from.Begun()
-	if err := a.OwnSocket(); err != nil {
-		p.log.Warn("the Workload API socket will not be removed at the end", "error", err)
+	if err := a.OwnSockets(); err != nil {
+		p.log.Warn("a socket will not be removed at the end", "error", err)
 	}
 	for _, s := range p.from.Taken() {
 		if s.Owned {
@@ -250,12 +262,29 @@ func (g *agentGiver) Offer() ([]handover.Socket, error) {
 		Kind: handover.Listener, Bind: string(g.config.Agent.WorkloadAPI.Socket), Owned: owned,
 		Serving: g.agent.NotReady() == nil, Listener: l,
 	}}
+	if l, owned := g.agent.BrokerSocket(); l != nil {
+		out = append(out, handover.Socket{
+			Kind: handover.Listener, Name: brokerSocketName, Bind: string(g.config.Agent.Broker.Socket), Owned: owned, Listener: l,
+		})
+	}
+	if l := g.agent.BrokerListener(); l != nil {
+		out = append(out, handover.Socket{
+			Kind: handover.Listener, Name: brokerTCPName, Bind: string(g.config.Agent.Broker.Listen), Listener: l,
+		})
+	}
 	return append(out, figuresSockets(g.figures, g.config.Telemetry)...), nil
 }
 
 // LetGo implements handover.Giver.
 func (g *agentGiver) LetGo(ctx context.Context, taken []handover.Socket) error {
-	given := slices.ContainsFunc(taken, func(s handover.Socket) bool { return s.Kind == handover.Listener })
+	var given agent.Given
+	for _, s := range taken {
+		if s.Kind == handover.Listener {
+			given.WorkloadAPI = given.WorkloadAPI || s.Name == ""
+			given.Broker = given.Broker || s.Name == brokerSocketName
+			given.BrokerTCP = given.BrokerTCP || s.Name == brokerTCPName
+		}
+	}
 	if err := g.agent.LetGo(ctx, given); err != nil {
 		return err
 	}

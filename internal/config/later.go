@@ -8,7 +8,6 @@ import "regexp"
 // for a typing error.
 var later = map[string]bool{
 	"agent.admin":                        true,
-	"agent.broker":                       true,
 	"agent.offline":                      true,
 	"agent.server.bundle.url":            true,
 	"agent.server.bundle.unix_socket":    true,

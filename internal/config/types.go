@@ -55,6 +55,8 @@ type Agent struct {
 	WorkloadAttestors WorkloadAttestors `yaml:"workload_attestors" default:"{unix: {}}"`
 	// The socket on which workloads ask.
 	WorkloadAPI ServedWorkloadAPI `yaml:"workload_api"`
+	// The SPIFFE Broker API, on which those named here have the identities of other processes of the node. Left out: there is none.
+	Broker *Broker `yaml:"broker"`
 	// The SVIDs the agent fetches for workloads.
 	SVID SVID `yaml:"svid"`
 	// How entries are kept up to date.
@@ -237,6 +239,33 @@ type ServedWorkloadAPI struct {
 type WorkloadAPI struct {
 	// Absolute path of the Unix socket, at most 107 bytes. The proxy takes the agent's where the file has both halves and this is left out.
 	Socket Socket `yaml:"socket" default:"/run/narthex/public/api.sock"`
+}
+
+// Broker is the SPIFFE Broker Endpoint: mutual TLS, at which the agent shows its
+// own SVID.
+type Broker struct {
+	// Absolute path of a Unix socket, at most 107 bytes, outside of the Workload API's directory, which is shown to workloads. Its mode is 0770. A directory that is missing is made with mode 0700; one that everybody may write to is refused. socket, listen or both are needed.
+	Socket Socket `yaml:"socket" example:"/run/narthex/broker/broker.sock"`
+	// host:port to listen at over TCP, where references to what is of this node, as PIDs, are refused.
+	Listen Address `yaml:"listen" example:"0.0.0.0:8443"`
+	// Who may ask. Everybody else is refused.
+	Brokers []AllowedBroker `yaml:"brokers" required:"true"`
+}
+
+// AllowedBroker is one who may have the identities of others.
+type AllowedBroker struct {
+	// Its SPIFFE ID, of this trust domain.
+	ID spiffeid.ID `yaml:"id" required:"true" example:"spiffe://example.org/ns/mesh/sa/node-proxy"`
+	// The types of references by which it may name a workload.
+	References []BrokerReference `yaml:"references" required:"true"`
+}
+
+// BrokerReference is a type of references to workloads.
+type BrokerReference struct {
+	// The type URL of its protobuf message, or `*` for every type that this agent knows.
+	TypeURL string `yaml:"type_url" required:"true" example:"type.googleapis.com/spiffe.broker.WorkloadPIDReference"`
+	// Allows it over TCP too. A PID is refused there whatever is said: it means another process on every node.
+	AllowOverTCP bool `yaml:"allow_over_tcp" default:"false"`
 }
 
 // SVID configures the SVIDs that workloads get.

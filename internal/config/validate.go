@@ -76,6 +76,9 @@ func (c *Config) validate(f *findings) {
 	}
 	if c.Agent != nil {
 		c.Agent.validate(f)
+		if c.Agent.Broker != nil {
+			c.Agent.Broker.validate(f, c.TrustDomain, c.Agent.WorkloadAPI.Socket)
+		}
 		if c.TrustDomain.IsZero() {
 			f.addf("trust_domain", "is required for the agent")
 		}
@@ -326,6 +329,12 @@ func (c *Config) checkPlaces(f *findings) {
 	var places []place
 	if c.Agent != nil {
 		places = append(places, place{"agent.workload_api.socket", Address("unix:" + c.Agent.WorkloadAPI.Socket)})
+		if b := c.Agent.Broker; b != nil {
+			if b.Socket != "" {
+				places = append(places, place{"agent.broker.socket", Address("unix:" + b.Socket)})
+			}
+			places = append(places, place{"agent.broker.listen", b.Listen})
+		}
 	}
 	if c.Proxy != nil {
 		if h := c.Proxy.Handover; h != nil && h.Socket != "" {
