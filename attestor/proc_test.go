@@ -136,3 +136,17 @@ func FuzzParseStatus(f *testing.F) {
 		parsePidfd(raw)
 	})
 }
+
+func TestParseNested(t *testing.T) {
+	for status, want := range map[string]string{
+		statusHead + "NSpid:\t9\n":    "false <nil>",
+		statusHead + "NSpid:\t9\t1\n": "true <nil>",
+		statusHead + "NSpid:\t\n":     "false parse status: NSpid: no value",
+		statusHead:                    "false parse status: no line begins with NSpid:",
+	} {
+		nested, err := parseNested([]byte(status))
+		if got := fmt.Sprint(nested, " ", err); got != want {
+			t.Errorf("%q: got %s, want %s", status, got, want)
+		}
+	}
+}

@@ -374,6 +374,13 @@ func TestBrokerReferences(t *testing.T) {
 	}
 }
 
+func TestBrokerOfAnotherPIDNamespace(t *testing.T) {
+	t.Parallel()
+	by := &brokerConn{door: &door{local: true}, id: mesh, may: permissions{PIDReference: false}}
+	_, err := by.readReference(byPID(t, os.Getpid()))
+	wantReason(t, err, codes.PermissionDenied, "", "hostPID")
+}
+
 func TestBrokerMustBeOne(t *testing.T) {
 	t.Parallel()
 	f := serveBrokers(t)

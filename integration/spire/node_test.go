@@ -31,6 +31,7 @@ type node struct {
 	td       string
 	bundle   string // file
 	attestor string // YAML of node_attestor
+	broker   string // YAML of broker
 	cacheMax int
 	syncs    time.Duration
 
@@ -118,6 +119,9 @@ func (n *node) configure() {
 		line("  node_attestor: {%s}", n.attestor)
 		line("  workload_api: {socket: %s}", n.api)
 		line("  sync: {interval: %s}", n.syncs)
+		if n.broker != "" {
+			line("  broker: {%s}", n.broker)
+		}
 		if n.cacheMax > 0 {
 			line("  svid: {x509_cache: %d}", n.cacheMax)
 		}
