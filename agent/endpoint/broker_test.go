@@ -114,7 +114,7 @@ func (f *brokerFixture) as(cert ...tls.Certificate) *grpc.ClientConn {
 	}
 	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		Certificates: cert, MinVersion: tls.VersionTLS12,
-		InsecureSkipVerify: true, //nolint:gosec // whom it speaks to is looked at by a test of its own
+		InsecureSkipVerify: true, // whom it speaks to is looked at by a test of its own
 	})))
 	must(f.t, err)
 	f.t.Cleanup(func() { _ = conn.Close() })
@@ -132,7 +132,7 @@ func withBrokerHeader(ctx context.Context) context.Context {
 // byPID is a reference to a process.
 func byPID(t testing.TB, pid int) *broker.WorkloadReference {
 	t.Helper()
-	ref, err := anypb.New(&broker.WorkloadPIDReference{Pid: int32(pid)}) //nolint:gosec // pids are small
+	ref, err := anypb.New(&broker.WorkloadPIDReference{Pid: int32(pid)}) // pids are small
 	must(t, err)
 	return &broker.WorkloadReference{Reference: ref}
 }
@@ -497,7 +497,7 @@ func TestBrokerStands(t *testing.T) {
 
 // testcaBundle is a bundle of several authorities of one trust domain.
 func testcaBundle(all ...*testca.Authority) *registry.Bundle {
-	b := &registry.Bundle{TrustDomain: all[0].TrustDomain, Sequence: uint64(time.Now().UnixNano())} //nolint:gosec // after 1970
+	b := &registry.Bundle{TrustDomain: all[0].TrustDomain, Sequence: uint64(time.Now().UnixNano())} // after 1970
 	for _, a := range all {
 		b.X509, b.DER = append(b.X509, a.Cert), append(b.DER, a.Cert.Raw...)
 	}
@@ -519,7 +519,7 @@ func TestBrokerSeesTheAgent(t *testing.T) {
 	seen := func() (id string, err error) {
 		conn, err := tls.Dial("unix", f.socket, &tls.Config{
 			NextProtos: []string{"h2"}, Certificates: []tls.Certificate{f.own.SVID("/mesh")},
-			InsecureSkipVerify: true, //nolint:gosec // looked at below
+			InsecureSkipVerify: true, // looked at below
 			MinVersion:         tls.VersionTLS12,
 		})
 		if err != nil {
@@ -549,7 +549,7 @@ func TestBrokerWithoutHTTP2(t *testing.T) {
 	f := serveBrokers(t)
 	conn, err := tls.Dial("unix", f.socket, &tls.Config{
 		Certificates: []tls.Certificate{f.own.SVID("/mesh")}, MinVersion: tls.VersionTLS12,
-		InsecureSkipVerify: true, //nolint:gosec // its peer is of no interest
+		InsecureSkipVerify: true, // its peer is of no interest
 	})
 	must(t, err)
 	defer conn.Close()
