@@ -24,14 +24,6 @@ func (a *Agent) openAdmin() (err error) {
 	return err
 }
 
-// servers are those of all sockets.
-func (a *Agent) servers() []*endpoint.Server {
-	if a.admin == nil {
-		return []*endpoint.Server{a.server}
-	}
-	return []*endpoint.Server{a.server, a.admin}
-}
-
 // WatchBundles implements endpoint.AdminAgent.
 func (a *Agent) WatchBundles() *registry.Watch { return a.registry.WatchBundles() }
 

@@ -73,6 +73,8 @@ type Config struct {
 	AdminInherit net.Listener  // as Inherit
 	Delegates    []spiffeid.ID // see endpoint.AdminConfig
 
+	Broker Broker // the zero Broker: there is no broker endpoint
+
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger // its level is what the admin socket changes
 
@@ -87,7 +89,8 @@ type Agent struct {
 	registry *registry.Registry
 	client   *spire.Client
 	server   *endpoint.Server
-	admin    *endpoint.Server // nil: there is none
+	admin    *endpoint.Server   // nil: there is none
+	brokers  []*endpoint.Server // of the broker endpoint, one for each of its sockets
 	metrics  metrics
 	tokens   *tokens
 	wake     chan struct{} // holds one token when somebody waits for a sync
@@ -226,6 +229,14 @@ func (a *Agent) open() error {
 	})
 	if err == nil && a.cfg.AdminSocket != "" {
 		if err = a.openAdmin(); err != nil {
+			err = errors.Join(err, a.server.Close())
+		}
+	}
+	if err == nil {
+		if err = a.openBrokers(); err != nil {
+			if a.admin != nil {
+				err = errors.Join(err, a.admin.Close())
+			}
 			err = errors.Join(err, a.server.Close())
 		}
 	}

@@ -22,6 +22,7 @@ import (
 func Successor(cfg Config) (*Agent, error) {
 	cfg.Inherit = inPlace(cfg.Inherit, cfg.Socket, "Workload API", cfg.Log)
 	cfg.AdminInherit = inPlace(cfg.AdminInherit, cfg.AdminSocket, "admin", cfg.Log)
+	cfg.Broker.Inherit = inPlace(cfg.Broker.Inherit, cfg.Broker.Socket, "broker", cfg.Log)
 	a, err := newAgent(cfg)
 	if err != nil {
 		return nil, err
@@ -116,6 +117,9 @@ func (a *Agent) OwnSockets() error {
 	if a.cfg.AdminInherit != nil && a.admin != nil {
 		err = errors.Join(err, a.admin.Own())
 	}
+	if s, _ := a.brokerServers(); s != nil && a.cfg.Broker.Inherit != nil {
+		err = errors.Join(err, s.Own())
+	}
 	return err
 }
 
@@ -151,7 +155,7 @@ func (a *Agent) AdminSocket() (_ net.Listener, owned bool) {
 }
 
 // Given says which sockets another agent has.
-type Given struct{ WorkloadAPI, Admin bool }
+type Given struct{ WorkloadAPI, Admin, Broker, BrokerTCP bool }
 
 // LetGo prepares for another agent: what this one is telling the server is
 // ended or, where it must not be cut off (an attestation, a renewal), waited for
@@ -167,6 +171,7 @@ func (a *Agent) LetGo(ctx context.Context, given Given) error {
 	if a.admin != nil {
 		a.admin.Pause(given.Admin)
 	}
+	a.pauseBrokers(given)
 	if err := a.dir.close(); err != nil {
 		a.log.Warn("cannot close the lease of data_dir", "error", err) // it is given back all the same
 	}

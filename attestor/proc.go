@@ -141,6 +141,37 @@ func parseGroups(status []byte) ([]uint32, error) {
 	return groups, nil
 }
 
+// Nested tells whether the process is in a PID namespace below the one that the
+// proc file system shows: it has further PIDs there, and what it takes for the PID
+// of some process is here another's.
+func (p *Process) Nested() (bool, error) {
+	b := buffers.Get().(*buffer)
+	defer b.free()
+	status, err := b.whole(p.ProcPath("status"), maxStatus)
+	if err != nil {
+		return false, fmt.Errorf("process %d: %w", p.PID, err)
+	}
+	nested, err := parseNested(status)
+	if err == nil {
+		err = p.Alive()
+	}
+	return nested, err
+}
+
+// parseNested tells whether a whole /proc/PID/status is that of a process with
+// more PIDs than one: one for each namespace, pid_namespaces(7).
+func parseNested(status []byte) (bool, error) {
+	line, err := statusLine(status, "NSpid:")
+	if err != nil {
+		return false, err
+	}
+	pids := bytes.Fields(line)
+	if len(pids) == 0 {
+		return false, errors.New("parse status: NSpid: no value")
+	}
+	return len(pids) > 1, nil
+}
+
 // statusLine returns what follows key on the one complete line that begins
 // with it. The kernel escapes line breaks in the name a process gives itself,
 // so a second such line can only mean that this is not the kernel's file.

@@ -170,3 +170,17 @@ func TestProcIsOwn(t *testing.T) {
 		})
 	}
 }
+
+func TestParseNested(t *testing.T) {
+	for status, want := range map[string]string{
+		statusHead + "NSpid:\t9\n":    "false <nil>",
+		statusHead + "NSpid:\t9\t1\n": "true <nil>",
+		statusHead + "NSpid:\t\n":     "false parse status: NSpid: no value",
+		statusHead:                    "false parse status: no line begins with NSpid:",
+	} {
+		nested, err := parseNested([]byte(status))
+		if got := fmt.Sprint(nested, " ", err); got != want {
+			t.Errorf("%q: got %s, want %s", status, got, want)
+		}
+	}
+}

@@ -512,3 +512,35 @@ func TestAwaitExit(t *testing.T) {
 		t.Errorf("once it is gone: %v", err)
 	}
 }
+
+func TestNested(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		how  func(*exec.Cmd)
+		want bool
+	}{"beside": {func(*exec.Cmd) {}, false}, "below": {inPIDNamespace, true}} {
+		child := exec.Command("sleep", "600")
+		test.how(child)
+		if err := child.Start(); err != nil {
+			t.Logf("PID namespaces may not be made here: %v", err)
+			continue
+		}
+		p, err := Pin(child.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := p.Nested(); err != nil || got != test.want {
+			t.Errorf("%s: got %t, %v, want %t", name, got, err, test.want)
+		}
+		if err := child.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = child.Wait()
+		if _, err := p.Nested(); err == nil {
+			t.Errorf("%s: it is told of a process that is gone", name)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -18,9 +18,12 @@ import (
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
 
-// securityHeader keeps requests that a process was tricked into sending away
-// from the API: SPIFFE Workload API §4.
-const securityHeader = "workload.spiffe.io"
+// A security header keeps requests that a process was tricked into sending away
+// from an API: SPIFFE Workload Endpoint §3, SPIFFE Broker Endpoint §3.
+const (
+	securityHeader       = "workload.spiffe.io"
+	brokerSecurityHeader = "broker.spiffe.io"
+)
 
 // errStopping ends calls at shutdown. Never Canceled: go-spiffe's clients
 // stop watching for ever on that and on InvalidArgument.
@@ -74,10 +77,8 @@ func (s *Server) streamCall(srv any, stream grpc.ServerStream, info *grpc.Stream
 
 // call answers a call within the limits.
 func (s *Server) call(c *conn, srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if isWorkloadAPI(info.FullMethod) {
-		if err := checkHeader(stream.Context()); err != nil {
-			return err
-		}
+	if err := s.checkHeader(stream.Context(), info.FullMethod); err != nil {
+		return err
 	}
 	counted := countedStream{ServerStream: stream, limits: s.limits, user: c.user}
 	if s.meter.isHeld(info.FullMethod) {
@@ -178,13 +179,22 @@ func isWorkloadAPI(method string) bool {
 	return strings.HasPrefix(method, "/"+workload.SpiffeWorkloadAPI_ServiceDesc.ServiceName+"/")
 }
 
-func checkHeader(ctx context.Context) error {
-	values := metadata.ValueFromIncomingContext(ctx, securityHeader)
+// checkHeader looks for the security header of the API: brokers send theirs with
+// every call, whatever the method.
+func (s *Server) checkHeader(ctx context.Context, method string) error {
+	header, client := securityHeader, "a Workload API client"
+	switch {
+	case s.door != nil:
+		header, client = brokerSecurityHeader, "a broker"
+	case !isWorkloadAPI(method):
+		return nil
+	}
+	values := metadata.ValueFromIncomingContext(ctx, header)
 	switch {
 	case len(values) == 0:
-		return status.Errorf(codes.InvalidArgument, "the gRPC metadata %q is missing: a Workload API client sends it with the value \"true\"", securityHeader)
+		return status.Errorf(codes.InvalidArgument, "the gRPC metadata %q is missing: %s sends it with the value \"true\"", header, client)
 	case len(values) > 1 || values[0] != "true":
-		return status.Errorf(codes.InvalidArgument, "the gRPC metadata %q must be there once, with the value \"true\"; got %q", securityHeader, values)
+		return status.Errorf(codes.InvalidArgument, "the gRPC metadata %q must be there once, with the value \"true\"; got %q", header, values)
 	}
 	return nil
 }
@@ -211,6 +221,9 @@ func (s *Server) note(c *subject, msg string, args ...any) {
 		if c.user.house != "" {
 			args = append(args, "pod", c.user.house)
 		}
+		if c.user.broker != "" {
+			args = append(args, "broker", c.user.broker)
+		}
 		s.log.Warn(msg, append(args, "muted", muted)...)
 	}
 }
@@ -227,7 +240,7 @@ type meter struct {
 // methodMeter counts the calls of one method.
 type methodMeter struct {
 	name  string
-	held  bool             // a streaming method of the Workload API, of SDS or of delegates
+	held  bool             // a streaming method of the Workload API, of SDS, of delegates or of brokers
 	open  *telemetry.Gauge // of such a method
 	codes *telemetry.Family[telemetry.Counter]
 }
@@ -257,7 +270,7 @@ func newMeter(m *telemetry.Metrics, names meterNames, services map[string]grpc.S
 		for _, method := range info.Methods {
 			full := "/" + service + "/" + method.Name
 			mm := &methodMeter{name: method.Name, codes: codes}
-			if method.IsServerStream && (isWorkloadAPI(full) || isSDS(full) || isDelegated(full)) {
+			if method.IsServerStream && (isWorkloadAPI(full) || isSDS(full) || isDelegated(full) || isBrokerAPI(full)) {
 				mm.held, mm.open = true, open.With(method.Name)
 			}
 			r.methods[full] = mm

@@ -16,7 +16,8 @@ import (
 	"github.com/narthex-id/narthex/attestor"
 )
 
-// listener hands connections to gRPC as *conn.
+// listener hands connections to gRPC as *conn, but for those of brokers, which
+// are known after a handshake.
 type listener struct {
 	net.Listener
 	server *Server
@@ -38,6 +39,9 @@ func (l *listener) Accept() (net.Conn, error) {
 			}
 			return nil, err
 		}
+		if l.server.door != nil {
+			return raw, nil
+		}
 		u, ok := raw.(*net.UnixConn)
 		if !ok {
 			return nil, errors.Join(errors.New("accept: not a unix socket"), raw.Close())
@@ -54,9 +58,9 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // subject is a process that is attested, and the user whose limits that counts
 // against: the process at the other end of a connection, or one that a delegate
-// names on its own.
+// or a broker names on its own.
 type subject struct {
-	process *attestor.Process // nil where a delegate gives selectors in its place
+	process *attestor.Process // nil where a delegate gives selectors in its place, and of a broker, who is known by its SVID
 	user    *user             // nil on a connection over a limit
 }
 
@@ -206,7 +210,10 @@ func (c *conn) readReady(fd uintptr) bool {
 // connOf returns the connection a call arrived on.
 func connOf(ctx context.Context) *conn {
 	p, _ := peer.FromContext(ctx)
-	return p.AuthInfo.(*conn) // all connections come through peerCredentials
+	if b, ok := p.AuthInfo.(*brokerConn); ok {
+		return &b.conn
+	}
+	return p.AuthInfo.(*conn) // all others come through peerCredentials
 }
 
 // peerCredentials has gRPC ask us who is at the other end of a connection.

@@ -99,24 +99,6 @@ func (d *delegatedIdentity) asDelegate(ctx context.Context, method string, f fun
 	return during(ctx, func(ctx context.Context) error { return c.remain(ctx, view) }, f)
 }
 
-// during runs f beside holds. Whichever returns first ends the other's context.
-// What holds returns counts, unless it ended because f did.
-func during(ctx context.Context, holds, f func(context.Context) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() {
-		defer cancel()
-		ended <- holds(ctx)
-	}()
-	err := f(ctx)
-	cancel()
-	if end := <-ended; !errors.Is(end, context.Canceled) {
-		return end
-	}
-	return err
-}
-
 // remain returns once the caller is not entitled any more, with the status that
 // says so, or else the error of ctx.
 func (c *caller) remain(ctx context.Context, view *registry.View) error {
@@ -218,29 +200,6 @@ func pinFor(pid int) (*attestor.Process, error) {
 	return process, nil
 }
 
-// lookAgain is how often a process that was named by PID is looked at: its end is
-// known at once, that it executes another program is not.
-const lookAgain = 5 * time.Second
-
-// untilGone returns once the subject is not the process any more that it was, or
-// else the error of ctx.
-func (c *caller) untilGone(ctx context.Context) error {
-	for {
-		wait, cancel := context.WithTimeout(ctx, lookAgain)
-		err := c.subject.process.AwaitExit(wait)
-		cancel()
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && !errors.Is(err, context.DeadlineExceeded):
-			return status.Error(codes.Unavailable, err.Error())
-		}
-		if err := c.subject.process.Alive(); err != nil {
-			return c.gone(err)
-		}
-	}
-}
-
 // Bounds of what a delegate says of a process, beside those of a message.
 const (
 	maxSelectors      = 1024
@@ -293,10 +252,6 @@ const (
 
 	delegatedAuthorities protowire.Number = 1 // SubscribeToX509BundlesResponse
 )
-
-// hidden tells whether delegates are not given the identity: of those, one who
-// has it administers the server, or is one.
-func hidden(e *registry.Entry) bool { return e.Admin || e.Downstream }
 
 // encodeDelegatedX509SVIDs makes a SubscribeToX509SVIDsResponse.
 func encodeDelegatedX509SVIDs(v *registry.View) mem.BufferSlice {

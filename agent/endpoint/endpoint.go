@@ -1,8 +1,9 @@
 // Package endpoint is the sockets on which local processes ask the agent for
 // identities. On one Unix socket, for their own: today the SPIFFE Workload API
 // and Envoy's SDS. On another, which few may reach, for those of others and for
-// what the agent is doing: the admin socket (ListenAdmin). Both have gRPC health
-// and reflection.
+// what the agent is doing: the admin socket (ListenAdmin). On a third, or over the
+// network, brokers ask for those of others (ListenBroker). All have gRPC health,
+// and Unix sockets reflection.
 //
 //	s, err := endpoint.Listen(endpoint.Config{
 //		Socket:    "/run/narthex/public/api.sock",
@@ -19,7 +20,9 @@
 // of the Workload API; what is signed when it is asked for, they ask the agent
 // for (Tokens). A stream of SDS (sds.go) waits for requests and for views at
 // once. The admin socket's services take the same way, each in a file of its
-// own: delegated.go, debug.go, logger.go, explain.go.
+// own: delegated.go, debug.go, logger.go, explain.go. So does the Broker API:
+// brokerdoor.go lets brokers in, brokerref.go reads whom they ask for,
+// brokerapi.go answers.
 //
 // It leaves to attestor how a process is known, to agent/registry who is
 // entitled to what, and to agent how entries and SVIDs come from the server:
@@ -110,6 +113,8 @@ type Config struct {
 
 	Metrics *telemetry.Metrics
 	Log     hclog.Logger // nil: no log
+
+	door *door // of a server that brokers call
 }
 
 // Times that bound what a call may wait for.
@@ -149,6 +154,7 @@ type Server struct {
 	frames   frames
 	secrets  secrets
 	held     held
+	door     *door       // nil: callers are processes, which the kernel knows
 	yielding atomic.Bool // between Pause and Resume
 	given    atomic.Bool // likewise, where another process has the socket
 
@@ -185,13 +191,13 @@ func newServer(cfg *Config, listen func(addr string) (*socket.Listener, error)) 
 	if cfg.Agent == nil {
 		return nil, errors.New("listen: no agent given")
 	}
-	s := &Server{agent: cfg.Agent, attestors: cfg.Attestors, log: log, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
+	s := &Server{agent: cfg.Agent, attestors: cfg.Attestors, log: log, door: cfg.door, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
 	s.secrets = newSecrets(cfg.SDS.withDefaults(), cfg.AllowUnauthenticatedVerifiers)
 	for _, a := range cfg.Attestors {
 		if f, ok := a.(attestor.Follower); ok {
 			s.followers = append(s.followers, f)
 		}
-		if h, ok := a.(attestor.Housing); ok {
+		if h, ok := a.(attestor.Housing); ok && cfg.door == nil { // brokers count for themselves
 			s.housing = append(s.housing, h)
 		}
 	}
@@ -204,7 +210,7 @@ func newServer(cfg *Config, listen func(addr string) (*socket.Listener, error)) 
 			return nil, err
 		}
 		s.listener.Listener = s.socket
-	} else if network := cfg.Listener.Addr().Network(); network != "unix" {
+	} else if network := cfg.Listener.Addr().Network(); network != "unix" && (cfg.door == nil || cfg.door.local) {
 		return nil, fmt.Errorf("listen: the inherited listener is on %q; want a unix stream socket", network)
 	} else if l, ok := cfg.Listener.(*net.UnixListener); ok {
 		l.SetUnlinkOnClose(false)
@@ -221,11 +227,13 @@ func newServer(cfg *Config, listen func(addr string) (*socket.Listener, error)) 
 }
 
 // complete adds what every socket has beside its own services, which are named:
-// health, reflection and counters.
+// health, counters, and reflection, but not for the network.
 func (s *Server) complete(services registrar, metrics *telemetry.Metrics, names meterNames, own ...string) {
 	s.health = newHealth(s.agent, own...)
 	grpc_health_v1.RegisterHealthServer(services, s.health)
-	reflection.Register(services)
+	if s.door == nil || s.door.local {
+		reflection.Register(services)
+	}
 	s.meter = newMeter(metrics, names, s.grpc.GetServiceInfo(), s.attestors)
 }
 
@@ -234,7 +242,7 @@ func (s *Server) complete(services registrar, metrics *telemetry.Metrics, names 
 // hold is bounded.
 func (s *Server) newGRPC() *grpc.Server {
 	return grpc.NewServer(
-		grpc.Creds(peerCredentials{s}),
+		grpc.Creds(s.credentials()),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ChainStreamInterceptor(s.streamCall),
 		grpc.UnknownServiceHandler(unknownMethod),
@@ -271,6 +279,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.health.refresh()
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(s.listener) }()
+	if s.door != nil {
+		defer s.door.keep()() // which Close ends
+	}
 	health := time.NewTicker(healthPeriod)
 	defer health.Stop()
 	for {
@@ -324,6 +335,9 @@ func (s *Server) drain() {
 		s.halt()
 	}
 	s.held.close()
+	if s.door != nil {
+		s.door.close()
+	}
 	s.health.Shutdown()
 	grace := time.NewTimer(drainTimeout)
 	defer grace.Stop()

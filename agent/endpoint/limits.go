@@ -142,10 +142,11 @@ type limiter struct {
 	sweepAt     int // number of users at which to look for those to forget
 }
 
-// origin is where a caller comes from: a house, or else a uid.
+// origin is where a caller comes from: a house, or else a uid; or it is a broker.
 type origin struct {
-	uid   uint32 // 0 in a house: root of a pod has all uids at hand
-	house string
+	uid    uint32 // 0 in a house: root of a pod has all uids at hand
+	house  string
+	broker string // the SPIFFE ID of a broker, wherever it is; no other field is set then
 }
 
 func originOf(p *attestor.Process, housing []attestor.Housing) origin {
@@ -161,6 +162,9 @@ func originOf(p *attestor.Process, housing []attestor.Housing) origin {
 func (o origin) String() string {
 	if o.house != "" {
 		return "pod " + o.house
+	}
+	if o.broker != "" {
+		return "broker " + o.broker
 	}
 	return fmt.Sprintf("uid %d", o.uid)
 }
@@ -280,11 +284,25 @@ func (l *limiter) connect(o origin, now time.Time) (u *user, refusal error, ok b
 		u.connections++
 		return u, nil, true
 	}
+	return nil, refusal, l.hold()
+}
+
+// refuse counts a connection whose calls are refused, and returns false where it
+// should be closed at once. Where it returns true, one disconnect of no user
+// follows.
+func (l *limiter) refuse() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hold()
+}
+
+// hold is refuse with limiter.mu held.
+func (l *limiter) hold() bool {
 	if l.refused >= maxRefused {
-		return nil, refusal, false
+		return false
 	}
 	l.refused++
-	return nil, refusal, true
+	return true
 }
 
 func (l *limiter) mayConnect(u *user, now time.Time) error {

@@ -241,7 +241,7 @@ func (c *caller) send(stream grpc.ServerStream, f *frame) error {
 // alive returns nil while the process that called, and the one it is about, are
 // what they were.
 func (c *caller) alive() error {
-	if c.delegate != nil {
+	if c.delegate != nil && c.delegate.process != nil {
 		if err := c.delegate.process.Alive(); err != nil {
 			return gone(err)
 		}

@@ -205,6 +205,13 @@ func (c *Client) SetIdentity(id *Identity) {
 	done.close()
 }
 
+// Identity returns what later calls present, nil for nothing.
+func (c *Client) Identity() *Identity {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.identity
+}
+
 // SetRoots makes later handshakes trust roots and nothing else. A connection
 // that is up stays up: the server ends it within minutes by itself.
 func (c *Client) SetRoots(roots []*x509.Certificate) {

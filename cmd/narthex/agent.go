@@ -332,6 +332,9 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 	if admin := c.Agent.Admin; admin != nil {
 		out.AdminSocket, out.Delegates = string(admin.Socket), admin.AuthorizedDelegates
 	}
+	if b := c.Agent.Broker; b != nil {
+		out.Broker = brokerConfig(b)
+	}
 	if b := c.Agent.Server.Bundle; b != nil {
 		source, err := bootstrap.New(bootstrap.Config{
 			TrustDomain: c.TrustDomain, Server: out.Server,
@@ -372,6 +375,19 @@ func agentConfig(c *config.Config, metrics *telemetry.Metrics, log hclog.Logger)
 		out.WorkloadAttestors = append(out.WorkloadAttestors, k8s.New(cfg))
 	}
 	return out, nil
+}
+
+// brokerConfig says what the broker block does.
+func brokerConfig(b *config.Broker) agent.Broker {
+	out := agent.Broker{Socket: string(b.Socket), Listen: string(b.Listen)}
+	for _, one := range b.Brokers {
+		may := endpoint.Broker{ID: one.ID}
+		for _, r := range one.References {
+			may.References = append(may.References, endpoint.ReferenceType{TypeURL: r.TypeURL, OverTCP: r.AllowOverTCP})
+		}
+		out.Brokers = append(out.Brokers, may)
+	}
+	return out
 }
 
 // warn logs what a configuration allows and should not be relied on.

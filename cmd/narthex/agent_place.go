@@ -23,9 +23,12 @@ import (
 // whose lease is what there is to have.
 const handoverSocketName = "handover.sock"
 
-// adminSocketName is what the admin socket is handed over as; the Workload API's
-// has no name.
-const adminSocketName = "admin"
+// Names under which sockets are handed over; the Workload API's has none.
+const (
+	adminSocketName  = "admin"
+	brokerSocketName = "broker"
+	brokerTCPName    = "broker-tcp"
+)
 
 // settleWithin bounds how long a new agent, which has the lease, lets the one
 // before it hold its streams, so that callers find this one able to answer. What
@@ -72,6 +75,12 @@ func (p *agentPlace) agent(ctx context.Context, c agent.Config, back bool) (*age
 	c.Inherit = p.take(handover.Listener, "", c.Socket)
 	if c.AdminSocket != "" {
 		c.AdminInherit = p.take(handover.Listener, adminSocketName, c.AdminSocket)
+	}
+	if c.Broker.Socket != "" {
+		c.Broker.Inherit = p.take(handover.Listener, brokerSocketName, c.Broker.Socket)
+	}
+	if c.Broker.Listen != "" {
+		c.Broker.InheritTCP = p.take(handover.Listener, brokerTCPName, c.Broker.Listen)
 	}
 	return agent.Successor(c)
 }
@@ -261,6 +270,16 @@ func (g *agentGiver) Offer() ([]handover.Socket, error) {
 			Kind: handover.Listener, Name: adminSocketName, Bind: string(g.config.Agent.Admin.Socket), Owned: owned, Listener: l,
 		})
 	}
+	if l, owned := g.agent.BrokerSocket(); l != nil {
+		out = append(out, handover.Socket{
+			Kind: handover.Listener, Name: brokerSocketName, Bind: string(g.config.Agent.Broker.Socket), Owned: owned, Listener: l,
+		})
+	}
+	if l := g.agent.BrokerListener(); l != nil {
+		out = append(out, handover.Socket{
+			Kind: handover.Listener, Name: brokerTCPName, Bind: string(g.config.Agent.Broker.Listen), Listener: l,
+		})
+	}
 	return append(out, figuresSockets(g.figures, g.config.Telemetry)...), nil
 }
 
@@ -268,8 +287,12 @@ func (g *agentGiver) Offer() ([]handover.Socket, error) {
 func (g *agentGiver) LetGo(ctx context.Context, taken []handover.Socket) error {
 	var given agent.Given
 	for _, s := range taken {
-		given.WorkloadAPI = given.WorkloadAPI || s.Kind == handover.Listener && s.Name == ""
-		given.Admin = given.Admin || s.Kind == handover.Listener && s.Name == adminSocketName
+		if s.Kind == handover.Listener {
+			given.WorkloadAPI = given.WorkloadAPI || s.Name == ""
+			given.Admin = given.Admin || s.Name == adminSocketName
+			given.Broker = given.Broker || s.Name == brokerSocketName
+			given.BrokerTCP = given.BrokerTCP || s.Name == brokerTCPName
+		}
 	}
 	if err := g.agent.LetGo(ctx, given); err != nil {
 		return err

@@ -33,6 +33,7 @@ type node struct {
 	trust    string // YAML of the server's bundle, instead of that file
 	serving  string // further YAML of the server, "key: value" separated by commas
 	attestor string // YAML of node_attestor
+	broker   string // YAML of broker
 	cacheMax int
 	syncs    time.Duration
 
@@ -132,6 +133,9 @@ func (n *node) configure() {
 		line("  sync: {interval: %s}", n.syncs)
 		if n.admin != "" {
 			line("  admin: {socket: %s, authorized_delegates: [%s]}", n.admin, strings.Join(n.delegates, ", "))
+		}
+		if n.broker != "" {
+			line("  broker: {%s}", n.broker)
 		}
 		if n.cacheMax > 0 {
 			line("  svid: {x509_cache: %d}", n.cacheMax)

@@ -7,7 +7,6 @@ import "regexp"
 // believes in a setting that does nothing, but by name, so that nobody looks
 // for a typing error.
 var later = map[string]bool{
-	"agent.broker":                       true,
 	"agent.offline":                      true,
 	"agent.node_attestor.sshpop":         true,
 	"agent.node_attestor.tpm_devid":      true,

@@ -61,6 +61,8 @@ type Agent struct {
 	SDS SDS `yaml:"sds"`
 	// The socket on which `narthex explain` and `narthex logger` ask, and processes that may have the identities of others. Left out: there is none.
 	Admin *Admin `yaml:"admin"`
+	// The SPIFFE Broker API, on which those named here have the identities of other processes of the node. Left out: there is none.
+	Broker *Broker `yaml:"broker"`
 	// The SVIDs the agent fetches for workloads.
 	SVID SVID `yaml:"svid"`
 	// How entries are kept up to date.
@@ -293,6 +295,33 @@ type Admin struct {
 	Socket Socket `yaml:"socket" default:"/run/narthex/private/admin.sock"`
 	// The SPIFFE IDs of local processes that may have the identity of any process of this node, by the Delegated Identity API. Left out: nobody may.
 	AuthorizedDelegates []spiffeid.ID `yaml:"authorized_delegates" empty:"true" example:"[spiffe://example.org/ns/mesh/sa/node-proxy]"`
+}
+
+// Broker is the SPIFFE Broker Endpoint: mutual TLS, at which the agent shows its
+// own SVID.
+type Broker struct {
+	// Absolute path of a Unix socket, at most 107 bytes, outside of the Workload API's directory, which is shown to workloads. Its mode is 0770. A directory that is missing is made with mode 0700; one that everybody may write to is refused. socket, listen or both are needed.
+	Socket Socket `yaml:"socket" example:"/run/narthex/broker/broker.sock"`
+	// host:port to listen at over TCP, where references to what is of this node, as PIDs, are refused.
+	Listen Address `yaml:"listen" example:"0.0.0.0:8443"`
+	// Who may ask. Everybody else is refused.
+	Brokers []AllowedBroker `yaml:"brokers" required:"true"`
+}
+
+// AllowedBroker is one who may have the identities of others.
+type AllowedBroker struct {
+	// Its SPIFFE ID, of this trust domain.
+	ID spiffeid.ID `yaml:"id" required:"true" example:"spiffe://example.org/ns/mesh/sa/node-proxy"`
+	// The types of references by which it may name a workload.
+	References []BrokerReference `yaml:"references" required:"true"`
+}
+
+// BrokerReference is a type of references to workloads.
+type BrokerReference struct {
+	// The type URL of its protobuf message, or `*` for every type that this agent knows.
+	TypeURL string `yaml:"type_url" required:"true" example:"type.googleapis.com/spiffe.broker.WorkloadPIDReference"`
+	// Allows it over TCP too. A PID is refused there whatever is said: it means another process on every node.
+	AllowOverTCP bool `yaml:"allow_over_tcp" default:"false"`
 }
 
 // SVID configures the SVIDs that workloads get.

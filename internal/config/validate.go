@@ -82,6 +82,9 @@ func (c *Config) validate(f *findings) {
 		if t := c.Agent.TakeOver; t != nil && t.DataDir == c.DataDir {
 			f.addf("agent.take_over.data_dir", "is this agent's own data_dir; give that a directory of its own, so that spire-agent's stays as it is")
 		}
+		if c.Agent.Broker != nil {
+			c.Agent.Broker.validate(f, c.TrustDomain, c.Agent.WorkloadAPI.Socket)
+		}
 		if c.TrustDomain.IsZero() {
 			f.addf("trust_domain", "is required for the agent")
 		}
@@ -428,6 +431,12 @@ func (c *Config) checkPlaces(f *findings) {
 		places = append(places, place{"agent.workload_api.socket", Address("unix:" + c.Agent.WorkloadAPI.Socket)})
 		if c.Agent.Admin != nil {
 			places = append(places, place{"agent.admin.socket", Address("unix:" + c.Agent.Admin.Socket)})
+		}
+		if b := c.Agent.Broker; b != nil {
+			if b.Socket != "" {
+				places = append(places, place{"agent.broker.socket", Address("unix:" + b.Socket)})
+			}
+			places = append(places, place{"agent.broker.listen", b.Listen})
 		}
 	}
 	if c.Proxy != nil {
