@@ -56,11 +56,11 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// subject is a process that is attested, and the user whose limits that counts
-// against: the process at the other end of a connection, or one that a broker
-// names on its own.
+// subject is what is attested, and the user whose limits that counts against: the
+// process at the other end of a connection, or what a broker names on its own.
 type subject struct {
-	process *attestor.Process // nil: a broker's, who is known by its SVID
+	process *attestor.Process // nil: an object, or a broker, who is known by its SVID
+	object  *attestor.Object  // of which the first attestation tells the UID
 	user    *user             // nil on a connection over a limit
 }
 
