@@ -327,8 +327,6 @@ func TestBrokerStreamEndsWithTheWorkload(t *testing.T) {
 
 func TestBrokerReferences(t *testing.T) {
 	t.Parallel()
-	kubernetes, err := anypb.New(&broker.KubernetesObjectReference{Uid: "1"})
-	must(t, err)
 	pid := byPID(t, os.Getpid()).Reference
 	longer := append(slices.Clone(pid.Value), 0x10, 7) // a field that there is not
 	only := func(kinds ...ReferenceType) func(*BrokerConfig) {
@@ -346,7 +344,8 @@ func TestBrokerReferences(t *testing.T) {
 		"every":          {ref: pid},
 		"none":           {code: codes.InvalidArgument, reason: workloadReferenceInvalid, says: "no workload reference"},
 		"empty":          {ref: &anypb.Any{Value: pid.Value}, code: codes.InvalidArgument, reason: workloadReferenceInvalid},
-		"unknown":        {ref: kubernetes, code: codes.InvalidArgument, reason: workloadReferenceInvalid, says: "KubernetesObjectReference"},
+		"unknown":        {ref: &anypb.Any{TypeUrl: "type.googleapis.com/x", Value: pid.Value}, code: codes.InvalidArgument, reason: workloadReferenceInvalid, says: "it knows"},
+		"no attestor":    {ref: podRef(t, "shop", "web", "").Reference, code: codes.InvalidArgument, reason: workloadReferenceInvalid, says: "no attestor of this agent knows objects of type pods.core"},
 		"another prefix": {ref: &anypb.Any{TypeUrl: "x/spiffe.broker.WorkloadPIDReference", Value: pid.Value}, code: codes.InvalidArgument, reason: workloadReferenceInvalid},
 		"not allowed":    {options: []func(*BrokerConfig){only(ReferenceType{TypeURL: "x"})}, ref: pid, code: codes.PermissionDenied, says: "agent.broker.brokers"},
 		"over TCP":       {options: []func(*BrokerConfig){overTCP, named}, ref: pid, code: codes.PermissionDenied, says: "own node"},
@@ -653,6 +652,182 @@ func TestListenBrokerConfig(t *testing.T) {
 	}
 }
 
+// pods is an attestor of pods, as k8s is, of no processes.
+type pods struct {
+	*labels // of the pod shop/web
+
+	podMu sync.Mutex // guards the following
+	uid   string     // of it; empty: it is not there
+	asked []attestor.Object
+	watch []func() // those who follow it
+}
+
+func newPods(values ...string) *pods { return &pods{labels: newLabels("k8s", values...), uid: "1-a"} }
+
+func (*pods) Attest(context.Context, *attestor.Process) ([]attestor.Selector, error) { return nil, nil }
+
+func (*pods) Follow(*attestor.Process, []attestor.Selector, func()) (stop func()) { return func() {} }
+
+func (*pods) Knows(plural, group string) bool { return plural == "pods" && group == "core" }
+
+func (p *pods) AttestObject(ctx context.Context, o attestor.Object) (string, []attestor.Selector, error) {
+	p.podMu.Lock()
+	p.asked = append(p.asked, o)
+	uid := p.uid
+	p.podMu.Unlock()
+	if uid == "" || o.Name != "" && o.Name != "web" || o.UID != "" && o.UID != uid {
+		return "", nil, fmt.Errorf("%s: %w", o, attestor.ErrNoObject)
+	}
+	found, err := p.labels.Attest(ctx, nil)
+	return uid, found, err
+}
+
+func (p *pods) FollowObject(o attestor.Object, _ []attestor.Selector, changed func()) (stop func()) {
+	p.podMu.Lock()
+	defer p.podMu.Unlock()
+	if o.UID == p.uid {
+		p.watch = append(p.watch, changed)
+	} else {
+		changed()
+	}
+	return func() {}
+}
+
+// becomes has another pod be shop/web, or none.
+func (p *pods) becomes(uid string) {
+	p.podMu.Lock()
+	p.uid = uid
+	told := p.watch
+	p.watch = nil
+	p.podMu.Unlock()
+	for _, changed := range told {
+		changed()
+	}
+}
+
+// podRef is a reference to a pod.
+func podRef(t testing.TB, namespace, name, uid string) *broker.WorkloadReference {
+	t.Helper()
+	ref := &broker.KubernetesObjectReference{Type: &broker.KubernetesObjectType{Plural: "pods", Group: "core"}, Uid: uid}
+	if namespace+name != "" {
+		ref.Key = &broker.KubernetesObjectKey{Namespace: namespace, Name: name}
+	}
+	packed, err := anypb.New(ref)
+	must(t, err)
+	return &broker.WorkloadReference{Reference: packed}
+}
+
+// servePods starts a server on whose node the pod shop/web has an entry.
+func servePods(t testing.TB, options ...func(*BrokerConfig)) (*brokerFixture, *pods) {
+	t.Helper()
+	p := newPods("ns:shop")
+	f := serveBrokers(t, append(options, func(c *BrokerConfig) { c.Attestors = append(c.Attestors, p) })...)
+	web := f.entry("web", "/web")
+	web.Selectors = []attestor.Selector{{Type: "k8s", Value: "ns:shop"}}
+	f.register(web)
+	return f, p
+}
+
+func TestBrokerNamesPods(t *testing.T) {
+	t.Parallel()
+	pod := podRef(t, "shop", "web", "")
+	packed := func(ref *broker.KubernetesObjectReference) *broker.WorkloadReference {
+		any, err := anypb.New(ref)
+		must(t, err)
+		return &broker.WorkloadReference{Reference: any}
+	}
+	pods := &broker.KubernetesObjectType{Plural: "pods", Group: "core"}
+	longer := append(slices.Clone(pod.Reference.Value), 0x28, 7)
+	for name, test := range map[string]struct {
+		ref    *broker.WorkloadReference
+		code   codes.Code
+		reason string
+		says   string
+	}{
+		"by name":        {ref: pod},
+		"by UID":         {ref: podRef(t, "", "", "1-a")},
+		"by both":        {ref: podRef(t, "shop", "web", "1-a")},
+		"another UID":    {podRef(t, "shop", "web", "1-b"), codes.NotFound, workloadNotFound, "UID 1-b"},
+		"nobody":         {podRef(t, "shop", "other", ""), codes.NotFound, workloadNotFound, "pods.core shop/other"},
+		"neither":        {podRef(t, "", "", ""), codes.InvalidArgument, workloadReferenceInvalid, "neither"},
+		"no namespace":   {podRef(t, "", "web", ""), codes.InvalidArgument, workloadReferenceInvalid, "without namespace"},
+		"no name":        {podRef(t, "shop", "", "1-a"), codes.InvalidArgument, workloadReferenceInvalid, "or name"},
+		"no type":        {packed(&broker.KubernetesObjectReference{Uid: "1"}), codes.InvalidArgument, workloadReferenceInvalid, "no type"},
+		"another type":   {packed(&broker.KubernetesObjectReference{Type: &broker.KubernetesObjectType{Plural: "deployments", Group: "apps"}, Uid: "1"}), codes.InvalidArgument, workloadReferenceInvalid, "deployments.apps"},
+		"no UID":         {podRef(t, "", "", "x"), codes.InvalidArgument, workloadReferenceInvalid, "no UID"},
+		"no name at all": {podRef(t, "shop/web", "web", ""), codes.InvalidArgument, workloadReferenceInvalid, "RFC 1123"},
+		"long":           {podRef(t, "shop", strings.Repeat("w", maxKubernetesBytes), ""), codes.InvalidArgument, workloadReferenceInvalid, "at most"},
+		"long name":      {podRef(t, "shop", strings.Repeat("w", maxKubernetesName+1), ""), codes.InvalidArgument, workloadReferenceInvalid, "RFC 1123"},
+		"more":           {&broker.WorkloadReference{Reference: &anypb.Any{TypeUrl: KubernetesReference, Value: longer}}, codes.InvalidArgument, workloadReferenceInvalid, "more than"},
+		"not a message":  {&broker.WorkloadReference{Reference: &anypb.Any{TypeUrl: KubernetesReference, Value: []byte{0xff}}}, codes.InvalidArgument, workloadReferenceInvalid, "not the message"},
+		"empty key":      {packed(&broker.KubernetesObjectReference{Type: pods, Uid: "1-a", Key: &broker.KubernetesObjectKey{}}), codes.InvalidArgument, workloadReferenceInvalid, "without namespace"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, _ := servePods(t)
+			answer, err := subscribe(t, f.client(), test.ref).Recv()
+			wantReason(t, err, test.code, test.reason)
+			if !strings.Contains(fmt.Sprint(err), test.says) {
+				t.Errorf("got %v, want it to say %q", err, test.says)
+			}
+			if ids := idsOf(answer); err == nil && (len(ids) != 1 || ids[0] != "/web") {
+				t.Errorf("got %v, want /web", ids)
+			}
+		})
+	}
+}
+
+func TestBrokerNamesPodsOverTCP(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		may  ReferenceType
+		code codes.Code
+	}{
+		{ReferenceType{TypeURL: KubernetesReference, OverTCP: true}, codes.OK},
+		{ReferenceType{TypeURL: AnyReference, OverTCP: true}, codes.OK},
+		{ReferenceType{TypeURL: KubernetesReference}, codes.PermissionDenied},
+		{ReferenceType{TypeURL: AnyReference}, codes.PermissionDenied},
+		{ReferenceType{TypeURL: PIDReference, OverTCP: true}, codes.PermissionDenied},
+	} {
+		f, _ := servePods(t, overTCP, func(c *BrokerConfig) { c.Brokers[0].References = []ReferenceType{test.may} })
+		_, err := subscribe(t, f.client(), podRef(t, "shop", "web", "")).Recv()
+		wantCode(t, err, test.code)
+	}
+}
+
+// TestBrokerStreamEndsWithThePod: another pod of its name is another pod.
+func TestBrokerStreamEndsWithThePod(t *testing.T) {
+	t.Parallel()
+	for _, becomes := range []string{"", "1-b"} {
+		f, p := servePods(t)
+		stream := subscribe(t, f.client(), podRef(t, "shop", "web", ""))
+		_, err := stream.Recv()
+		must(t, err)
+		p.becomes("1-a") // which changes nothing
+		p.becomes(becomes)
+		_, err = stream.Recv()
+		wantReason(t, err, codes.NotFound, workloadNotFound, "UID 1-a")
+	}
+}
+
+func TestBrokerIsToldOfPodsInVain(t *testing.T) {
+	t.Parallel()
+	f, p := servePods(t)
+	p.mu.Lock()
+	p.err = errors.New("the kubelet is away")
+	p.mu.Unlock()
+	_, err := subscribe(t, f.client(), podRef(t, "shop", "web", "")).Recv()
+	wantReason(t, err, codes.Unavailable, "", "the kubelet is away")
+	p.mu.Lock()
+	p.err, p.values = nil, []string{"ns:other"}
+	p.mu.Unlock()
+	_, err = subscribe(t, f.client(), podRef(t, "shop", "web", "")).Recv()
+	wantReason(t, err, codes.PermissionDenied, workloadNotEntitled)
+	eventually(t, "the log names the pod", func() bool {
+		return strings.Contains(f.log.String(), "pods.core shop/web") && strings.Contains(f.log.String(), "spiffe://example.org/mesh")
+	})
+}
+
 // FuzzReference reads what a broker can send: it is refused with a reason, or
 // names a process.
 func FuzzReference(f *testing.F) {
@@ -661,17 +836,23 @@ func FuzzReference(f *testing.F) {
 		must(f, err)
 		f.Add(PIDReference, value)
 	}
-	f.Add("type.googleapis.com/spiffe.broker.KubernetesObjectReference", []byte{})
+	for _, ref := range []*broker.WorkloadReference{podRef(f, "shop", "web", ""), podRef(f, "", "", "1-a"), podRef(f, "shop", "web", "1-a"), podRef(f, "", "web", ""), podRef(f, "", "", "")} {
+		f.Add(KubernetesReference, ref.Reference.Value)
+	}
 	f.Add("", []byte{8, 7})
-	by := &brokerConn{door: &door{local: true}, id: mesh, may: permissions{AnyReference: false}, pids: true}
+	by := &brokerConn{door: &door{local: true, server: &Server{objects: []attestor.Objects{newPods()}}}, id: mesh, may: permissions{AnyReference: false}, pids: true}
 	f.Fuzz(func(t *testing.T, kind string, value []byte) {
 		r, err := by.readReference(&broker.WorkloadReference{Reference: &anypb.Any{TypeUrl: kind, Value: value}})
 		if err != nil {
 			wantReason(t, err, codes.InvalidArgument, workloadReferenceInvalid)
 			return
 		}
-		if kind != PIDReference || r.pid <= 0 || len(value) > maxPIDBytes {
-			t.Errorf("%q of %d bytes was read as pid %d", kind, len(value), r.pid)
+		switch o := r.object; {
+		case kind == PIDReference && o == nil && r.pid > 0 && len(value) <= maxPIDBytes:
+		case kind == KubernetesReference && o != nil && r.pid == 0 && len(value) <= maxKubernetesBytes &&
+			o.Plural == "pods" && o.Group == "core" && (o.Namespace == "") == (o.Name == "") && o.Name+o.UID != "":
+		default:
+			t.Errorf("%q of %d bytes was read as pid %d and object %v", kind, len(value), r.pid, o)
 		}
 	})
 }

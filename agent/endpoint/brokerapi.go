@@ -127,12 +127,14 @@ func (b *brokerAPI) about(ctx context.Context, ref *broker.WorkloadReference, e 
 	if err != nil {
 		return err
 	}
-	process, err := r.pin()
-	if err != nil {
+	c := &caller{server: b.server, subject: &subject{object: r.object, user: by.user}, delegate: &by.subject, encoder: e}
+	if r.object != nil { // whose end an attestation tells
+		return r.explain(f(ctx, c))
+	}
+	if c.subject.process, err = r.pin(); err != nil {
 		return err
 	}
-	defer process.Close()
-	c := &caller{server: b.server, subject: &subject{process, by.user}, delegate: &by.subject, encoder: e}
+	defer c.subject.process.Close()
 	return r.explain(during(ctx, c.untilGone, func(ctx context.Context) error { return f(ctx, c) }))
 }
 

@@ -110,8 +110,8 @@ func (d *door) look() bool {
 		return false
 	}
 	for c, reason := range d.fallen(view) {
-		d.server.complain("broker's connection closed", "broker", c.id.String(), "error", reason)
-		_ = c.Close()
+		d.server.log.Info("broker's connection closed", "broker", c.id.String(), "reason", reason)
+		c.cut()
 	}
 	return true
 }
@@ -211,6 +211,13 @@ func (c *brokerConn) Close() error {
 	delete(c.door.inside, c)
 	c.door.mu.Unlock()
 	return c.conn.Close()
+}
+
+// cut closes the connection without a word, for which Close could wait where the
+// broker does not read.
+func (c *brokerConn) cut() {
+	_ = c.Conn.(*tls.Conn).NetConn().Close()
+	_ = c.Close()
 }
 
 // sealed is a brokerConn as gRPC reads and writes it: what is beneath TLS is none

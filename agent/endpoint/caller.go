@@ -122,7 +122,7 @@ func (c *caller) begin(ctx context.Context) (*registry.View, error) {
 func (c *caller) find(ctx context.Context) (attestation, *registry.View, error) {
 	a := c.server.attest(ctx, c.subject, false)
 	switch {
-	case errors.Is(a.err, attestor.ErrProcessGone):
+	case isGone(a.err):
 		return a, nil, c.gone(a.err)
 	case errors.Is(a.err, attestor.ErrAttestation):
 		return a, nil, status.Error(codes.Unavailable, a.err.Error())
@@ -231,7 +231,7 @@ func (c *caller) plan(wait time.Duration) {
 func (c *caller) apply(a *attestation) error {
 	c.cancel()
 	c.again, c.cancel = nil, nil
-	if errors.Is(a.err, attestor.ErrProcessGone) {
+	if isGone(a.err) {
 		return c.gone(a.err)
 	}
 	last := c.watch.Selectors()
@@ -274,8 +274,18 @@ func (c *caller) conclude(a *attestation) {
 	}
 	for _, f := range c.server.followers {
 		if !a.failedOf(f.Type()) {
-			c.follows = append(c.follows, f.Follow(c.subject.process, c.watch.Selectors(), c.watch.Interrupt))
+			c.follow(f)
 		}
+	}
+}
+
+// follow has f interrupt the watch when what it found changes.
+func (c *caller) follow(f attestor.Follower) {
+	found, changed := c.watch.Selectors(), c.watch.Interrupt
+	if c.subject.object == nil {
+		c.follows = append(c.follows, f.Follow(c.subject.process, found, changed))
+	} else if o, ok := f.(attestor.Objects); ok && knows(o, c.subject.object) {
+		c.follows = append(c.follows, o.FollowObject(*c.subject.object, found, changed))
 	}
 }
 
@@ -301,8 +311,8 @@ func retryAfter(failures int) time.Duration {
 	return wait*3/4 + rand.N(wait/2)
 }
 
-// attest asks the attestors for a process. quiet keeps those that fail out of
-// the log.
+// attest asks the attestors for a process or an object. quiet keeps those that
+// fail out of the log.
 func (s *Server) attest(ctx context.Context, c *subject, quiet bool) (a attestation) {
 	end, err := s.limits.beginAttestation(ctx, c.user)
 	if err != nil {
@@ -314,7 +324,7 @@ func (s *Server) attest(ctx context.Context, c *subject, quiet bool) (a attestat
 	defer end()
 	bounded, cancel := context.WithTimeout(ctx, s.limits.AttestationTime)
 	defer cancel()
-	a.selectors, a.err = attestor.AttestObserved(bounded, c.process, s.attestors, func(o attestor.Outcome) {
+	observe := func(o attestor.Outcome) {
 		s.meter.attested(o)
 		if o.Err == nil || ctx.Err() != nil {
 			return
@@ -323,7 +333,12 @@ func (s *Server) attest(ctx context.Context, c *subject, quiet bool) (a attestat
 		if !quiet {
 			s.note(c, "attestor failed", "attestor", o.Type, "error", o.Err)
 		}
-	})
+	}
+	if c.object != nil {
+		a.selectors, a.err = s.attestObject(bounded, c.object, observe)
+	} else {
+		a.selectors, a.err = attestor.AttestObserved(bounded, c.process, s.attestors, observe)
+	}
 	if ctx.Err() != nil {
 		a.err = ctx.Err()
 	}

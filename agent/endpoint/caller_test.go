@@ -177,7 +177,7 @@ func hold(t *testing.T, f func(*testing.T, *heldCall)) {
 		}
 		u, refusal, _ := h.server.limits.connect(origin{uid: 1}, time.Now())
 		must(t, refusal)
-		c := &conn{subject: subject{p, u}, limits: h.server.limits}
+		c := &conn{subject: subject{process: p, user: u}, limits: h.server.limits}
 		h.ctx, h.cancel = context.WithCancel(peer.NewContext(t.Context(), &peer.Peer{AuthInfo: c}))
 		defer func() { must(t, h.server.Close()) }()
 		defer h.cancel()

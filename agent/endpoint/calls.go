@@ -217,7 +217,11 @@ func (s *Server) complain(msg string, args ...any) {
 // note logs a line about a caller.
 func (s *Server) note(c *subject, msg string, args ...any) {
 	if muted, ok := s.limits.mayLog(c.user, time.Now()); ok {
-		args = append(args, "pid", c.process.PID, "uid", c.process.UID, "gid", c.process.GID)
+		if c.object != nil {
+			args = append(args, "object", c.object.String())
+		} else {
+			args = append(args, "pid", c.process.PID, "uid", c.process.UID, "gid", c.process.GID)
+		}
 		if c.user.house != "" {
 			args = append(args, "pod", c.user.house)
 		}

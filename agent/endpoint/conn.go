@@ -56,11 +56,12 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// subject is a process that is attested, and the user whose limits that counts
-// against: the process at the other end of a connection, or one that a delegate
-// or a broker names on its own.
+// subject is what is attested, and the user whose limits that counts against: the
+// process at the other end of a connection, or what a delegate or a broker names
+// on its own.
 type subject struct {
-	process *attestor.Process // nil where a delegate gives selectors in its place, and of a broker, who is known by its SVID
+	process *attestor.Process // nil: an object, a broker, who is known by its SVID, or where a delegate gives selectors
+	object  *attestor.Object  // of which the first attestation tells the UID
 	user    *user             // nil on a connection over a limit
 }
 

@@ -143,6 +143,7 @@ type Server struct {
 	attestors []attestor.Workload
 	followers []attestor.Follower // those of attestors that are
 	housing   []attestor.Housing  // likewise
+	objects   []attestor.Objects  // likewise
 	log       hclog.Logger
 
 	listener *listener
@@ -199,6 +200,9 @@ func newServer(cfg *Config, listen func(addr string) (*socket.Listener, error)) 
 		}
 		if h, ok := a.(attestor.Housing); ok && cfg.door == nil { // brokers count for themselves
 			s.housing = append(s.housing, h)
+		}
+		if o, ok := a.(attestor.Objects); ok {
+			s.objects = append(s.objects, o)
 		}
 	}
 	s.limits = newLimiter(cfg.Limits, len(s.housing) > 0)

@@ -257,6 +257,9 @@ func (c *caller) alive() error {
 
 // gone is the answer where the process the call is about is gone.
 func (c *caller) gone(err error) error {
+	if c.subject.object != nil {
+		return status.Error(codes.NotFound, err.Error())
+	}
 	if c.delegate != nil {
 		return status.Errorf(codes.NotFound, "the process asked for is not there any more: %v", err)
 	}

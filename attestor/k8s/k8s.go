@@ -10,8 +10,9 @@
 // believed. The kubelet says what that is: kubelet.go asks it for the pods of
 // the node, split.go cuts its answer into them, pods.go decodes those that are
 // not as before and indexes them, selectors.go makes the selectors of them. cache.go shares one request among all who wait, and
-// follow.go tells those who follow a process when its pod changes, and check.go
-// whoever starts the agent what is missing on this node.
+// follow.go tells those who follow a process when its pod changes, object.go finds
+// a pod that is named, and check.go tells whoever starts the agent what is missing
+// on this node.
 //
 // Which selectors entitle to what is left to agent/registry, whether the
 // process is still the one that called to attestor.Attest, and the signatures
@@ -69,7 +70,7 @@ type Signatures interface {
 }
 
 // Attestor is the workload attestor "k8s". It is an attestor.Follower,
-// attestor.Housing, attestor.Runner and attestor.Dependent.
+// attestor.Housing, attestor.Objects, attestor.Runner and attestor.Dependent.
 type Attestor struct {
 	podOnly    bool
 	signatures Signatures

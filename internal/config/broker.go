@@ -14,6 +14,7 @@ import (
 const (
 	anyReference = "*"
 	pidReference = "type.googleapis.com/spiffe.broker.WorkloadPIDReference"
+	podReference = "type.googleapis.com/spiffe.broker.KubernetesObjectReference"
 )
 
 // validate checks the broker endpoint of an agent of this trust domain.
@@ -48,8 +49,8 @@ func (b *AllowedBroker) validate(f *findings, key string) {
 		case r.TypeURL == "": // said already
 		case r.TypeURL == anyReference && len(b.References) > 1:
 			f.addf(at+".type_url", "%q stands for every type; it must be alone", anyReference)
-		case r.TypeURL != anyReference && r.TypeURL != pidReference:
-			f.addf(at+".type_url", "%q is no type of reference that this agent knows; write %s or %q", clip(r.TypeURL), pidReference, anyReference)
+		case r.TypeURL != anyReference && r.TypeURL != pidReference && r.TypeURL != podReference:
+			f.addf(at+".type_url", "%q is no type of reference that this agent knows; write %s, %s or %q", clip(r.TypeURL), pidReference, podReference, anyReference)
 		case slices.ContainsFunc(b.References[:i], func(o BrokerReference) bool { return o.TypeURL == r.TypeURL }):
 			f.addf(at+".type_url", "%s is in the list already", r.TypeURL)
 		case r.TypeURL == pidReference && r.AllowOverTCP:
