@@ -29,8 +29,9 @@ const (
 	keptFor = 10 * time.Minute
 )
 
-// caller is one held call: the process it is about, and what is watched for it. It belongs to the goroutine of its call. There are thousands, so it
-// holds no goroutine, no timer while nothing failed, and no selectors: the
+// caller is one held call: the process it is about, and what is watched for it.
+// It belongs to the goroutine of its call. There are thousands, so it holds no
+// goroutine, no timer while nothing failed, and no selectors: the
 // registry has those, once for all who have the same.
 //
 // Whatever has the caller attested again (a Follower, the timer, the end of an
@@ -195,7 +196,7 @@ func (c *caller) nextWithin(ctx, wait context.Context) (*registry.View, error) {
 func (c *caller) interrupted(ctx context.Context) error {
 	select {
 	case a := <-c.again:
-		return elsewhere(func() error { return c.apply(&a) })
+		return c.server.deep.do(func() error { return c.apply(&a) })
 	default:
 	}
 	if c.again != nil {

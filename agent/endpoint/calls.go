@@ -80,7 +80,7 @@ func (s *Server) call(c *conn, srv any, stream grpc.ServerStream, info *grpc.Str
 	if err := s.checkHeader(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
-	counted := countedStream{ServerStream: stream, limits: s.limits, user: c.user}
+	counted := countedStream{ServerStream: stream, server: s, user: c.user}
 	if s.meter.isHeld(info.FullMethod) {
 		s.meter.open(info.FullMethod, 1)
 		defer s.meter.open(info.FullMethod, -1)
@@ -103,7 +103,7 @@ func (s *Server) tie(ctx context.Context) (_ context.Context, free func()) {
 // stream of reflection or of SDS answers as many as its client sends.
 type countedStream struct {
 	grpc.ServerStream
-	limits   *limiter
+	server   *Server
 	user     *user
 	received bool // the first message, which was counted as the call
 }
@@ -112,12 +112,12 @@ type countedStream struct {
 func (s *countedStream) RecvMsg(m any) error {
 	if !s.received {
 		s.received = true
-		return receiveFirst(s.ServerStream, m, s.limits.FirstMessage)
+		return s.server.receiveFirst(s.ServerStream, m)
 	}
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	return s.limits.request(s.user, time.Now())
+	return s.server.limits.request(s.user, time.Now())
 }
 
 // tiedStream is a stream whose context ends with the server too.
@@ -128,23 +128,22 @@ type tiedStream struct {
 
 func (t *tiedStream) Context() context.Context { return t.ctx }
 
-// heldStream is a stream that may stay for months. A goroutine's stack grows
-// to what it needed once and, at this depth of gRPC, does not shrink again, so
-// whatever needs a deep one is done elsewhere: 4 KiB less for each stream.
-// Its context is gRPC's own, another KiB less: who serves it ends with the
-// server by Server.held.
+// heldStream is a stream that may stay for months: see deep. Its context is
+// gRPC's own, another KiB less: who serves it ends with the server by
+// Server.held.
 type heldStream struct{ countedStream }
 
 func (h *heldStream) SendMsg(m any) error {
-	return elsewhere(func() error { return h.ServerStream.SendMsg(m) })
+	return h.server.deep.do(func() error { return h.ServerStream.SendMsg(m) })
 }
 
 // receiveFirst receives the request of a call, for which the client has so
 // much time. After an error the handler returns: that ends the stream, and
 // with it a RecvMsg that still waits.
-func receiveFirst(stream grpc.ServerStream, m any, within time.Duration) error {
+func (s *Server) receiveFirst(stream grpc.ServerStream, m any) error {
 	received := make(chan error, 1)
-	go func() { received <- stream.RecvMsg(m) }()
+	s.deep.start(func() { received <- stream.RecvMsg(m) })
+	within := s.limits.FirstMessage
 	late := time.NewTimer(within)
 	defer late.Stop()
 	select {
@@ -153,13 +152,6 @@ func receiveFirst(stream grpc.ServerStream, m any, within time.Duration) error {
 	case <-late.C:
 		return status.Errorf(codes.DeadlineExceeded, "the call was opened and no request came within %s", within)
 	}
-}
-
-// elsewhere runs f on a stack of its own and returns what f does.
-func elsewhere(f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	return <-done
 }
 
 // finish gives the end of a call its code and counts it.

@@ -89,7 +89,7 @@ func (d *delegatedIdentity) asDelegate(ctx context.Context, method string, f fun
 		encoder: &encoder{method: method, early: true, standing: d.standing, refuse: d.refuse},
 	}
 	var view *registry.View
-	if err := elsewhere(func() (err error) { view, err = c.begin(ctx); return err }); err != nil {
+	if err := c.server.deep.do(func() (err error) { view, err = c.begin(ctx); return err }); err != nil {
 		return err
 	}
 	defer c.end()

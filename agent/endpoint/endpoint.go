@@ -155,6 +155,7 @@ type Server struct {
 	frames   frames
 	secrets  secrets
 	held     held
+	deep     *deep
 	door     *door       // nil: callers are processes, which the kernel knows
 	yielding atomic.Bool // between Pause and Resume
 	given    atomic.Bool // likewise, where another process has the socket
@@ -192,7 +193,7 @@ func newServer(cfg *Config, listen func(addr string) (*socket.Listener, error)) 
 	if cfg.Agent == nil {
 		return nil, errors.New("listen: no agent given")
 	}
-	s := &Server{agent: cfg.Agent, attestors: cfg.Attestors, log: log, door: cfg.door, frames: newFrames(), held: held{watches: map[*registry.Watch]struct{}{}}}
+	s := &Server{agent: cfg.Agent, attestors: cfg.Attestors, log: log, door: cfg.door, frames: newFrames(), deep: newDeep(), held: held{watches: map[*registry.Watch]struct{}{}}}
 	s.secrets = newSecrets(cfg.SDS.withDefaults(), cfg.AllowUnauthenticatedVerifiers)
 	for _, a := range cfg.Attestors {
 		if f, ok := a.(attestor.Follower); ok {
@@ -319,6 +320,7 @@ func (s *Server) Close() error {
 			err = s.socket.Remove()
 		}
 		s.drain()
+		s.deep.close()
 		if closeErr := s.listener.Close(); closeErr != nil && !errors.Is(closeErr, net.ErrClosed) {
 			err = errors.Join(err, closeErr)
 		}

@@ -178,7 +178,7 @@ func (a *secretAPI) serve(stream grpc.ServerStream, d dialect, e *encoder) error
 		return ended(err)
 	}
 	var view *registry.View
-	err := elsewhere(func() (err error) {
+	err := c.server.deep.do(func() (err error) {
 		if err := c.heed(first); err != nil {
 			return err
 		}
@@ -199,7 +199,7 @@ func (a *secretAPI) serve(stream grpc.ServerStream, d dialect, e *encoder) error
 	in := receive(stream, d)
 	for {
 		view = unexpired(view, time.Now())
-		if err := elsewhere(func() error { return c.turn(stream, view) }); err != nil {
+		if err := c.server.deep.do(func() error { return c.turn(stream, view) }); err != nil {
 			return err
 		}
 		next, err := c.nextWithin(ctx, in.came)
@@ -210,7 +210,7 @@ func (a *secretAPI) serve(stream grpc.ServerStream, d dialect, e *encoder) error
 			if err := <-in.end; err != nil {
 				return ended(err)
 			}
-			if err := elsewhere(func() error { return c.heed(in.request) }); err != nil {
+			if err := c.server.deep.do(func() error { return c.heed(in.request) }); err != nil {
 				return err
 			}
 			in = receive(stream, d)

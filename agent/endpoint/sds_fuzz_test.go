@@ -49,7 +49,7 @@ func FuzzSecretRequests(f *testing.F) {
 			d = incremental{}
 		}
 		s := &Server{log: hclog.NewNullLogger(), limits: newLimiter(Limits{}, false), secrets: newSecrets(SDS{}.withDefaults(), false)}
-		c := &secretCall{caller: &caller{server: s, subject: &subject{&attestor.Process{}, &user{}}, encoder: &encoder{}}, dialect: d}
+		c := &secretCall{caller: &caller{server: s, subject: &subject{process: &attestor.Process{}, user: &user{}}, encoder: &encoder{}}, dialect: d}
 		for i, message := range [][]byte{first, second, first, second} {
 			r := d.newRequest()
 			if proto.Unmarshal(message, r) != nil {

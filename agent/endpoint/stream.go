@@ -92,7 +92,7 @@ func (s *Server) watch(stream grpc.ServerStream, e *encoder) error {
 func (c *caller) serve(ctx context.Context, stream grpc.ServerStream, begin func(context.Context) (*registry.View, error)) error {
 	s := c.server
 	var view *registry.View
-	err := elsewhere(func() (err error) {
+	err := s.deep.do(func() (err error) {
 		ctx, free := s.tie(ctx)
 		defer free()
 		view, err = begin(ctx)
@@ -174,7 +174,7 @@ func (c *caller) answer(ctx context.Context, view *registry.View) (f *frame, ref
 	if c.encoder.fetch == nil {
 		return c.server.frames.acquire(c.encoder, view), time.Time{}, nil
 	}
-	err = elsewhere(func() (err error) {
+	err = c.server.deep.do(func() (err error) {
 		ctx, free := c.server.tie(ctx)
 		defer free()
 		f, refresh, err = c.encoder.fetch(ctx, view)
@@ -232,7 +232,7 @@ func (h *held) close() {
 // that got hold of its socket is not entitled to what comes after its end. Nor
 // is a delegate once the process it asked for is another one.
 func (c *caller) send(stream grpc.ServerStream, f *frame) error {
-	if err := elsewhere(c.alive); err != nil {
+	if err := c.server.deep.do(c.alive); err != nil {
 		return err
 	}
 	return stream.SendMsg(f)
