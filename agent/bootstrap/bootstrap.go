@@ -29,7 +29,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/narthex-id/narthex/internal/watch"
@@ -173,7 +172,7 @@ func (s *Source) Bundle(ctx context.Context, a Attempt) ([]*x509.Certificate, er
 	if err != nil {
 		return nil, err // names where
 	}
-	roots, err := Parse(data, s.Format, s.TrustDomain)
+	roots, err := Parse(data, s.Format)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, err)
 	}
@@ -261,17 +260,9 @@ func (s *Source) address(a Attempt) string {
 }
 
 // Parse reads a bundle. The error says what it is not.
-func Parse(data []byte, format string, td spiffeid.TrustDomain) ([]*x509.Certificate, error) {
+func Parse(data []byte, format string) ([]*x509.Certificate, error) {
 	if format == SPIFFE {
-		bundle, err := spiffebundle.Parse(td, data)
-		if err != nil {
-			return nil, fmt.Errorf("no SPIFFE bundle: %w", err)
-		}
-		roots := bundle.X509Authorities()
-		if len(roots) == 0 {
-			return nil, errors.New(`no X.509 authority in it (a key with "use": "x509-svid")`)
-		}
-		return roots, nil
+		return parseSPIFFE(data)
 	}
 	var roots []*x509.Certificate
 	for len(data) > 0 {

@@ -263,7 +263,7 @@ func FuzzParse(f *testing.F) {
 		if spiffe {
 			format = SPIFFE
 		}
-		roots, err := Parse(data, format, td)
+		roots, err := Parse(data, format)
 		if (err == nil) != (len(roots) > 0) {
 			t.Errorf("%d authorities and %v", len(roots), err)
 		}

@@ -3,6 +3,8 @@ package endpoint
 import (
 	"context"
 	"crypto"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -119,6 +121,9 @@ func readJWT(token string) (*jwt.JSONWebToken, *jwt.Claims, spiffeid.ID, error) 
 		return fail("it is no JWS in compact form that is signed by an algorithm of SPIFFE JWT-SVID §2.1")
 	}
 	header := signed.Headers[0]
+	if !plainHeader(token) {
+		return fail("its header has more than alg, kid and typ (SPIFFE JWT-SVID §2)")
+	}
 	if typ, given := header.ExtraHeaders[jose.HeaderType]; given && typ != "JWT" && typ != "JOSE" {
 		return fail("its type (typ) is neither JWT nor JOSE (SPIFFE JWT-SVID §2.3)")
 	}
@@ -137,6 +142,23 @@ func readJWT(token string) (*jwt.JSONWebToken, *jwt.Claims, spiffeid.ID, error) 
 		return fail("it does not say when it expires (exp)")
 	}
 	return signed, &claims, id, nil
+}
+
+// plainHeader tells whether a JWS has no header but those of SPIFFE JWT-SVID §2:
+// others may say how it is to be verified, or with which key.
+func plainHeader(token string) bool {
+	head, _, _ := strings.Cut(token, ".")
+	var header map[string]json.RawMessage
+	text, err := base64.RawURLEncoding.DecodeString(head)
+	if err != nil || json.Unmarshal(text, &header) != nil {
+		return false
+	}
+	for name := range header {
+		if name != "alg" && name != "kid" && name != "typ" {
+			return false
+		}
+	}
+	return true
 }
 
 // jwtKey returns the key of that ID of a trust domain. It is not looked for in

@@ -48,19 +48,19 @@ func (a *workloadAPI) FetchWITBundles(_ *workload.WITBundlesRequest, stream grpc
 	return a.server.watch(stream, a.witBundles)
 }
 
-// witStanding is where a caller stands who stands there otherwise.
+// witStanding is where a caller stands who stands there otherwise. Where the
+// server signs no WIT-SVIDs that comes before everything else, as §7 of the
+// standard has it: who reads PermissionDenied would call again for ever.
 func witStanding(otherwise func(*registry.View) standing) func(*registry.View) standing {
 	return func(v *registry.View) standing {
-		stands := otherwise(v)
-		switch {
-		case stands != entitled:
-			return stands
-		case v.Bundle == nil:
-			return pending
-		case len(v.Bundle.WITKeys) == 0:
+		if v.Synced && v.Bundle != nil && len(v.Bundle.WITKeys) == 0 {
 			return unoffered
 		}
-		return entitled
+		stands := otherwise(v)
+		if stands == entitled && v.Bundle == nil {
+			return pending
+		}
+		return stands
 	}
 }
 

@@ -72,7 +72,7 @@ func TestFetchWITSVIDFails(t *testing.T) {
 		_, err = stream.Recv()
 		return err
 	}
-	wantCode(t, fetch(""), codes.PermissionDenied, "no identity issued")
+	wantCode(t, fetch(""), codes.Unimplemented, "wit-svid")
 	f.unsigned(f.entry("a", "/a"))
 	wantCode(t, fetch(""), codes.Unimplemented, "wit-svid")
 	wantCode(t, fetch("a"), codes.InvalidArgument, "SPIFFE ID")
@@ -89,7 +89,6 @@ func TestFetchWITSVIDFails(t *testing.T) {
 
 func TestWITBundles(t *testing.T) {
 	f := serveTokens(t)
-	f.unsigned(f.entry("a", "/a"))
 	fetch := func() (*workload.WITBundlesResponse, error) {
 		stream, err := f.client.FetchWITBundles(withHeader(testContext(t)), &workload.WITBundlesRequest{})
 		must(t, err)
@@ -98,6 +97,9 @@ func TestWITBundles(t *testing.T) {
 	_, err := fetch()
 	wantCode(t, err, codes.Unimplemented, "wit-svid")
 	f.agent.Apply(registry.Update{Bundle: withWIT(f.ca.bundle(), `{"keys":[]}`)})
+	_, err = fetch()
+	wantCode(t, err, codes.PermissionDenied, "no identity issued")
+	f.unsigned(f.entry("a", "/a"))
 	got, err := fetch()
 	must(t, err)
 	if len(got.Bundles) != 1 || got.Bundles["spiffe://example.org"] != `{"keys":[]}` {

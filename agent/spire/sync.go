@@ -37,6 +37,9 @@ const (
 	// maxUnixTime is the last second of the year 9999, the last one that
 	// RFC 3339 can write.
 	maxUnixTime = 253402300799
+
+	maxSPIFFEID = 2048 // bytes (SPIFFE-ID §2.3)
+	maxHint     = 1024 // bytes (SPIFFE Workload API §8)
 )
 
 // entryMask asks for what registry.Entry holds. Without the revision number
@@ -358,10 +361,14 @@ func parseEntry(e *types.Entry, td spiffeid.TrustDomain) (registry.Entry, error)
 		return none, fmt.Errorf("%s is of another trust domain", id)
 	case id.Path() == "":
 		return none, fmt.Errorf("%s has no path", id)
+	case len(id.String()) > maxSPIFFEID:
+		return none, fmt.Errorf("SPIFFE ID: it has %d bytes, at most %d are accepted", len(id.String()), maxSPIFFEID)
 	case e.GetRevisionNumber() < 0:
 		return none, fmt.Errorf("revision %d", e.GetRevisionNumber())
 	case len(e.GetSelectors()) == 0:
 		return none, errors.New("it has no selector")
+	case len(e.GetHint()) > maxHint:
+		return none, fmt.Errorf("its hint has %d bytes, at most %d are accepted", len(e.GetHint()), maxHint)
 	}
 	entry := registry.Entry{
 		ID:         e.GetId(),

@@ -165,6 +165,8 @@ func TestSyncLeavesOut(t *testing.T) {
 		"no SPIFFE ID":                func(e *types.Entry) { e.SpiffeId = nil },
 		"bad path":                    func(e *types.Entry) { e.SpiffeId.Path = "/a/../b" },
 		"no path":                     func(e *types.Entry) { e.SpiffeId.Path = "" },
+		"long path":                   func(e *types.Entry) { e.SpiffeId.Path = "/" + strings.Repeat("a", maxSPIFFEID) },
+		"long hint":                   func(e *types.Entry) { e.Hint = strings.Repeat("h", maxHint+1) },
 		"bad trust domain":            func(e *types.Entry) { e.SpiffeId.TrustDomain = "EXAMPLE" },
 		"path in trust domain":        func(e *types.Entry) { e.SpiffeId.TrustDomain = "example.org/x" },
 		"other trust domain":          func(e *types.Entry) { e.SpiffeId.TrustDomain = "other.org" },
@@ -421,6 +423,12 @@ func TestParseEntry(t *testing.T) {
 	}
 	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	longest := newEntry(1)
+	longest.SpiffeId.Path = "/" + strings.Repeat("a", maxSPIFFEID-len("spiffe://example.org/"))
+	longest.Hint = strings.Repeat("h", maxHint)
+	if got, err := parseEntry(longest, exampleOrg); err != nil || len(got.SPIFFEID.String()) != maxSPIFFEID || got.Hint != longest.Hint {
+		t.Errorf("the longest SPIFFE ID and hint: %v", err)
 	}
 	never, err := parseEntry(newEntry(1), exampleOrg)
 	if err != nil || !never.ExpiresAt.IsZero() {

@@ -21,8 +21,9 @@ import (
 	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
-// tools is the folder of spire-server and spire-agent. TestMain sets it.
-var tools string
+// tools is the folder of spire-server and spire-agent, grpcjs that of gRPC for
+// Node. TestMain sets them.
+var tools, grpcjs string
 
 // proxyUser is whom the proxy becomes, and otherProxyUser where a test wants
 // two: accounts that every Debian has.
@@ -43,7 +44,10 @@ func as(u user) func(*exec.Cmd) { return stage.As(u.uid, u.uid) }
 
 func TestMain(m *testing.M) {
 	os.Exit(stage.Main(m, 4, func() (err error) {
-		tools, err = stage.Tools("spire", "NARTHEX_TOOLS", "spire-server", "spire-agent")
+		if tools, err = stage.Tools("spire", "NARTHEX_TOOLS", "spire-server", "spire-agent"); err != nil {
+			return err
+		}
+		grpcjs, err = stage.Tools("grpcjs", "NARTHEX_GRPCJS", "node_modules")
 		return err
 	}))
 }

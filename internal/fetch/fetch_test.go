@@ -108,7 +108,7 @@ func TestX509(t *testing.T) {
 func TestPick(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
-	a.x509 = &workload.X509SVIDResponse{Svids: []*workload.X509SVID{a.svid("/web", ""), a.svid("/other", "internal")}}
+	a.x509 = &workload.X509SVIDResponse{Svids: []*workload.X509SVID{a.svid("/web", ""), a.svid("/other", "internal"), a.svid("/later", "internal")}}
 	a.serve()
 	c := a.client()
 	other := spiffeid.RequireFromString("spiffe://example.org/other")
