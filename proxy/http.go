@@ -27,7 +27,7 @@ type HTTP struct {
 
 	// Versions are those that clients may speak, by their ALPN protocols (RFC
 	// 7301 §6), the preferred first: h2 and http/1.1, with which goes 1.0.
-	// Empty: the latter alone.
+	// Empty: both, in that order.
 	Versions   []string
 	MaxStreams int // requests of one connection of HTTP/2 at a time (RFC 9113 §5.1.2), at most 1,000: 250
 }
@@ -53,7 +53,7 @@ func (h *HTTP) withDefaults() *HTTP {
 	out.Retries = max(0, cmp.Or(h.Retries, defaultRetries))
 	out.MaxStreams = cmp.Or(h.MaxStreams, defaultMaxStreams)
 	if out.Versions = slices.Clone(h.Versions); len(out.Versions) == 0 {
-		out.Versions = []string{protocolHTTP}
+		out.Versions = []string{protocolH2, protocolHTTP}
 	}
 	return &out
 }

@@ -24,8 +24,8 @@ func TestProtocolWords(t *testing.T) {
 	}
 }
 
-// TestVersionsByDefault: an HTTP listener of which nothing is said takes HTTP/1.1,
-// and what is said stays as it is.
+// TestVersionsByDefault: an HTTP listener of which nothing is said takes HTTP/2
+// and HTTP/1.1, and what is said stays as it is.
 func TestVersionsByDefault(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -33,7 +33,7 @@ func TestVersionsByDefault(t *testing.T) {
 		versions []string
 		streams  int
 	}{
-		{HTTP{}, []string{"http/1.1"}, 250},
+		{HTTP{}, []string{"h2", "http/1.1"}, 250},
 		{HTTP{Versions: []string{"http/1.1"}, MaxStreams: 1}, []string{"http/1.1"}, 1},
 		{HTTP{Versions: []string{"http/1.1", "h2"}, MaxStreams: 1000}, []string{"http/1.1", "h2"}, 1000},
 	} {
