@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -56,6 +57,15 @@ func (h *HTTP) withDefaults() *HTTP {
 		out.Versions = []string{protocolH2, protocolHTTP}
 	}
 	return &out
+}
+
+// readsAs reports whether a request that was read, proven and told of under was
+// would be the same under h. What is of connections, or comes after the
+// decision, makes no difference to it.
+func (h *HTTP) readsAs(was *HTTP) bool {
+	now := *h
+	now.Versions, now.MaxStreams, now.Retries = was.Versions, was.MaxStreams, was.Retries
+	return reflect.DeepEqual(&now, was)
 }
 
 // check returns why the settings cannot be.
