@@ -60,6 +60,28 @@ func TestVersionsByDefault(t *testing.T) {
 	}
 }
 
+// TestVersionNotSpoken: who offers only what the listener does not speak is
+// refused in TLS, and the record says what it speaks.
+func TestVersionNotSpoken(t *testing.T) {
+	t.Parallel()
+	const want = "this listener serves http/1.1, http/1.0 (`alpn`, or else `http.versions`); one with protocol: tcp carries others"
+	for _, offer := range []string{protocolH2, "mqtt"} {
+		t.Run(offer, func(t *testing.T) {
+			t.Parallel()
+			p, ca := web(t, origin(t, echoes), func(c *Config) { c.Listeners[0].HTTP.Versions = []string{protocolHTTP} })
+			config := clientConfig(ca.SVID("/web"))
+			config.NextProtos = []string{offer}
+			if c, err := tls.Dial("tcp", p.addr("web"), config); err == nil {
+				_ = c.Close()
+				t.Error("served")
+			}
+			if r := p.next(); !strings.Contains(r.Reason, want) {
+				t.Errorf("record %q", r.Reason)
+			}
+		})
+	}
+}
+
 // TestAnotherProtocolIsAnotherTarget: requests that are being served go on for the
 // drain timeout, and those that come go by the new one.
 func TestAnotherProtocolIsAnotherTarget(t *testing.T) {

@@ -56,9 +56,9 @@ func newSettings(l Listener, was *settings) *settings {
 	l.Expect, l.Targets = slices.Clone(l.Expect), slices.Clone(l.Targets)
 	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
 	l.Routes, l.ALPN, l.ServerName = normalRoutes(l.Routes), slices.Clone(l.ALPN), normalName(l.ServerName)
-	if l.HTTP != nil && len(l.ALPN) == 0 {
+	if l.HTTP != nil && l.Direction == policy.Inbound && len(l.ALPN) == 0 { // outbound, each request has its offer
 		l.ALPN = slices.Clone(l.HTTP.Versions)
-		if l.Direction == policy.Inbound && slices.Contains(l.ALPN, protocolHTTP) {
+		if slices.Contains(l.ALPN, protocolHTTP) {
 			l.ALPN = append(l.ALPN, protocolHTTP10)
 		}
 	}

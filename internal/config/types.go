@@ -387,7 +387,7 @@ type Listener struct {
 	Target Targets `yaml:"target" example:"127.0.0.1:8080"`
 	// Inbound only: other targets, by what the client asks for. The first route that matches wins; what none matches goes to target, or is refused where there is none.
 	Routes []Route `yaml:"routes"`
-	// Protocols of TLS's ALPN, the preferred first. Inbound those that are accepted, before those of routes; a client that offers only others is refused, one that offers none is not. Outbound those that are offered.
+	// Protocols of TLS's ALPN, the preferred first. Inbound those that are accepted, before those of routes; a client that offers only others is refused, one that offers none is not. Outbound those that are offered. With protocol: http inbound alone, and only what http.versions names (http/1.0 with http/1.1); left out: all of it.
 	ALPN []string `yaml:"alpn" example:"[h2, http/1.1]"`
 	// Outbound only: the server name (SNI) that is asked for. Left out: the host of target, if it is a name.
 	ServerName ServerName `yaml:"server_name" example:"inventory.example.org"`
@@ -485,7 +485,7 @@ type ListenerIdentity struct {
 type Route struct {
 	// Server names the client asks for: exact, or *.suffix for all below it. Left out: any, also none.
 	SNI []ServerName `yaml:"sni" example:"[db.example.org, \"*.shop.example\"]"`
-	// Protocols of which one was negotiated. Left out: any, also none.
+	// Protocols of which one was negotiated, with protocol: http as those of the listener. Left out: any, also none.
 	ALPN []string `yaml:"alpn" example:"[postgresql]"`
 	// With protocol: http, hosts of requests, as those of rules. Left out: any.
 	Hosts []string `yaml:"hosts" example:"[orders.shop.svc, \"*.example.org\"]"`
