@@ -414,6 +414,9 @@ func checkListener(l Listener) error {
 	if err := checkRoutes(l, l.Direction == policy.Inbound); err != nil {
 		return err
 	}
+	if err := checkSpoken(l); err != nil {
+		return err
+	}
 	if err := checkProxyProtocol(l.ProxyProtocol); err != nil {
 		return err
 	}

@@ -245,7 +245,7 @@ func (q *question) handshake(t *secured, s *settings, record *telemetry.Access, 
 		}
 		result, why := explainHandshake(err, s.Direction)
 		if result == "no_protocol" && s.HTTP != nil {
-			why = strings.ReplaceAll(why, "add it to `alpn`, of the listener or a route", "this listener serves HTTP/1.1; one with protocol: tcp carries others")
+			why = strings.ReplaceAll(why, "add it to `alpn`, of the listener or a route", "this listener serves "+strings.Join(s.ALPN, ", ")+" (`alpn`, or else `http.versions`); one with protocol: tcp carries others")
 		}
 		c.l.handshaked(result)
 		closed := result == "closed"

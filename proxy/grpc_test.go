@@ -111,7 +111,7 @@ func calls(t *testing.T, service string, change ...func(*Config)) (*running, map
 	t.Helper()
 	p, ca := web(t, service, append([]func(*Config){speaking(ProtocolAuto)}, change...)...)
 	l := outbound(t, "out", p.addr("web"), "spiffe://example.org/orders")
-	l.HTTP = &HTTP{Versions: []string{protocolH2, protocolHTTP}}
+	l.HTTP = &HTTP{}
 	out := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/web"), ca)})
 	return p, map[string]*grpc.ClientConn{"one": dialGRPC(t, p.addr("web"), ca), "both": dialGRPC(t, out.addr("out"), nil)}
 }

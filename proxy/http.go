@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -27,7 +28,7 @@ type HTTP struct {
 
 	// Versions are those that clients may speak, by their ALPN protocols (RFC
 	// 7301 §6), the preferred first: h2 and http/1.1, with which goes 1.0.
-	// Empty: the latter alone.
+	// Empty: both, in that order.
 	Versions   []string
 	MaxStreams int // requests of one connection of HTTP/2 at a time (RFC 9113 §5.1.2), at most 1,000: 250
 }
@@ -53,9 +54,18 @@ func (h *HTTP) withDefaults() *HTTP {
 	out.Retries = max(0, cmp.Or(h.Retries, defaultRetries))
 	out.MaxStreams = cmp.Or(h.MaxStreams, defaultMaxStreams)
 	if out.Versions = slices.Clone(h.Versions); len(out.Versions) == 0 {
-		out.Versions = []string{protocolHTTP}
+		out.Versions = []string{protocolH2, protocolHTTP}
 	}
 	return &out
+}
+
+// readsAs reports whether a request that was read, proven and told of under was
+// would be the same under h. What is of connections, or comes after the
+// decision, makes no difference to it.
+func (h *HTTP) readsAs(was *HTTP) bool {
+	now := *h
+	now.Versions, now.MaxStreams, now.Retries = was.Versions, was.MaxStreams, was.Retries
+	return reflect.DeepEqual(&now, was)
 }
 
 // check returns why the settings cannot be.

@@ -45,13 +45,9 @@ func knowing(t testing.TB) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// speaking has the listener speak HTTP/2 with clients, and the protocol with its
-// target.
+// speaking has the listener speak the protocol with its target.
 func speaking(p Protocol) func(*Config) {
-	return func(c *Config) {
-		c.Listeners[0].HTTP.Versions = []string{protocolH2, protocolHTTP}
-		c.Listeners[0].UpstreamProtocol = p
-	}
+	return func(c *Config) { c.Listeners[0].UpstreamProtocol = p }
 }
 
 func describes(w http.ResponseWriter, r *http.Request) {

@@ -57,6 +57,13 @@ func TestConfigurationsThatCannotBe(t *testing.T) {
 		{"negative timeout", with(func(l *Listener) { l.Timeouts.Connect = -1 }), "timeouts cannot be negative"},
 		{"unknown version", with(func(l *Listener) { l.HTTP = &HTTP{Versions: []string{"h2", "http/2"}} }), `http: versions: "http/2" is none that is served: want h2 or http/1.1`},
 		{"version twice", with(func(l *Listener) { l.HTTP = &HTTP{Versions: []string{"h2", "h2"}} }), "http: versions: h2 is in the list twice"},
+		{"a protocol of others", with(func(l *Listener) { l.HTTP, l.ALPN = &HTTP{}, []string{"h2", "http/1.1", "http/1.0", "mqtt"} }), `alpn: "mqtt" is not among the versions of HTTP that are spoken: h2, http/1.1`},
+		{"a protocol that is not spoken", with(func(l *Listener) {
+			l.HTTP, l.Routes = &HTTP{Versions: []string{"h2"}}, []Route{{ALPN: []string{"h2", "http/1.0"}, Targets: l.Targets}}
+		}), `alpn: "http/1.0" is not among the versions of HTTP that are spoken: h2`},
+		{"an offer of requests", with(func(l *Listener) {
+			l.HTTP, l.Direction, l.ALPN = &HTTP{}, policy.Outbound, []string{"h2"}
+		}), "alpn: outbound, what an HTTP listener offers follows from its upstream's protocol"},
 		{"negative streams", with(func(l *Listener) { l.HTTP = &HTTP{MaxStreams: -1} }), "http: max_streams: -1 is out of bounds: want 1 to 1000, or 0 for 250"},
 		{"too many streams", with(func(l *Listener) { l.HTTP = &HTTP{MaxStreams: 1001} }), "http: max_streams: 1001 is out of bounds"},
 		{"no protocol", with(func(l *Listener) { l.HTTP, l.UpstreamProtocol = &HTTP{}, 3 }), "upstream: protocol 3 is not one"},

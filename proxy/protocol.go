@@ -3,6 +3,8 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/narthex-id/narthex/proxy/policy"
 )
@@ -43,6 +45,27 @@ func (p *Protocol) UnmarshalText(text []byte) error {
 		}
 	}
 	return fmt.Errorf("%q: want auto, http1, h2c or h2", text)
+}
+
+// checkSpoken refuses ALPN protocols that TLS would negotiate on an HTTP listener
+// and that it would not speak then.
+func checkSpoken(l Listener) error {
+	if l.HTTP == nil {
+		return nil
+	}
+	if l.Direction == policy.Outbound {
+		if len(l.ALPN) > 0 {
+			return errors.New("alpn: outbound, what an HTTP listener offers follows from its upstream's protocol")
+		}
+		return nil
+	}
+	versions := l.HTTP.withDefaults().Versions
+	for _, p := range (&settings{Listener: l}).everyProtocol() {
+		if !slices.Contains(versions, p) && (p != protocolHTTP10 || !slices.Contains(versions, protocolHTTP)) {
+			return fmt.Errorf("alpn: %q is not among the versions of HTTP that are spoken: %s", p, strings.Join(versions, ", "))
+		}
+	}
+	return nil
 }
 
 // checkRequests refuses what is for requests where there are none, and checks

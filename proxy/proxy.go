@@ -98,7 +98,7 @@ type Listener struct {
 	Mode        Mode        // inbound: ModeStrict
 	Enforcement Enforcement // Enforce
 
-	ALPN          []string // protocols offered, or, inbound, accepted beside those of Routes, the preferred first
+	ALPN          []string // protocols offered, or, inbound, accepted beside those of Routes, the preferred first; with HTTP inbound alone, and of its Versions: all of them
 	ServerName    string   // outbound: the SNI that is sent; the host of the target
 	ProxyProtocol ProxyProtocol
 

@@ -296,6 +296,8 @@ func (q *question) followTarget(now time.Time) {
 	why := closing{"drain", "its listener has no target for it any more"}
 	if now := s.targetsFor(q.bound()); s.ServerName != q.began.ServerName {
 		why.why = "its listener asks for another server name"
+	} else if s.UpstreamProtocol != q.began.UpstreamProtocol {
+		why.why = "its listener speaks another protocol to its target"
 	} else if len(now) > 0 {
 		why.why = "its listener has another target, " + strings.Join(now, ", ")
 	}

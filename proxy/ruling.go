@@ -3,7 +3,6 @@ package proxy
 import (
 	"fmt"
 	"net/http"
-	"reflect"
 	"time"
 
 	"github.com/narthex-id/narthex/proxy/http1"
@@ -113,7 +112,7 @@ func (x *call) decide(attached bool) *refused {
 		return &refused{status: http.StatusServiceUnavailable, why: "its listener was removed", last: true}
 	}
 	switch {
-	case s != x.s && !reflect.DeepEqual(s.HTTP, x.s.HTTP):
+	case s != x.s && !s.HTTP.readsAs(x.s.HTTP):
 		return &refused{status: http.StatusServiceUnavailable, why: "the listener changed while the request was on its way", again: true}
 	case !attached:
 		x.s, q.began = s, s

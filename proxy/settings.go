@@ -48,6 +48,7 @@ func newSettings(l Listener, was *settings) *settings {
 		expiry = ActionDrain
 		l.HTTP = l.HTTP.withDefaults()
 	}
+	l.Upstream.Protocol = l.UpstreamProtocol.String() // or what changes it would lead to the targets there were
 	l.OnPeerExpiry = cmp.Or(l.OnPeerExpiry, expiry)
 	l.MaxConnections = cmp.Or(l.MaxConnections, defaultMaxConnections)
 	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes())
@@ -55,9 +56,9 @@ func newSettings(l Listener, was *settings) *settings {
 	l.Expect, l.Targets = slices.Clone(l.Expect), slices.Clone(l.Targets)
 	l.ProxyProtocol.AcceptFrom = slices.Clone(l.ProxyProtocol.AcceptFrom)
 	l.Routes, l.ALPN, l.ServerName = normalRoutes(l.Routes), slices.Clone(l.ALPN), normalName(l.ServerName)
-	if l.HTTP != nil && len(l.ALPN) == 0 {
+	if l.HTTP != nil && l.Direction == policy.Inbound && len(l.ALPN) == 0 { // outbound, each request has its offer
 		l.ALPN = slices.Clone(l.HTTP.Versions)
-		if l.Direction == policy.Inbound && slices.Contains(l.ALPN, protocolHTTP) {
+		if slices.Contains(l.ALPN, protocolHTTP) {
 			l.ALPN = append(l.ALPN, protocolHTTP10)
 		}
 	}
@@ -112,10 +113,10 @@ func (s *settings) replaced(next *settings, b bound) string {
 // keeps reports whether a connection that began under was can go on with the
 // target it came to, or, where it came to none yet, with any that it may come
 // to. Routes count as they are now: where they lead it elsewhere, its target
-// is that of others. Outbound, the server name that was asked for is part of
-// the target.
+// is that of others. What is spoken to the target is part of it, and outbound
+// the server name that was asked for.
 func (s *settings) keeps(was *settings, b bound) bool {
-	if s.ServerName != was.ServerName {
+	if s.ServerName != was.ServerName || s.UpstreamProtocol != was.UpstreamProtocol {
 		return false
 	}
 	now := s.targetsFor(b)

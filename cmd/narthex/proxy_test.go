@@ -49,7 +49,7 @@ func TestHTTP2Settings(t *testing.T) {
 	if bytes.HTTP != nil || bytes.UpstreamProtocol != proxy.ProtocolAuto || bytes.Upstream.Health.GRPC {
 		t.Errorf("%+v", bytes)
 	}
-	if !slices.Equal(out.HTTP.Versions, []string{"http/1.1"}) || out.HTTP.MaxStreams != 250 || out.UpstreamProtocol != proxy.ProtocolHTTP1 {
+	if !slices.Equal(out.HTTP.Versions, []string{"h2", "http/1.1"}) || out.HTTP.MaxStreams != 250 || out.UpstreamProtocol != proxy.ProtocolHTTP1 {
 		t.Errorf("%+v, %s", out.HTTP, out.UpstreamProtocol)
 	}
 }

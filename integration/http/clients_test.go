@@ -18,9 +18,9 @@ import (
 	"github.com/narthex-id/narthex/integration/internal/stage"
 )
 
-// clients are those that come to the services. Each fetches bytes of all sizes
-// and stores some, counted and in chunks, and compares them. With an SVID it
-// speaks mutual TLS itself.
+// clients are those that come to the services, all in HTTP/1.1. Each fetches
+// bytes of all sizes and stores some, counted and in chunks, and compares them.
+// With an SVID it speaks mutual TLS itself.
 var clients = []struct {
 	name string
 	run  func(t *testing.T, base string, own *mesh.SVID)
@@ -108,7 +108,7 @@ func curlClient(t *testing.T, base string, own *mesh.SVID) {
 		if own != nil {
 			args = append([]string{"--cert", own.CertFile, "--key", own.KeyFile, "--cacert", own.CA.Bundle}, args...)
 		}
-		return stage.Must(t, "curl", append([]string{"-sS", "--fail-with-body", "--max-time", "60"}, args...)...)
+		return stage.Must(t, "curl", append([]string{"-sS", "--http1.1", "--fail-with-body", "--max-time", "60"}, args...)...)
 	}
 	sum := func(name string) [32]byte { return sha256.Sum256([]byte(stage.ReadFile(t, filepath.Join(dir, name)))) }
 

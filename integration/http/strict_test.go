@@ -97,6 +97,7 @@ func strictHAProxy(t *testing.T, services []string) []func() (net.Conn, error) {
 const (
 	strictTimes    = "timeouts: {head: 2s, stall: 2s, idle: 2s}"
 	strictIdentity = "identity_header: {name: x-spiffe-id, xfcc: sanitize}"
+	strictVersions = "http: {versions: [http/1.1]}" // the preface of HTTP/2 is one of the requests
 )
 
 func strictNarthex(t *testing.T, services []string) (dials []func() (net.Conn, error)) {
@@ -125,7 +126,7 @@ func strictOutbound(t *testing.T, services []string) []func() (net.Conn, error) 
 	var addresses []string
 	for i, service := range services {
 		lane := fmt.Sprintf("lane%d", i)
-		addresses = append(addresses, out.Outbound(lane, in.Inbound(lane, service, strictIdentity), server.ID, strictTimes))
+		addresses = append(addresses, out.Outbound(lane, in.Inbound(lane, service, strictIdentity), server.ID, strictTimes, strictVersions))
 	}
 	for _, n := range []*mesh.Node{in, out} {
 		n.Rules(mesh.Allow("client-may", client.ID))

@@ -7,8 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -50,9 +48,6 @@ type route struct {
 	in, out *mesh.Node // nil where it does not go through one
 }
 
-// versions has a listener speak both, which it does when it is asked to.
-const versions = "http: {versions: [h2, http/1.1]}"
-
 // open starts what stands on the way; more is further YAML of all listeners.
 // They speak both versions where it says nothing else.
 func (w way) open(t *testing.T, f far, more ...string) *route {
@@ -60,9 +55,6 @@ func (w way) open(t *testing.T, f far, more ...string) *route {
 	ca := mesh.NewAuthority(t)
 	r := &route{address: f.address, caller: ca.Leaf("/client")}
 	server := ca.Leaf("/server")
-	if !slices.ContainsFunc(more, func(line string) bool { return strings.HasPrefix(line, "http: ") }) {
-		more = append([]string{versions}, more...)
-	}
 	upstream := func(protocol string) []string {
 		if f.all {
 			return append([]string{"upstream: {protocol: " + protocol + "}"}, more...)

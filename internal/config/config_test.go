@@ -72,7 +72,7 @@ log: {level: debug, format: json}
 
 // plainHTTP is what a listener has of which nothing is said.
 var plainHTTP = HTTP{
-	Forwarded: "replace", RequestID: "x-request-id", Versions: []HTTPVersion{HTTP1}, MaxStreams: 250, Retries: Retries{2, 20},
+	Forwarded: "replace", RequestID: "x-request-id", Versions: []HTTPVersion{HTTP2, HTTP1}, MaxStreams: 250, Retries: Retries{2, 20},
 }
 
 func TestParseReadsEveryKey(t *testing.T) {
@@ -181,7 +181,7 @@ func TestDefaults(t *testing.T) {
 // TestHTTP2Keys: what a listener says of HTTP/2 comes through, and a gRPC health
 // check without a service is of the server as a whole.
 func TestHTTP2Keys(t *testing.T) {
-	old := []HTTPVersion{HTTP1}
+	both := []HTTPVersion{HTTP2, HTTP1}
 	const inbound, outbound = "direction: inbound, ", `direction: outbound, expect: ["spiffe://example.org/a"], `
 	for _, tt := range []struct {
 		keys     string
@@ -190,14 +190,14 @@ func TestHTTP2Keys(t *testing.T) {
 		protocol string
 		grpc     *GRPCHealth
 	}{
-		{inbound + `upstream: {health: {}}`, old, 250, "auto", nil},
-		{inbound + `http: {versions: [h2, http/1.1]}, upstream: {protocol: http1, health: {path: /}}`, []HTTPVersion{HTTP2, HTTP1}, 250, "http1", nil},
+		{inbound + `upstream: {health: {}}`, both, 250, "auto", nil},
+		{inbound + `http: {versions: [http/1.1]}, upstream: {protocol: http1, health: {path: /}}`, []HTTPVersion{HTTP1}, 250, "http1", nil},
 		{inbound + `http: {versions: [http/1.1, h2], max_streams: 1000}`, []HTTPVersion{HTTP1, HTTP2}, 1000, "auto", nil},
 		{inbound + `http: {versions: [h2], max_streams: 1}, upstream: {protocol: h2c, health: {grpc: {}}}`, []HTTPVersion{HTTP2}, 1, "h2c", &GRPCHealth{}},
-		{inbound + `upstream: {health: {grpc: {service: ""}}}`, old, 250, "auto", &GRPCHealth{}},
-		{inbound + `upstream: {health: {grpc: {service: shop.v1.Orders}}}`, old, 250, "auto", &GRPCHealth{"shop.v1.Orders"}},
-		{outbound + `upstream: {protocol: h2}`, old, 250, "h2", nil},
-		{outbound + `upstream: {protocol: http1}`, old, 250, "http1", nil},
+		{inbound + `upstream: {health: {grpc: {service: ""}}}`, both, 250, "auto", &GRPCHealth{}},
+		{inbound + `upstream: {health: {grpc: {service: shop.v1.Orders}}}`, both, 250, "auto", &GRPCHealth{"shop.v1.Orders"}},
+		{outbound + `upstream: {protocol: h2}`, both, 250, "h2", nil},
+		{outbound + `upstream: {protocol: http1}`, both, 250, "http1", nil},
 	} {
 		c, err := Parse("n.yaml", []byte("proxy:\n  policies: [p.yaml]\n  listeners:\n    - {name: web, protocol: http, bind: \"127.0.0.1:1\", target: \"127.0.0.1:2\", "+tt.keys+"}\n"))
 		if err != nil {

@@ -18,13 +18,9 @@ func (l *Listener) validateHTTP(f *findings, key string) {
 	if l.ProxyProtocol.Send != "off" {
 		f.addf(key+".proxy_protocol.send", "has no use with protocol: http, where requests of several clients share a connection to the target; http.forwarded tells of them")
 	}
-	for i, p := range l.ALPN {
-		if p != "http/1.1" && p != "http/1.0" {
-			f.addf(fmt.Sprintf("%s.alpn[%d]", key, i), "%q is not served with protocol: http; leave alpn out, or write [http/1.1]", clip(p))
-		}
-	}
 	l.HTTP.validate(f, key+".http", l.Direction)
 	l.HTTP.validateVersions(f, key+".http")
+	l.validateALPN(f, key)
 	l.Upstream.validateProtocol(f, key+".upstream.protocol", l.Direction)
 	if h := l.IdentityHeader; h != nil {
 		h.validate(f, key+".identity_header", l.Direction)
@@ -117,6 +113,44 @@ func (h *HTTP) validateVersions(f *findings, key string) {
 	_, given := f.pos[key+".max_streams"]
 	if given && slices.Equal(h.Versions, []HTTPVersion{HTTP1}) {
 		f.addf(key+".max_streams", "has no use without h2 in versions: it is for HTTP/2")
+	}
+}
+
+// validateALPN checks that what TLS may negotiate is spoken then.
+func (l *Listener) validateALPN(f *findings, key string) {
+	if l.Direction == "outbound" {
+		if len(l.ALPN) > 0 {
+			f.addf(key+".alpn", "has no use on an outbound listener with protocol: http; upstream.protocol says what the far end is offered")
+		}
+		return
+	}
+	if f.isBad(key+".http.versions") || slices.Contains(l.HTTP.Versions, "") { // it is not known what was meant
+		return
+	}
+	l.HTTP.validateSpoken(f, key+".alpn", l.ALPN)
+	for i := range l.Routes {
+		l.HTTP.validateSpoken(f, fmt.Sprintf("%s.routes[%d].alpn", key, i), l.Routes[i].ALPN)
+	}
+}
+
+// http10 is the ALPN protocol of HTTP/1.0, which goes with HTTP1.
+const http10 = "http/1.0"
+
+// validateSpoken finds protocols of alpn that are not among the versions.
+func (h *HTTP) validateSpoken(f *findings, key string, alpn []string) {
+	for i, p := range alpn {
+		version := HTTPVersion(p)
+		if p == http10 {
+			version = HTTP1
+		}
+		at := fmt.Sprintf("%s[%d]", key, i)
+		switch {
+		case p == "" || slices.Contains(h.Versions, version):
+		case version == HTTP1 || version == HTTP2:
+			f.addf(at, "%q is not spoken without %s in http.versions; name it there, or leave it out here", p, version)
+		default:
+			f.addf(at, "%q is not served with protocol: http; leave it out, or carry it with protocol: tcp", clip(p))
+		}
 	}
 }
 

@@ -416,11 +416,11 @@ type Listener struct {
 	Target Targets `yaml:"target" example:"127.0.0.1:8080"`
 	// Inbound only: other targets, by what the client asks for. The first route that matches wins; what none matches goes to target, or is refused where there is none.
 	Routes []Route `yaml:"routes"`
-	// Protocols of TLS's ALPN, the preferred first. Inbound those that are accepted, before those of routes; a client that offers only others is refused, one that offers none is not. Outbound those that are offered.
+	// Protocols of TLS's ALPN, the preferred first. Inbound those that are accepted, before those of routes; a client that offers only others is refused, one that offers none is not. Outbound those that are offered. With protocol: http inbound alone, and only what http.versions names (http/1.0 with http/1.1); left out: all of it.
 	ALPN []string `yaml:"alpn" example:"[h2, http/1.1]"`
 	// Outbound only: the server name (SNI) that is asked for. Left out: the host of target, if it is a name.
 	ServerName ServerName `yaml:"server_name" example:"inventory.example.org"`
-	// What is carried. tcp: bytes, decided once a connection and asked again when the policy changes. http: HTTP/1.1, of which each request is decided by method, host, path and headers too; WebSocket and other upgrades are decided by the request that begins them.
+	// What is carried. tcp: bytes, decided once a connection and asked again when the policy changes. http: HTTP/1.1 and HTTP/2, of which each request is decided by method, host, path and headers too, gRPC calls among them; WebSocket and other upgrades are decided by the request that begins them.
 	Protocol string `yaml:"protocol" default:"tcp" enum:"tcp|http"`
 	// With protocol: http and inbound, what the service is told of who calls. Left out: nothing, and what clients say of it is stripped all the same.
 	IdentityHeader *IdentityHeader `yaml:"identity_header"`
@@ -474,8 +474,8 @@ type HTTP struct {
 	RequestID string `yaml:"request_id" default:"x-request-id" example:"x-request-id"`
 	// JWT-SVIDs: inbound they are validated as a second proof, outbound attached.
 	JWT *JWT `yaml:"jwt"`
-	// What clients may speak, the preferred first: http/1.1, with which goes HTTP/1.0, and h2 (HTTP/2). Inbound it is negotiated by ALPN, outbound HTTP/2 is recognised by its first bytes (prior knowledge). HTTP/2, and gRPC with it, is a preview: it has not been measured beside others yet, and has to be asked for.
-	Versions []HTTPVersion `yaml:"versions" default:"[http/1.1]" example:"[h2, http/1.1]"`
+	// What clients may speak, the preferred first: h2 (HTTP/2, and gRPC with it) and http/1.1, with which goes HTTP/1.0. Over mTLS it is negotiated by ALPN, and a client that offers nothing there speaks HTTP/1.1; in plaintext HTTP/2 is recognised by its first bytes (prior knowledge).
+	Versions []HTTPVersion `yaml:"versions" default:"[h2, http/1.1]" example:"[http/1.1]"`
 	// The most requests of one connection of HTTP/2 at a time; a client keeps further ones back.
 	MaxStreams int `yaml:"max_streams" default:"250" min:"1" max:"1000"`
 	// The largest body of a request in bytes, its chunks included. 413 beyond. 0: no bound; bodies are never held in memory.
@@ -514,7 +514,7 @@ type ListenerIdentity struct {
 type Route struct {
 	// Server names the client asks for: exact, or *.suffix for all below it. Left out: any, also none.
 	SNI []ServerName `yaml:"sni" example:"[db.example.org, \"*.shop.example\"]"`
-	// Protocols of which one was negotiated. Left out: any, also none.
+	// Protocols of which one was negotiated, with protocol: http as those of the listener. Left out: any, also none.
 	ALPN []string `yaml:"alpn" example:"[postgresql]"`
 	// With protocol: http, hosts of requests, as those of rules. Left out: any.
 	Hosts []string `yaml:"hosts" example:"[orders.shop.svc, \"*.example.org\"]"`

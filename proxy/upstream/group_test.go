@@ -453,6 +453,13 @@ func TestKept(t *testing.T) {
 		if got := n.dialled(); count(got, a) != 0 {
 			t.Errorf("an ejected endpoint is dialled after a reload: %v", got)
 		}
+		spoken := settings
+		spoken.Protocol = "h2"
+		other := take(t, s, spoken, a)
+		if list, _ := other.Status(1); !list[0].Healthy || list[0].Failed != 0 {
+			t.Errorf("what is spoken to in another protocol is not another target: %+v", list)
+		}
+		other.Release()
 		next.Release()
 		fresh := take(t, s, settings, a)
 		if list, _ := fresh.Status(1); !list[0].Healthy || list[0].Failed != 0 {

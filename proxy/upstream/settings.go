@@ -13,6 +13,12 @@ type Settings struct {
 	Health   Health
 	Ejection Ejection
 
+	// Protocol is the borrower's word for what it speaks to the targets. A target
+	// that is spoken to otherwise is another one: what failed in one protocol may
+	// serve in the other, and whether its connections can be shared is not known. A
+	// listener's is its UpstreamProtocol, whatever stands here.
+	Protocol string
+
 	// Of what Borrow lends; zeros are the defaults.
 	MaxIdle        int           // idle connections of an endpoint that are kept: 256; negative: none
 	IdleTimeout    time.Duration // how long at most, to the second: 60s

@@ -130,6 +130,7 @@ type key struct {
 	health         Health
 	ejection       Ejection
 	limits         limits
+	protocol       string
 }
 
 // NewSet returns an empty set.
@@ -169,7 +170,7 @@ func (s *Set) Take(owner string, targets []string, settings Settings) (*Group, e
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, address := range targets {
-		k := key{owner, address, settings.Health, settings.Ejection, kept}
+		k := key{owner, address, settings.Health, settings.Ejection, kept, settings.Protocol}
 		t := s.targets[k]
 		if t == nil {
 			t = newTarget(s, k)

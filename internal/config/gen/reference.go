@@ -118,7 +118,6 @@ access_log: {path: /var/log/narthex/access.log, format: json}
       target: 127.0.0.1:50051
       protocol: http
       http:
-        versions: [h2, http/1.1]
         max_streams: 100
       upstream:
         protocol: h2c

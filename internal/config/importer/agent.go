@@ -185,6 +185,9 @@ func (d *draft) experimental(f *fields) {
 	f.rest()
 }
 
+// pidReference names a process by its PID, in the Broker API.
+const pidReference = "type.googleapis.com/spiffe.broker.WorkloadPIDReference"
+
 // broker carries the endpoint of the SPIFFE Broker API.
 func (d *draft) broker(f *fields) {
 	const into = "agent.broker"
@@ -195,13 +198,17 @@ func (d *draft) broker(f *fields) {
 		brokers = nil
 	}
 	d.setPath(f, "socket_path", into+".socket")
-	d.setText(f, "bind_address", into+".bind")
+	d.setText(f, "bind_address", into+".listen")
 	for i, b := range brokers {
 		at := fmt.Sprintf("%s.brokers[%d]", into, i)
 		d.setText(b, "id", at+".id")
 		for j, r := range b.blocks("allowed_reference_types") {
 			d.setText(r, "type_url", fmt.Sprintf("%s.references[%d].type_url", at, j))
-			d.setFlag(r, "allow_over_tcp", fmt.Sprintf("%s.references[%d].allow_over_tcp", at, j))
+			if r.text("type_url") == pidReference {
+				r.loseFlag("allow_over_tcp", "a PID means another process on every node: over TCP it is refused here")
+			} else {
+				d.setFlag(r, "allow_over_tcp", fmt.Sprintf("%s.references[%d].allow_over_tcp", at, j))
+			}
 			r.rest()
 		}
 		b.rest()
