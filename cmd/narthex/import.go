@@ -30,7 +30,7 @@ cannot be read.`,
 		Example: `  narthex import /etc/spire/agent.conf -o /etc/narthex/narthex.yaml
   narthex import agent.conf --dir /opt/spire --data-dir /var/lib/narthex
   kubectl get configmap spire-agent -o jsonpath='{.data.agent\.conf}' | narthex import -`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("no file: give a spire-agent's configuration, or - for standard input"),
 	}
 	flags := cmd.Flags()
 	output := flags.StringP("output", "o", "", "write narthex.yaml here, and secrets beside it, where nothing is yet")
