@@ -108,6 +108,8 @@ func (c *Client) Fetch(ctx context.Context, r Request) (*Given, error) {
 	switch {
 	case given != nil:
 		return given, nil
+	case answer != nil && status.Code(answer) == codes.PermissionDenied && !r.ID.IsZero():
+		return nil, fmt.Errorf("the Workload API at %s does not give this process an SVID of %s: %s", c.address, r.ID, status.Convert(answer).Message())
 	case answer != nil:
 		return nil, c.Explain(answer)
 	case trouble == nil:
