@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 )
 
 const (
@@ -23,7 +22,8 @@ type JoinToken struct {
 // Type returns "join_token".
 func (JoinToken) Type() string { return typeJoinToken }
 
-// Begin implements Node. White space around the token is dropped.
+// Begin implements Node. White space around the token is dropped, and so is the
+// word "Token:" that `spire-server token generate` prints before it.
 func (t JoinToken) Begin(ctx context.Context) (Attempt, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -32,19 +32,25 @@ func (t JoinToken) Begin(ctx context.Context) (Attempt, error) {
 		return nil, errors.New("join_token: both a token and a token file are given, want one")
 	}
 	if t.File == "" {
-		token := strings.TrimSpace(t.Token)
-		if token == "" {
-			return nil, errors.New("join_token: the token is empty; generate one with `spire-server token generate`")
-		}
-		return joinAttempt(token), nil
+		return joinAttemptOf("the token", []byte(t.Token))
 	}
 	content, err := readBounded(t.File, maxTokenFile)
 	if err != nil {
 		return nil, fmt.Errorf("join_token: %w", err)
 	}
+	return joinAttemptOf(t.File, content)
+}
+
+// joinAttemptOf takes the token from what a person has put in its place. What is
+// no token is refused here: of the server, all would hear that it does not exist.
+func joinAttemptOf(place string, content []byte) (Attempt, error) {
 	token := bytes.TrimSpace(content)
-	if len(token) == 0 {
-		return nil, fmt.Errorf("join_token: %s is empty; generate a token with `spire-server token generate`", t.File)
+	token = bytes.TrimSpace(bytes.TrimPrefix(token, []byte("Token:")))
+	switch {
+	case len(token) == 0:
+		return nil, fmt.Errorf("join_token: %s is empty; generate a token with `spire-server token generate`", place)
+	case bytes.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return nil, fmt.Errorf("join_token: %s holds more than a token; want what `spire-server token generate` prints, and nothing else", place)
 	}
 	return joinAttempt(token), nil
 }

@@ -52,8 +52,9 @@ type Near struct {
 // Nearest returns up to n entries that a caller with these selectors fails to
 // match by least: first those it shares a selector with, of them those it lacks
 // the fewest selectors of, then those it shares the most with, then by ID.
-// Entries that nobody can match are left out. It looks at every entry, outside
-// of the lock: some 20 ms for 100,000.
+// Entries that no caller can match are left out: those of an SVID store, and those
+// that name agents (spiffe_id), as `spire-server token generate -spiffeID` makes.
+// It looks at every entry, outside of the lock: some 20 ms for 100,000.
 func (r *Registry) Nearest(selectors []attestor.Selector, n int) []Near {
 	if n <= 0 {
 		return nil
@@ -63,7 +64,7 @@ func (r *Registry) Nearest(selectors []attestor.Selector, n int) []Near {
 	entries := r.Entries()
 	for i := range entries {
 		e := &entries[i]
-		if !e.servable() {
+		if !e.servable() || e.ofAgents() {
 			continue
 		}
 		c := candidate{entry: e, lacks: have.lacks(e)}
@@ -83,6 +84,12 @@ func (r *Registry) Nearest(selectors []attestor.Selector, n int) []Near {
 		}
 	}
 	return near
+}
+
+// ofAgents tells whether an entry gives agents a second name: that of a group of
+// nodes, say, which other entries have as parent.
+func (e *Entry) ofAgents() bool {
+	return slices.ContainsFunc(e.Selectors, func(s attestor.Selector) bool { return s.Type == "spiffe_id" })
 }
 
 // candidate is an entry that may be among the nearest.

@@ -40,6 +40,7 @@ func TestNearest(t *testing.T) {
 		"e unix:uid:1 unix:user:web unix:gid:7",
 		"f unix:uid:1 unix:gid:6",
 		"none",
+		"node spiffe_id:spiffe://example.org/spire/agent/x unix:uid:1",
 		"store unix:uid:1 unix:gid:5",
 	)
 	for _, test := range []struct {

@@ -7,12 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"strings"
 
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/narthex-id/narthex/internal/grpctext"
 )
 
 // What a call fails with, for errors.Is. A refusal is a *DeniedError.
@@ -178,7 +179,7 @@ func (c *Client) explainUnavailable(ctx context.Context, e *CallError, cn *conn)
 		e.err, e.Message = *failure, ""
 		return e
 	}
-	e.Message = plainText(e.Message)
+	e.Message = grpctext.Message(e.Message)
 	switch {
 	case cn.identity != nil && containsAny(e.Message, refusedAlerts):
 		e.err = ErrIdentityRefused
@@ -191,16 +192,6 @@ func (c *Client) explainUnavailable(ctx context.Context, e *CallError, cn *conn)
 		}
 	}
 	return e
-}
-
-// plainText takes off what gRPC puts around an error of a connection.
-func plainText(message string) string {
-	if _, quoted, ok := strings.Cut(message, "connection error: desc = "); ok {
-		if text, err := strconv.Unquote(quoted); err == nil {
-			message = text
-		}
-	}
-	return strings.TrimPrefix(message, "transport: ")
 }
 
 // noAddress is what gRPC's round_robin says when the server's name could not

@@ -3,7 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/narthex-id/narthex/internal/config"
+	"github.com/narthex-id/narthex/internal/grpctext"
 )
 
 // defaultAdmin is where explain and logger ask when nobody says otherwise, and
@@ -68,6 +71,8 @@ func (a admin) ask(ctx context.Context, f func(context.Context, *grpc.ClientConn
 	switch {
 	case os.IsNotExist(err):
 		return fmt.Errorf("no agent has its admin socket at %s: is it running, and is agent.admin set? (-c narthex.yaml or --admin-socket says where to ask)", path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("ask the agent: %w; ask as root, or as the agent's user", err)
 	case err != nil:
 		return fmt.Errorf("ask the agent: %w", err)
 	case info.Mode().Type() != os.ModeSocket:
@@ -87,7 +92,7 @@ func (a admin) ask(ctx context.Context, f func(context.Context, *grpc.ClientConn
 		return fmt.Errorf("ask the agent: %s is not an admin socket of Narthex: %s; is it the Workload API's, or another agent's?", path, status.Convert(err).Message())
 	}
 	if s, ok := status.FromError(err); ok && err != nil {
-		return fmt.Errorf("ask the agent at %s: %s", path, s.Message())
+		return fmt.Errorf("ask the agent at %s: %s", path, grpctext.Message(s.Message()))
 	}
 	return err
 }

@@ -2,8 +2,10 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"slices"
@@ -12,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/narthex-id/narthex/agent/bootstrap"
+	"github.com/narthex-id/narthex/attestor"
 	"github.com/narthex-id/narthex/internal/config"
 	"github.com/narthex-id/narthex/internal/report"
 	"github.com/narthex-id/narthex/proxy/identity"
@@ -333,17 +337,38 @@ func (h *hostCheck) agent() {
 	if a == nil {
 		return
 	}
-	if a.Server.Bundle != nil {
-		h.readable("agent.server.bundle.file", a.Server.Bundle.File)
+	if b := a.Server.Bundle; b != nil && b.File != "" && h.readable("agent.server.bundle.file", b.File) {
+		if err := parseBundle(b, h.config.TrustDomain); err != nil {
+			h.report(ruleHostFile, "agent.server.bundle.file", err)
+		}
 	}
-	if t := a.NodeAttestor.JoinToken; t != nil {
-		h.readable("agent.node_attestor.join_token.token_file", t.TokenFile)
+	if t := a.NodeAttestor.JoinToken; t != nil && t.TokenFile != "" && h.readable("agent.node_attestor.join_token.token_file", t.TokenFile) {
+		if _, err := (attestor.JoinToken{File: string(t.TokenFile)}).Begin(context.Background()); err != nil {
+			h.report(ruleHostFile, "agent.node_attestor.join_token.token_file", err)
+		}
 	}
 	if x := a.NodeAttestor.X509PoP; x != nil {
 		h.readable("agent.node_attestor.x509pop.key", x.Key)
 		h.readable("agent.node_attestor.x509pop.certificate", x.Certificate)
 		h.readable("agent.node_attestor.x509pop.intermediates", x.Intermediates)
 	}
+}
+
+// parseBundle reads a bundle as the agent would at first contact.
+func parseBundle(b *config.ServerBundle, td spiffeid.TrustDomain) error {
+	f, err := os.Open(string(b.File))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, bootstrap.MaxSize))
+	if err == nil {
+		_, err = bootstrap.Parse(data, b.Format, td)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", b.File, err)
+	}
+	return nil
 }
 
 func (h *hostCheck) proxy() {

@@ -55,6 +55,39 @@ func writeIdentity(t *testing.T, dir, id string) {
 	put("crl.pem", "X509 CRL", der, err)
 }
 
+// TestCheckHostReadsWhatTheAgentBeginsWith: a bundle and a token that are there
+// and no good are found before the agent asks a server with them.
+func TestCheckHostReadsWhatTheAgentBeginsWith(t *testing.T) {
+	dir := t.TempDir()
+	writeIdentity(t, dir, "spiffe://example.org/orders")
+	for name, content := range map[string]string{"token": "Token: 96fcebf7\n", "empty": "\n", "two": "96fcebf7\n96fcebf8\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct{ bundle, token, want string }{
+		{"bundle.pem", "token", ""},
+		{"svid.key", "token", "n.yaml:3:45: error: agent.server.bundle.file: "},
+		{"empty", "token", "no PEM certificate in it"},
+		{"none", "token", "none: no such file"},
+		{"bundle.pem", "empty", "n.yaml:4:32: error: agent.node_attestor.join_token.token_file: "},
+		{"bundle.pem", "two", "holds more than a token"},
+	} {
+		path := filepath.Join(dir, "n.yaml")
+		text := fmt.Sprintf(`trust_domain: example.org
+agent:
+  server: {address: "127.0.0.1:1", bundle: {file: %s}}
+  node_attestor: {join_token: {token_file: %s}}
+`, c.bundle, c.token)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := checkHost(path); c.want == "" && len(got) != 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0].String(), c.want)) {
+			t.Errorf("%s, %s: got %v\nwant %q", c.bundle, c.token, got, c.want)
+		}
+	}
+}
+
 // TestCheckHostReadsIdentities: what would keep every listener from serving is
 // found before anything is started, at its place.
 func TestCheckHostReadsIdentities(t *testing.T) {

@@ -321,6 +321,10 @@ func unavailable(cmd *cobra.Command, err error) error {
 	if !errors.Is(err, fetch.ErrUnavailable) {
 		return err
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", cmd.CommandPath(), err)
+	hint := ""
+	if !cmd.Flags().Changed("socket") && !cmd.Flags().Changed("config") && os.Getenv(workloadapi.SocketEnv) == "" {
+		hint = "\nThat is the default: --socket, -c narthex.yaml or $" + workloadapi.SocketEnv + " say where another one is."
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v%s\n", cmd.CommandPath(), err, hint)
 	return exitError{exitUnavailable}
 }

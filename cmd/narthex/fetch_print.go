@@ -52,14 +52,30 @@ func printGiven(w io.Writer, g *fetch.Given, format, dir string, files []fileset
 	}
 	for i := range g.Bundles {
 		bundle := &g.Bundles[i]
-		fmt.Fprintf(&b, "bundle of %s: %s, %s, %s\n", bundle.TrustDomain,
-			count(bundle.Certificates, "X.509 authority certificate"), count(bundle.JWTKeys, "JWT key"), count(bundle.WITKeys, "WIT key"))
+		fmt.Fprintf(&b, "bundle of %s: %s\n", bundle.TrustDomain, strings.Join(held(bundle), ", "))
 	}
 	for _, name := range written {
 		fmt.Fprintf(&b, "wrote %s\n", name)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// held says what a bundle has of the kinds that were asked for.
+func held(b *fetch.Bundle) (parts []string) {
+	for _, kind := range []struct {
+		data []byte
+		n    int
+		what string
+	}{{b.X509, b.Certificates, "X.509 authority certificate"}, {b.JWT, b.JWTKeys, "JWT key"}, {b.WIT, b.WITKeys, "WIT key"}} {
+		if len(kind.data) > 0 {
+			parts = append(parts, count(kind.n, kind.what))
+		}
+	}
+	if parts == nil {
+		return []string{"nothing"}
+	}
+	return parts
 }
 
 func printIdentity(w io.Writer, i *fetch.Identity, token bool) {

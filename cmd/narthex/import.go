@@ -30,7 +30,7 @@ cannot be read.`,
 		Example: `  narthex import /etc/spire/agent.conf -o /etc/narthex/narthex.yaml
   narthex import agent.conf --dir /opt/spire --data-dir /var/lib/narthex
   kubectl get configmap spire-agent -o jsonpath='{.data.agent\.conf}' | narthex import -`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("no file: give a spire-agent's configuration, or - for standard input"),
 	}
 	flags := cmd.Flags()
 	output := flags.StringP("output", "o", "", "write narthex.yaml here, and secrets beside it, where nothing is yet")
@@ -49,7 +49,7 @@ cannot be read.`,
 		}
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o := importer.Options{DataDir: *dataDir}
+		o := importer.Options{DataDir: *dataDir, DirGiven: *dir != ""}
 		if *expand {
 			o.Getenv = func(name string) string {
 				v, ok := os.LookupEnv(name)
@@ -88,9 +88,8 @@ func readAgentConf(cmd *cobra.Command, name string, o importer.Options) (*import
 // putImport writes narthex.yaml, and says what is to be known of it.
 func putImport(cmd *cobra.Command, r *importer.Result, output string) error {
 	errOut, complete := cmd.ErrOrStderr(), r.Complete()
-	for i := range r.Notes {
-		fmt.Fprintln(errOut, r.Notes[i].String())
-	}
+	sayNotes(errOut, "Not carried over:", r.Notes, true)
+	sayNotes(errOut, "To know:", r.Notes, false)
 	name := output
 	if name == "" {
 		name = "narthex.yaml"
@@ -116,13 +115,31 @@ func putImport(cmd *cobra.Command, r *importer.Result, output string) error {
 	return nil
 }
 
+// sayNotes prints the notes of what was lost, or of what was not, as they stand
+// in the output.
+func sayNotes(w io.Writer, title string, notes []importer.Note, lost bool) {
+	for i := range notes {
+		if notes[i].Lost != lost {
+			continue
+		}
+		if title != "" {
+			fmt.Fprintln(w, title)
+			title = ""
+		}
+		fmt.Fprintln(w, notes[i].String())
+	}
+}
+
 // writeImport writes the files, none of which may be there already.
 func writeImport(errOut io.Writer, r *importer.Result, output string) error {
 	var made []string
 	write := func(name string, data string, mode os.FileMode) error {
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 		if errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("%s is there already: remove it, or give -o another name", name)
+			return fmt.Errorf("%s is there already: remove it, or give -o a file of another directory", name)
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%w; make its directory first: mkdir -p %s", err, filepath.Dir(name))
 		}
 		if err != nil {
 			return err

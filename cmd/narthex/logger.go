@@ -50,7 +50,7 @@ admin socket (agent.admin).`,
 		})
 	add(&cobra.Command{
 		Use: "set LEVEL", Short: "Change the level: " + strings.Join(logLevels, ", "), Example: "  narthex logger set debug",
-		Args: cobra.ExactArgs(1), ValidArgs: logLevels,
+		Args: oneArg("no level: want one of " + strings.Join(logLevels, ", ")), ValidArgs: logLevels,
 	}, func(ctx context.Context, c loggerv1.LoggerClient, args []string) (*types.Logger, error) {
 		level := types.LogLevel(types.LogLevel_value[strings.ToUpper(args[0])])
 		return c.SetLogLevel(ctx, &loggerv1.SetLogLevelRequest{NewLevel: level})

@@ -13,11 +13,13 @@ import (
 	"os/signal"
 	"os/user"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/narthex-id/narthex/internal/config"
 )
@@ -71,11 +73,11 @@ func asWhom(err error) string {
 	if !errors.Is(err, fs.ErrPermission) {
 		return ""
 	}
-	name := "?"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
+	name := fmt.Sprintf("uid %d", os.Geteuid())
+	if u, err := user.LookupId(strconv.Itoa(os.Geteuid())); err == nil {
+		name = fmt.Sprintf("user %s (%s)", u.Username, name)
 	}
-	return fmt.Sprintf("\nThis process runs as user %s (uid %d).", name, os.Geteuid())
+	return fmt.Sprintf("\nThis process runs as %s.", name)
 }
 
 func newRoot() *cobra.Command {
@@ -93,13 +95,37 @@ that rules name by SPIFFE ID.`,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
 	root.AddCommand(
 		newDemo(), newRun(), newAgent(), newProxy(), newCSI(), newCheck(), newPolicy(), newImport(),
 		newFetch(), newValidate(), newStatus(), newExplain(), newLevel(), newHealth(), newDevServer(), newVersion(),
 	)
 	checkArgs(root.Commands())
 	return root
+}
+
+// flagError says what is wrong with a flag's value, without the name of the
+// function that has found it out.
+func flagError(err error) error {
+	var invalid *pflag.InvalidValueError
+	var number *strconv.NumError
+	if errors.As(err, &invalid) && errors.As(err, &number) {
+		return fmt.Errorf("--%s %q: want a number (%w)", invalid.GetFlag().Name, invalid.GetValue(), number.Err)
+	}
+	return err
+}
+
+// oneArg takes one argument; missing is what a person reads without it.
+func oneArg(missing string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		switch len(args) {
+		case 0:
+			return errors.New(missing)
+		case 1:
+			return nil
+		}
+		return fmt.Errorf("%d arguments: want one", len(args))
+	}
 }
 
 // checkArgs has each command, and those below it, take no arguments where it

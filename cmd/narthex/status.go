@@ -190,20 +190,9 @@ func printStatus(w io.Writer, data []byte, format string) error {
 		s.Version += " (FIPS 140-3 module " + s.FIPS + ")"
 	}
 	fmt.Fprintf(t, "narthex %s\ttrust domain %s\tup %s\n", s.Version, s.TrustDomain, time.Since(s.Started).Round(time.Second))
-	if a := s.Agent; a != nil {
-		fmt.Fprintf(t, "\nagent\t%s\texpires in %s\n", cmp.Or(a.ID, "(not attested)"), until(a.ExpiresAt))
-		fmt.Fprintf(t, "server\t%s\treachable: %t since %s\n", a.Server, a.Reachable, a.Since.Format(time.TimeOnly))
-		fmt.Fprintf(t, "entries\t%d\tstreams: %d\n", a.Entries, a.Streams)
-		if a.Problem != "" {
-			fmt.Fprintf(t, "problem\t%s\n", a.Problem)
-		}
-		for _, w := range a.Attestors {
-			if w.Problem != "" {
-				fmt.Fprintf(t, "attestor\t%s\tproblem: %s\n", w.Type, w.Problem)
-			}
-		}
-		for _, id := range a.Identities {
-			fmt.Fprintf(t, "  %s\t%s\texpires in %s\n", id.SPIFFEID, id.Hint, until(id.NotAfter))
+	if s.Agent != nil {
+		if err := printAgent(t, s.Agent); err != nil {
+			return err
 		}
 	}
 	if p := s.Proxy; p != nil {
@@ -237,6 +226,37 @@ func printStatus(w io.Writer, data []byte, format string) error {
 		for _, d := range p.Policy.Decisions {
 			fmt.Fprintf(t, "decided\t%s\t%s\t%s\t%d\n", d.Listener, d.Decision, cmp.Or(d.Rule, "(no rule)"), d.Count)
 		}
+	}
+	return t.Flush()
+}
+
+// printAgent says who the agent is, and what it has for workloads.
+func printAgent(t *tabwriter.Writer, a *telemetry.AgentStatus) error {
+	reach := "not reachable"
+	if a.Reachable {
+		reach = "reachable"
+	}
+	// Two cells at most: a third would stand behind the longest ID.
+	fmt.Fprintf(t, "\nagent\t%s  expires in %s\n", cmp.Or(a.ID, "(not attested)"), until(a.ExpiresAt))
+	fmt.Fprintf(t, "server\t%s  %s since %s\n", a.Server, reach, a.Since.Format(time.TimeOnly))
+	fmt.Fprintf(t, "entries\t%d\nstreams\t%d\n", a.Entries, a.Streams)
+	if a.Problem != "" {
+		fmt.Fprintf(t, "problem\t%s\n", a.Problem)
+	}
+	for _, w := range a.Attestors {
+		if w.Problem != "" {
+			fmt.Fprintf(t, "attestor\t%s\tproblem: %s\n", w.Type, w.Problem)
+		}
+	}
+	if err := t.Flush(); err != nil { // columns of their own for what is longer
+		return err
+	}
+	for _, id := range a.Identities {
+		hint := ""
+		if id.Hint != "" {
+			hint = fmt.Sprintf("  hint %q", id.Hint)
+		}
+		fmt.Fprintf(t, "  %s\texpires in %s%s\n", id.SPIFFEID, until(id.NotAfter), hint)
 	}
 	return t.Flush()
 }

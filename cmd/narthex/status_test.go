@@ -43,6 +43,36 @@ func TestStatusSaysWhatIsOpen(t *testing.T) {
 	}
 }
 
+// TestStatusOfAnAgent: a long SPIFFE ID does not push apart what is short.
+func TestStatusOfAnAgent(t *testing.T) {
+	since := time.Date(2026, 11, 27, 10, 6, 33, 0, time.UTC)
+	data, err := json.Marshal(telemetry.Status{Version: "dev", TrustDomain: "example.org", Started: time.Now(), Agent: &telemetry.AgentStatus{
+		ID: "spiffe://example.org/spire/agent/join_token/96fcebf7", ExpiresAt: time.Now().Add(time.Hour), Server: "spire:8081", Since: since,
+		Problem: "sync entries: unreachable", Entries: 2, Streams: 7,
+		Identities: []telemetry.Identity{{SPIFFEID: "spiffe://example.org/a"}, {SPIFFEID: "spiffe://example.org/orders", Hint: "internal"}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if err := printStatus(&out, data, "text"); err != nil {
+		t.Fatal(err)
+	}
+	const want = `narthex dev  trust domain example.org  up 0s
+
+agent    spiffe://example.org/spire/agent/join_token/96fcebf7  expires in 1h0m0s
+server   spire:8081  not reachable since 10:06:33
+entries  2
+streams  7
+problem  sync entries: unreachable
+  spiffe://example.org/a       expires in -
+  spiffe://example.org/orders  expires in -  hint "internal"
+`
+	if out.String() != want {
+		t.Errorf("got\n%swant\n%s", out.String(), want)
+	}
+}
+
 // TestStatusSaysWhichAttestorIsAway: and why.
 func TestStatusSaysWhichAttestorIsAway(t *testing.T) {
 	data, err := json.Marshal(telemetry.Status{Agent: &telemetry.AgentStatus{Attestors: []telemetry.AttestorStatus{

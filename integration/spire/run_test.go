@@ -181,7 +181,7 @@ func checkMintedByServer(t *testing.T, s *shop) {
 func checkStatusCommand(t *testing.T, s *shop) {
 	t.Helper()
 	text := stage.Must(t, stage.Narthex, "status", "-c", s.orders.configFile())
-	for _, want := range []string{s.ordersAgent, s.server.address, "reachable: true", s.id("orders"), s.id("audit"), toInventory} {
+	for _, want := range []string{s.ordersAgent, s.server.address, "  reachable since ", s.id("orders"), s.id("audit"), toInventory} {
 		if !strings.Contains(text, want) {
 			t.Errorf("`narthex status` does not show %q:\n%s", want, text)
 		}

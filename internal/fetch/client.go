@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/narthex-id/narthex/internal/grpctext"
 )
 
 // maxReconnect is the longest wait between two attempts: gRPC's own grows to
@@ -106,6 +108,8 @@ func (c *Client) Fetch(ctx context.Context, r Request) (*Given, error) {
 	switch {
 	case given != nil:
 		return given, nil
+	case answer != nil && status.Code(answer) == codes.PermissionDenied && !r.ID.IsZero():
+		return nil, fmt.Errorf("the Workload API at %s does not give this process an SVID of %s: %s", c.address, r.ID, status.Convert(answer).Message())
 	case answer != nil:
 		return nil, c.Explain(answer)
 	case trouble == nil:
@@ -162,6 +166,15 @@ func passing(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
+// answered tells of a passing error that it is the API's own answer.
+func answered(err error) bool {
+	switch status.Code(err) {
+	case codes.Unavailable, codes.ResourceExhausted, codes.Aborted:
+		return true
+	}
+	return false
+}
+
 // Explain makes of what Watch has called problem with an error that says what to
 // do.
 func (c *Client) Explain(err error) error {
@@ -170,15 +183,27 @@ func (c *Client) Explain(err error) error {
 		return fmt.Errorf("the Workload API at %s has no identity for this process: is there an entry whose selectors match it? (%s)", c.address, status.Convert(err).Message())
 	case status.Code(err) == codes.Unimplemented:
 		return fmt.Errorf("the agent at %s does not serve this: %s", c.address, status.Convert(err).Message())
-	case err == nil || passing(err):
-		why := "no answer"
-		if err != nil {
-			why = status.Convert(err).Message()
-		}
-		return fmt.Errorf("ask %s: %w: %s; is the agent running, and connected to its server?", c.address, ErrUnavailable, why)
+	case grpctext.OfConnection(err):
+		return c.unavailable(fmt.Errorf("the Workload API does not answer: %w; is the agent running, and is this its socket?", grpctext.Plain(err)))
+	case err != nil && !passing(err):
+	case answered(err):
+		return c.unavailable(fmt.Errorf("the Workload API cannot give it now: %w", grpctext.Plain(err)))
+	default:
+		return c.unavailable(errors.New("the Workload API does not answer; is the agent running?"))
 	}
 	return fmt.Errorf("ask the Workload API at %s: %s", c.address, status.Convert(err).Message())
 }
+
+func (c *Client) unavailable(err error) error {
+	return unavailableError{fmt.Errorf("ask %s: %w", c.address, err)}
+}
+
+// unavailableError is ErrUnavailable with words of its own.
+type unavailableError struct{ error }
+
+func (e unavailableError) Unwrap() error { return e.error }
+
+func (unavailableError) Is(target error) bool { return target == ErrUnavailable }
 
 // reconnect is how soon the API is asked again: after 100 ms at first, then up
 // to every maxReconnect, with jitter so that the processes of a node do not come

@@ -70,9 +70,10 @@ type Bundle struct {
 	Certificates, JWTKeys, WITKeys int // how many are in them
 }
 
-// ErrUnavailable is wrapped by the error of Fetch where nobody has answered in
-// time: another attempt may succeed.
-var ErrUnavailable = errors.New("the Workload API does not answer")
+// ErrUnavailable is what the error of Fetch is, for errors.Is, where nobody has
+// answered in time, or with nothing but that it cannot now: another attempt may
+// succeed.
+var ErrUnavailable = errors.New("the Workload API is unavailable")
 
 // pick keeps the identities that were asked for. It fails where there is none.
 func (g *Given) pick(r *Request) error {

@@ -143,7 +143,7 @@ func TestErrors(t *testing.T) {
 		{name: "not served", refuse: status.Error(codes.Unimplemented, "not here"), want: "does not serve this: not here"},
 		{name: "refused", refuse: status.Error(codes.InvalidArgument, "what?"), want: "what?"},
 		{name: "broken", svids: []*workload.X509SVID{{SpiffeId: "spiffe://example.org/x", X509Svid: []byte("x")}}, want: "ask the Workload API"},
-		{name: "away", refuse: status.Error(codes.Unavailable, "not synced yet"), unavailable: true, want: "not synced yet; is the agent running"},
+		{name: "away", refuse: status.Error(codes.Unavailable, "not synced yet"), unavailable: true, want: "the Workload API cannot give it now: not synced yet"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -163,7 +163,7 @@ func TestErrors(t *testing.T) {
 	t.Run("nobody", func(t *testing.T) {
 		t.Parallel()
 		_, err := newAPI(t).client().Fetch(within(t, 300*time.Millisecond), Request{Kind: X509})
-		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "no such file") {
+		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), ": the Workload API does not answer: dial unix ") || !strings.Contains(err.Error(), "no such file") {
 			t.Error(err)
 		}
 	})

@@ -161,7 +161,7 @@ func (s *following) work(ctx context.Context) {
 	case !s.tellAt.IsZero() && !now.Before(s.tellAt):
 		s.tellAt = time.Time{}
 		if err := s.tell(ctx); err != nil {
-			s.Log.Error("readers were not told again; they are with the next change", "error", err)
+			s.Log.Error("readers could not be told again; they are with the next change", "error", err)
 		}
 	}
 }

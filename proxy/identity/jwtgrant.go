@@ -14,6 +14,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/narthex-id/narthex/internal/grpctext"
 )
 
 // This file is our own JWT-SVIDs: each is fetched by one goroutine, however
@@ -163,7 +165,7 @@ func (s *jwtSource) ask(ctx context.Context, g *grant) *granted {
 	svid, err := s.fetch(ctx, jwtsvid.Params{Subject: g.subject, Audience: g.audience})
 	switch {
 	case err != nil:
-		err = fmt.Errorf("workload API: %w", err)
+		err = fmt.Errorf("workload API: %w", grpctext.Plain(err))
 	case svid.ID != g.subject:
 		err = fmt.Errorf("the Workload API gave one of %s instead", svid.ID)
 	default:

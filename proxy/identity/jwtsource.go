@@ -14,6 +14,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/narthex-id/narthex/internal/grpctext"
 )
 
 // jwtSource is the part of WorkloadAPI that knows JWT-SVIDs: it follows the
@@ -169,6 +171,7 @@ func (s *jwtSource) OnJWTBundlesWatchError(err error) {
 	if s.ctx.Err() != nil {
 		return // it is us who end
 	}
+	err = grpctext.Plain(err)
 	was := s.trust.Load()
 	switch {
 	case status.Code(err) == codes.PermissionDenied:

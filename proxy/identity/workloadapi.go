@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/narthex-id/narthex/internal/grpctext"
 )
 
 // WorkloadAPIConfig says where the SPIFFE Workload API is.
@@ -332,6 +334,7 @@ func (a *apiWatch) OnX509ContextWatchError(err error) {
 	if a.ctx.Err() != nil {
 		return // it is us who end
 	}
+	err = grpctext.Plain(err)
 	refused := status.Code(err) == codes.PermissionDenied || emptyUpdate(err)
 	if refused {
 		a.retain(nil)

@@ -33,6 +33,8 @@ type Options struct {
 	// Dir is the working directory of spire-agent, an absolute path: its
 	// relative paths are relative to that.
 	Dir string
+	// DirGiven says that Dir is somebody's word and no guess, which is noted.
+	DirGiven bool
 	// DataDir is the data_dir of the new agent.
 	DataDir string
 	// Getenv, where it is set, expands $VARIABLE and ${VARIABLE} in the file
@@ -115,6 +117,9 @@ func SpireAgent(name string, data []byte, o Options) (*Result, error) {
 		return nil, fmt.Errorf("%s:%d:%d: %w", name, at.line, at.column, err)
 	}
 	f := d.fieldsOf("", pair{value: root})
+	if f.has("server") && !f.has("agent") {
+		return nil, fmt.Errorf("%s: has a server block and no agent block: it is a spire-server's configuration; give the spire-agent's", name)
+	}
 	if !f.has("agent") && !f.has("plugins") {
 		return nil, fmt.Errorf("%s: neither an agent nor a plugins block in it; is it a spire-agent's configuration?", name)
 	}
@@ -197,7 +202,7 @@ func (d *draft) path(f *fields, from, path string) string {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path)
 	}
-	if !d.dir {
+	if !d.dir && !d.options.DirGiven {
 		d.dir = true
 		d.note(f.at(from), f.key(from), "relative paths are taken from %s: give --dir where spire-agent is started in another directory", d.options.Dir)
 	}

@@ -309,7 +309,8 @@ func TestExpandEnv(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	for name, test := range map[string]struct{ text, want string }{
 		"empty":          {"", "agent.conf: neither an agent nor a plugins block"},
-		"something else": {`server { trust_domain = "x" }`, "neither an agent nor a plugins block"},
+		"something else": {`upstream { trust_domain = "x" }`, "neither an agent nor a plugins block"},
+		"of a server":    {"server { trust_domain = \"x\" }\nplugins {}", "it is a spire-server's configuration"},
 		"no HCL":         {"agent {\n  data_dir 1\n}", "agent.conf:2:"},
 		"a token":        {"agent {\n  join_token \"not-to-be-shown\"\n}", "agent.conf:3:1"},
 		"open":           {"agent {", "not valid HCL"},
