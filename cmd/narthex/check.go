@@ -338,7 +338,7 @@ func (h *hostCheck) agent() {
 		return
 	}
 	if b := a.Server.Bundle; b != nil && b.File != "" && h.readable("agent.server.bundle.file", b.File) {
-		if err := parseBundle(b, h.config.TrustDomain); err != nil {
+		if err := parseBundle(b); err != nil {
 			h.report(ruleHostFile, "agent.server.bundle.file", err)
 		}
 	}
@@ -355,7 +355,7 @@ func (h *hostCheck) agent() {
 }
 
 // parseBundle reads a bundle as the agent would at first contact.
-func parseBundle(b *config.ServerBundle, td spiffeid.TrustDomain) error {
+func parseBundle(b *config.ServerBundle) error {
 	f, err := os.Open(string(b.File))
 	if err != nil {
 		return err
@@ -363,7 +363,7 @@ func parseBundle(b *config.ServerBundle, td spiffeid.TrustDomain) error {
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, bootstrap.MaxSize))
 	if err == nil {
-		_, err = bootstrap.Parse(data, b.Format, td)
+		_, err = bootstrap.Parse(data, b.Format)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", b.File, err)
