@@ -340,7 +340,7 @@ func TestServerAway(t *testing.T) {
 	s.stop()
 	token := attestor.JoinToken{File: filepath.Join(s.dir, "token")}
 	s.cfg.Node = token
-	if err := os.WriteFile(token.File, []byte("of another server"), 0o600); err != nil {
+	if err := os.WriteFile(token.File, []byte("of-another-server"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	a, _ := s.start()
