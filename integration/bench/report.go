@@ -195,7 +195,7 @@ func (r *report) markdown() string {
 <!-- Written by integration/bench. Do not edit: run "make bench". -->
 
 What Narthex costs beside what people would use instead. Run it yourself: `+"`make bench`"+` installs the peers (Debian packages,
-Go modules), takes about half an hour and writes this page; `+"`make bench ARGS='-quick'`"+` shows in a minute that it works, and
+Go modules), takes about %.0f minutes and writes this page; `+"`make bench ARGS='-quick'`"+` shows in a minute that it works, and
 `+"`make bench ARGS='-only handshake,echo'`"+` measures some rows. Where those are all of a table (`+"`-only 'http-*'`"+`), it is renewed on this page.
 
 - A figure is the CPU time (user and system) or the memory (PSS) of the measured process and its children. Who makes the load and
@@ -206,7 +206,7 @@ Go modules), takes about half an hour and writes this page; `+"`make bench ARGS=
 - All configurations are in `+"[`integration/bench/peers`](../integration/bench/peers)"+`, what the peers of the rules are given in
   `+"[`integration/bench/policypeers`](../integration/bench/policypeers)"+`.
 
-`, r.options.pairs)
+`, math.Ceil(r.took.Minutes()), r.options.pairs)
 	r.writeMachine(&b)
 	for _, t := range tables {
 		if rows := r.rowsOf(t.rows); len(rows) > 0 {
