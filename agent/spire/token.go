@@ -147,10 +147,45 @@ func (c *Client) signedWIT(result *svidv1.BatchNewWITSVIDResponse_Result, req WI
 	case len(token.Audience) > 0:
 		err = errors.New("it has an audience, as a bearer token does")
 	default:
-		return SignedWIT{Token: token}
+		if err = checkWIT(token.Compact, req); err == nil {
+			return SignedWIT{Token: token}
+		}
 	}
 	e.err = badAnswer("the WIT-SVID: %w", err)
 	return SignedWIT{Err: e}
+}
+
+// checkWIT checks what a WIT-SVID has that a JWT-SVID has not (WIT-SVID §2.1,
+// §2.2, §3.2): without them no verifier would take it, and bound to another key it
+// would be of use to others only.
+func checkWIT(compact string, req WITRequest) error {
+	signed, err := jwt.ParseSigned(compact, tokenAlgorithms)
+	if err != nil {
+		return errors.New("it is no signed JWT")
+	}
+	var claims struct {
+		Confirmation struct {
+			Key jose.JSONWebKey `json:"jwk"`
+		} `json:"cnf"`
+	}
+	header := signed.Headers[0]
+	switch {
+	case header.KeyID == "":
+		return errors.New("its header names no key (kid)")
+	case header.ExtraHeaders[jose.HeaderType] != "wit+jwt":
+		return errors.New("its type (typ) is not wit+jwt")
+	case signed.UnsafeClaimsWithoutVerification(&claims) != nil:
+		return errors.New("it is bound to no key that can be read (cnf)")
+	case claims.Confirmation.Key.Algorithm != req.Algorithm || !sameKey(req.Key, claims.Confirmation.Key.Key):
+		return errors.New("it is not bound to the key it was asked for (cnf)")
+	}
+	return nil
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	// Every public key type of the standard library has this method.
+	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(b)
 }
 
 // parseToken reads what the server has signed for a SPIFFE ID. The errors hold

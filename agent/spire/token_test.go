@@ -1,12 +1,14 @@
 package spire
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -114,24 +116,36 @@ func TestNewJWTSVIDRefused(t *testing.T) {
 
 func TestNewWITSVIDs(t *testing.T) {
 	authority := testca.NewJWT(t, "example.org", "w1")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const header = `{"alg":"ES256","kid":"w1","typ":"wit+jwt"}`
+	bound := func(key crypto.PublicKey, algorithm string) map[string]any {
+		return map[string]any{"jwk": jose.JSONWebKey{Key: key, Algorithm: algorithm}}
+	}
 	type result = svidv1.BatchNewWITSVIDResponse_Result
-	good := func(change map[string]any) *result {
-		if change == nil {
-			change = map[string]any{}
-		}
-		if _, set := change["aud"]; !set {
-			change["aud"] = nil
-		}
-		return &result{Svid: &types.WITSVID{Token: authority.Sign(`{"alg":"ES256","kid":"w1","typ":"wit+jwt"}`, claims(t, change))}}
+	signed := func(header string, change map[string]any) *result {
+		all := map[string]any{"aud": nil, "cnf": bound(key.Public(), "ES256")}
+		maps.Copy(all, change)
+		return &result{Svid: &types.WITSVID{Token: authority.Sign(header, claims(t, all))}}
 	}
 	results := map[string]*result{
-		"good":      good(nil),
+		"good":      signed(header, nil),
 		"gone":      {Status: &types.Status{Code: int32(codes.NotFound), Message: "entry not found"}},
 		"off":       {Status: &types.Status{Code: int32(codes.Unimplemented), Message: "WIT functionality is disabled"}},
 		"unlucky":   {Status: &types.Status{Code: int32(codes.Internal), Message: "no key"}},
-		"other":     good(map[string]any{"sub": idOf("other")}),
-		"bearer":    good(map[string]any{"aud": "db"}),
+		"other":     signed(header, map[string]any{"sub": idOf("other")}),
+		"bearer":    signed(header, map[string]any{"aud": "db"}),
 		"no answer": {},
+		"no key ID": signed(`{"alg":"ES256","typ":"wit+jwt"}`, nil),
+		"no type":   signed(`{"alg":"ES256","kid":"w1"}`, nil),
+		"JWT":       signed(`{"alg":"ES256","kid":"w1","typ":"JWT"}`, nil),
+		"HS256":     signed(`{"alg":"HS256","kid":"w1","typ":"wit+jwt"}`, nil),
+		"unbound":   signed(header, map[string]any{"cnf": nil}),
+		"stolen":    signed(header, map[string]any{"cnf": bound(authority.Key.Public(), "ES256")}),
+		"unusable":  signed(header, map[string]any{"cnf": bound(key.Public(), "")}),
+		"ended":     signed(header, map[string]any{"exp": 1}),
 	}
 	var answer error
 	s := newServer(t)
@@ -147,10 +161,6 @@ func TestNewWITSVIDs(t *testing.T) {
 	}
 	s.start(t)
 	c := s.client(t)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
 	request := func(entry string) WITRequest {
 		return WITRequest{EntryID: entry, SPIFFEID: spiffeid.RequireFromString(idOf("web")), Key: key.Public(), Algorithm: string(jose.ES256)}
 	}
@@ -166,6 +176,14 @@ func TestNewWITSVIDs(t *testing.T) {
 		{"other", ErrBadAnswer, "it is not for"},
 		{"bearer", ErrBadAnswer, "bearer"},
 		{"no answer", ErrBadAnswer, "0 bytes"},
+		{"no key ID", ErrBadAnswer, "names no key (kid)"},
+		{"no type", ErrBadAnswer, "not wit+jwt"},
+		{"JWT", ErrBadAnswer, "not wit+jwt"},
+		{"HS256", ErrBadAnswer, "algorithm"},
+		{"unbound", ErrBadAnswer, "(cnf)"},
+		{"stolen", ErrBadAnswer, "not bound to the key"},
+		{"unusable", ErrBadAnswer, "not bound to the key"},
+		{"ended", ErrBadAnswer, "had ended"},
 	}
 	var requests []WITRequest
 	for _, w := range wants {
