@@ -68,27 +68,27 @@ func (s *Server) streamCall(srv any, stream grpc.ServerStream, info *grpc.Stream
 	if err == nil {
 		// Limits come first, as they cost nothing.
 		if err = s.limits.beginStream(c.user, time.Now()); err == nil {
-			defer s.limits.endStream(c.user)
-			err = s.call(c, srv, stream, info, handler)
+			counted := &countedStream{ServerStream: stream, server: s, conn: c}
+			defer counted.end()
+			err = s.call(counted, srv, info, handler)
 		}
 	}
 	return s.finish(info.FullMethod, err)
 }
 
 // call answers a call within the limits.
-func (s *Server) call(c *conn, srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+func (s *Server) call(stream *countedStream, srv any, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if err := s.checkHeader(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
-	counted := countedStream{ServerStream: stream, server: s, user: c.user}
 	if s.meter.isHeld(info.FullMethod) {
 		s.meter.open(info.FullMethod, 1)
 		defer s.meter.open(info.FullMethod, -1)
-		return handler(srv, &heldStream{counted})
+		return handler(srv, &heldStream{stream})
 	}
 	ctx, free := s.tie(stream.Context())
 	defer free()
-	return handler(srv, &tiedStream{counted, ctx})
+	return handler(srv, &tiedStream{stream, ctx})
 }
 
 // tie returns a context that ends with ctx and with the server. The caller
@@ -100,12 +100,14 @@ func (s *Server) tie(ctx context.Context) (_ context.Context, free func()) {
 }
 
 // countedStream is a stream each of whose messages counts as a request: one
-// stream of reflection or of SDS answers as many as its client sends.
+// stream of reflection or of SDS answers as many as its client sends. It counts
+// as a call until end, and as long as its answers are unread.
 type countedStream struct {
 	grpc.ServerStream
 	server   *Server
-	user     *user
+	conn     *conn
 	received bool // the first message, which was counted as the call
+	unread   unread
 }
 
 // RecvMsg is called by one goroutine at a time, as gRPC has it.
@@ -117,12 +119,12 @@ func (s *countedStream) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	return s.server.limits.request(s.user, time.Now())
+	return s.server.limits.request(s.conn.user, time.Now())
 }
 
 // tiedStream is a stream whose context ends with the server too.
 type tiedStream struct {
-	countedStream
+	*countedStream
 	ctx context.Context
 }
 
@@ -131,10 +133,10 @@ func (t *tiedStream) Context() context.Context { return t.ctx }
 // heldStream is a stream that may stay for months: see deep. Its context is
 // gRPC's own, another KiB less: who serves it ends with the server by
 // Server.held.
-type heldStream struct{ countedStream }
+type heldStream struct{ *countedStream }
 
 func (h *heldStream) SendMsg(m any) error {
-	return h.server.deep.do(func() error { return h.ServerStream.SendMsg(m) })
+	return h.server.deep.do(func() error { return h.countedStream.SendMsg(m) })
 }
 
 // receiveFirst receives the request of a call, for which the client has so

@@ -88,7 +88,8 @@ type conn struct {
 
 	mu      sync.Mutex // guards the following
 	closed  bool
-	counted bool // limits know of it
+	counted bool                        // limits know of it
+	ended   map[*countedStream]struct{} // calls that count on, as their answers are unread
 }
 
 func newConn(u *net.UnixConn, limits *limiter) (*conn, error) {
@@ -150,6 +151,10 @@ func (c *conn) Close() error {
 
 // forget is called with c.mu held.
 func (c *conn) forget() {
+	for s := range c.ended {
+		s.release()
+	}
+	c.ended = nil
 	if c.process != nil {
 		_ = c.process.Close()
 	}

@@ -132,8 +132,11 @@ func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }
 // Marshal implements encoding.CodecV2. The parts of a frame are counted by
 // nobody: freeing them does nothing.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if f, ok := v.(*frame); ok {
-		return f.parts, nil
+	switch v := v.(type) {
+	case *frame:
+		return v.parts, nil
+	case *answer:
+		return v.parts, nil
 	}
 	return c.CodecV2.Marshal(v)
 }

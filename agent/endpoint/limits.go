@@ -42,7 +42,7 @@ type Limits struct {
 	// 260, where each is a stream of SDS that names as much as one may.
 	Streams, StreamsPerUID int
 	// HouseShare says what one house may have: this part of Connections,
-	// Streams and Attestations, and of the RequestsPerSecond and Burst of a
+	// Streams, Attestations and UnreadBytes, and of the RequestsPerSecond and Burst of a
 	// uid, though one of each at least. It is 8, an eighth: a pod with a
 	// workload in each of a thousand processes fits, and pods that take all
 	// they may are a handful to be found.
@@ -54,9 +54,13 @@ type Limits struct {
 	// request: 10 s.
 	FirstMessage time.Duration
 	// Unread bounds the time a client leaves answers unread that do not fit
-	// the socket any more: 20 s. Calls that have ended stay in memory until
-	// their status is written.
+	// the socket any more, or that it does not take by its windows (HTTP/2)
+	// though its calls have ended: 20 s. Until then these count like open ones.
 	Unread time.Duration
+	// UnreadBytes bounds the answers that one uid leaves unread, of its calls
+	// that are open and of those that have ended: 32 MiB, or one answer if that
+	// is more. What many callers are sent alike is not counted.
+	UnreadBytes int
 	// Attestations bounds how many callers are looked at, at a time: 1024;
 	// AttestationsPerUID those of one uid: 256. A caller over it waits for
 	// two seconds before it is refused.
@@ -105,6 +109,7 @@ func (l Limits) withDefaults() Limits {
 	if l.AttestationTime <= 0 {
 		l.AttestationTime = 10 * time.Second
 	}
+	set(&l.UnreadBytes, 32<<20)
 	if l.Unread <= 0 {
 		l.Unread = 20 * time.Second
 	}
@@ -170,7 +175,7 @@ func (o origin) String() string {
 }
 
 // share is what one user may have.
-type share struct{ connections, streams, attestations, rate, burst int }
+type share struct{ connections, streams, attestations, rate, burst, unread int }
 
 // user is what one origin holds and has left.
 type user struct {
@@ -181,6 +186,7 @@ type user struct {
 	// guarded by limiter.mu:
 	connections int
 	streams     int
+	unread      int // bytes of answers that are on their way
 	requests    bucket
 	lines       bucket
 	muted       int // lines since the last that was let through
@@ -253,8 +259,8 @@ func newLimiter(l Limits, houses bool) *limiter {
 	part := func(of int) int { return max(1, of/l.HouseShare) }
 	made := &limiter{
 		Limits:       l,
-		perUID:       share{l.ConnectionsPerUID, l.StreamsPerUID, l.AttestationsPerUID, l.RequestsPerSecond, l.Burst},
-		perHouse:     share{part(l.Connections), part(l.Streams), part(l.Attestations), part(l.RequestsPerSecond), part(l.Burst)},
+		perUID:       share{l.ConnectionsPerUID, l.StreamsPerUID, l.AttestationsPerUID, l.RequestsPerSecond, l.Burst, l.UnreadBytes},
+		perHouse:     share{part(l.Connections), part(l.Streams), part(l.Attestations), part(l.RequestsPerSecond), part(l.Burst), part(l.UnreadBytes)},
 		attestations: make(chan struct{}, l.Attestations),
 		housed:       make(chan struct{}, ofHouses(l.Attestations)),
 		nobody:       &user{},
@@ -336,7 +342,7 @@ func (l *limiter) user(o origin, now time.Time) *user {
 		for _, u := range l.users {
 			u.requests.refill(now, u.may.rate)
 			u.lines.refill(now, logRate)
-			if u.connections == 0 && u.streams == 0 && u.requests.spent == 0 && u.lines.spent == 0 && u.denied(now) == 0 {
+			if u.connections == 0 && u.streams == 0 && u.unread == 0 && u.requests.spent == 0 && u.lines.spent == 0 && u.denied(now) == 0 {
 				delete(l.users, u.origin)
 			}
 		}
@@ -379,6 +385,24 @@ func (l *limiter) endStream(u *user) {
 	defer l.mu.Unlock()
 	l.streams.add(u, -1)
 	u.streams--
+}
+
+// holdAnswer counts an answer of so many bytes, and refuses it where the user leaves
+// too many unread. Each that succeeds is followed by freeAnswer.
+func (l *limiter) holdAnswer(u *user, size int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if u.unread > 0 && u.unread+size > u.may.unread {
+		return status.Errorf(codes.ResourceExhausted, "%s leaves %d bytes of the agent's answers unread, and may leave %d: read them", u.origin, u.unread, u.may.unread)
+	}
+	u.unread += size
+	return nil
+}
+
+func (l *limiter) freeAnswer(u *user, size int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u.unread -= size
 }
 
 // request counts a further message of a call, and refuses it where the user

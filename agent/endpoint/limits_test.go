@@ -3,9 +3,11 @@ package endpoint
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -15,12 +17,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	secretservice "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	rpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/narthex-id/narthex/attestor"
 )
@@ -396,6 +400,78 @@ func TestAnswersThatAreNotRead(t *testing.T) {
 	}
 	if !isReset(err) {
 		t.Errorf("the server did not hang up: %v", err)
+	}
+}
+
+// flowControlled makes as many calls of a method as a connection may have, of a
+// client that reads what comes and by its window takes no byte of an answer.
+func flowControlled(tb testing.TB, socket, method string, request []byte) net.Conn {
+	tb.Helper()
+	var hello bytes.Buffer
+	hello.WriteString(http2.ClientPreface)
+	framer := http2.NewFramer(&hello, nil)
+	must(tb, framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+	message := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(request))), request...)
+	for id := uint32(1); id < 2*unreadCalls; id += 2 {
+		must(tb, framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: callHeaders(tb, method, 0), EndHeaders: true}))
+		must(tb, framer.WriteData(id, true, message))
+	}
+	c, err := net.Dial("unix", socket)
+	must(tb, err)
+	tb.Cleanup(func() { _ = c.Close() })
+	must(tb, c.SetDeadline(time.Now().Add(patience)))
+	_, err = c.Write(hello.Bytes())
+	must(tb, err)
+	return c
+}
+
+const unreadCalls = 32
+
+// counts returns how many calls are counted, and how many bytes of answers.
+func (l *limiter) counts(uid int) (calls, unread int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if u := l.users[origin{uid: uint32(uid)}]; u != nil {
+		unread = u.unread
+	}
+	return l.streams.taken, unread
+}
+
+// Calls that have ended count until their answers are taken, and a client whose
+// window says that it takes none is hung up on.
+func TestAnswersThatAreNotTaken(t *testing.T) {
+	f := serve(t, func(c *Config) { c.Limits = Limits{Unread: 500 * time.Millisecond} })
+	c := flowControlled(t, f.socket, grpc_health_v1.Health_Check_FullMethodName, nil)
+	eventually(t, "all calls count", func() bool { calls, _ := f.server.limits.counts(os.Geteuid()); return calls == unreadCalls })
+	if _, err := io.Copy(io.Discard, c); err != nil && !isReset(err) {
+		t.Errorf("the server did not hang up: %v", err)
+	}
+	eventually(t, "nothing is left", func() bool {
+		calls, unread := f.server.limits.counts(os.Geteuid())
+		return calls == 0 && unread == 0
+	})
+}
+
+// What a user's answers hold is bounded in bytes too, however long they are.
+func TestLongAnswersThatAreNotTaken(t *testing.T) {
+	const most = 1 << 20
+	f := serve(t, func(c *Config) { c.Limits = Limits{UnreadBytes: most} })
+	request, err := proto.Marshal(&rpb.ServerReflectionRequest{MessageRequest: &rpb.ServerReflectionRequest_FileContainingSymbol{
+		FileContainingSymbol: secretservice.SecretDiscoveryService_ServiceDesc.ServiceName, // more than pooled
+	}})
+	must(t, err)
+	c := flowControlled(t, f.socket, rpb.ServerReflection_ServerReflectionInfo_FullMethodName, request)
+	readUntil(t, c, isStatus(codes.ResourceExhausted))
+	if _, unread := f.server.limits.counts(os.Geteuid()); unread > most || unread < most/2 {
+		t.Errorf("%d bytes are held, of %d", unread, most)
+	}
+	must(t, c.Close())
+	eventually(t, "nothing is left", func() bool {
+		calls, unread := f.server.limits.counts(os.Geteuid())
+		return calls == 0 && unread == 0
+	})
+	if _, err := grpc_health_v1.NewHealthClient(f.dial()).Check(testContext(t), &grpc_health_v1.HealthCheckRequest{}); err != nil {
+		t.Errorf("after the flood: %v", err)
 	}
 }
 
