@@ -17,9 +17,10 @@ import (
 
 // passage is one request that came as a stream of HTTP/2, on its way to a
 // service and back. The goroutine that reads the client's frames decides on it
-// (begin), one of its own brings it on its way (run), and then it either stays
-// with that one, over HTTP/1.1 (tunnel.go), or has none: over HTTP/2 frames are
-// passed on by whoever has read them (relay.go).
+// (begin), and where a connection of HTTP/2 is there sends it on by itself
+// (setOff). Else one of its own brings it on its way (run), and then it either
+// stays with that one, over HTTP/1.1 (tunnel.go), or has none: over HTTP/2 frames
+// are passed on by whoever has read them (relay.go).
 //
 // Whatever ends it, end does once. What follows from that is done by conclude:
 // on its own goroutine while it has one, and else by who ended it.
@@ -75,7 +76,33 @@ func (p *passage) begin(parts *http1.Parts, large bool) {
 		p.conclude()
 		return
 	}
-	go p.run()
+	if !p.setOff() {
+		go p.run()
+	}
+}
+
+// setOff has the reader bring the request on its way, where that takes no time:
+// nothing of what follows the head is there yet. It reports false where a
+// goroutine has to, which may wait.
+func (p *passage) setOff() bool {
+	if p.told.Upgrade != "" { // whether the service takes it may not be known yet
+		return false
+	}
+	joined, refused := p.join()
+	switch {
+	case refused != nil:
+		p.close(refused)
+		p.conclude()
+		return true
+	case !joined:
+		return false
+	}
+	far := p.far
+	sent, again := p.ask()
+	if sent {
+		p.f.touch(&far.mux)
+	}
+	return !again
 }
 
 func (p *passage) admitParts(parts *http1.Parts, large bool) *refused {
