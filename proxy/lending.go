@@ -27,34 +27,45 @@ func (x *call) borrow() *refused {
 	if err != nil {
 		return x.cannotBorrow(err)
 	}
+	switch {
+	case !x.take():
+		if refused := x.connect(key, wish.Shares); refused != nil {
+			return refused
+		}
+	case x.b != nil && x.caller.version() == 1 && !x.b.dismiss(): // it was closed since it was found idle
+		x.dropBackend()
+		return x.borrow()
+	}
+	return x.accept()
+}
+
+// take takes what was lent, unless that is to be made first.
+func (x *call) take() bool {
 	switch kept := x.loan.Kept.(type) {
 	case *backend:
 		x.b = kept
 	case *far:
 		x.far = kept
 	default:
-		if refused := x.connect(key, wish.Shares); refused != nil {
-			return refused
-		}
+		return false
 	}
-	return x.accept()
+	return true
 }
 
-// join is borrow for who must not wait: it takes a place on a connection that
-// others use too, and reports false where there is none, or what follows might
-// take time.
+// join is borrow for who must not wait: it takes a connection that is there, and
+// reports false where there is none, or what follows might take time.
 func (x *call) join() (joined bool, refused *refused) {
-	if !x.overHTTP2() || x.s.Direction == policy.Outbound && x.s.HTTP.JWT != nil { // a token may have to be fetched
+	if x.s.Direction == policy.Outbound && x.s.HTTP.JWT != nil { // a token may have to be fetched
 		return false, nil
 	}
 	group, key, refused := x.group()
 	if refused != nil {
 		return false, refused
 	}
-	if x.loan, joined = group.Join(upstream.Wish{Key: keyOf(key)}, &x.tried); !joined {
+	if x.loan, joined = group.Join(upstream.Wish{Key: keyOf(key), Shares: x.overHTTP2()}, &x.tried); !joined {
 		return false, nil
 	}
-	x.far = x.loan.Kept.(*far) // nothing else is shared
+	x.take()
 	return true, x.accept()
 }
 
@@ -180,7 +191,7 @@ func (x *call) connect(key *session, shares bool) *refused {
 		return nil
 	}
 	x.loan.Succeeded()
-	x.far = newFar(known, over, &x.c.l.proxy.fars)
+	x.far = newFar(known, over, &x.c.l.proxy.hosts)
 	x.far.h2.Reserve() // a place for this one; there is room
 	x.loan.Share(x.far)
 	return nil

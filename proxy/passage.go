@@ -20,7 +20,8 @@ import (
 // (begin), and where a connection of HTTP/2 is there sends it on by itself
 // (setOff). Else one of its own brings it on its way (run), and then it either
 // stays with that one, over HTTP/1.1 (tunnel.go), or has none: over HTTP/2 frames
-// are passed on by whoever has read them (relay.go).
+// are passed on by whoever has read them (relay.go). A goroutine that has answered
+// over HTTP/1.1 answers what comes over the same connection next (stay.go).
 //
 // Whatever ends it, end does once. What follows from that is done by conclude:
 // on its own goroutine while it has one, and else by who ended it.
@@ -96,6 +97,8 @@ func (p *passage) setOff() bool {
 		return true
 	case !joined:
 		return false
+	case p.b != nil:
+		return p.askAtOnce()
 	}
 	far := p.far
 	sent, again := p.ask()
@@ -143,22 +146,42 @@ func (p *passage) admitWhole() *refused {
 }
 
 // run brings the request on its way, to another endpoint where one did not look
-// at it.
+// at it, and then those that come over the same connection of HTTP/1.1.
 func (p *passage) run() {
-	for {
+	for p != nil {
+		p = p.bring()
+	}
+}
+
+// bring returns the passage that is to be brought on its way next, if one is.
+func (p *passage) bring() *passage {
+	if p.b == nil && p.far == nil { // else the reader has borrowed it
 		if refused := p.borrow(); refused != nil {
 			p.close(refused)
 			p.conclude()
-			return
-		}
-		bring := p.tunnel
-		if p.far != nil {
-			bring = p.relay
-		}
-		if again := bring(); !again {
-			return
+			return nil
 		}
 	}
+	if p.far != nil {
+		if again := p.relay(); again {
+			return p
+		}
+		return nil
+	}
+	hosts := &p.f.c.l.proxy.hosts
+	again, stays := p.tunnel()
+	for !again && stays != nil {
+		c := stays.await(hosts)
+		if c == nil {
+			return nil
+		}
+		p = c.p
+		again, stays = p.answer(c)
+	}
+	if again {
+		return p
+	}
+	return nil
 }
 
 // close ends the passage for the goroutine that it has, which concludes it: whole

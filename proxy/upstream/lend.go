@@ -76,15 +76,22 @@ func (g *Group) Borrow(ctx context.Context, w Wish, tried *Tried) (Loan, error) 
 	return s.run(tried)
 }
 
-// Join is Borrow with Wish.Shares for what can be had at once: a place on a
-// connection that is shared already, to the endpoint that Borrow would choose.
-// It does not wait, and reports false where Borrow might have to.
+// Join is Borrow for what can be had at once: an idle connection to the endpoint
+// that Borrow would choose, or a place on one that is shared. It does not wait,
+// and reports false where Borrow might have to. Of the wish it looks at Key and
+// Shares.
 func (g *Group) Join(w Wish, tried *Tried) (Loan, bool) {
 	if g.line.waiting.Load() > 0 { // they come first
 		return Loan{}, false
 	}
-	s := search{group: g, turn: g.turn.Add(1) - 1, lends: true, key: w.Key, shares: true, joins: true}
+	s := search{group: g, turn: g.turn.Add(1) - 1, lends: true, key: w.Key, shares: w.Shares, joins: true}
 	c, _ := s.choose(tried)
+	if c.idle != nil && !c.idle.Alive() {
+		_ = c.idle.Close()
+		c.endpoint.conns.Add(-1)
+		c.quit()
+		c.endpoint = nil
+	}
 	if c.endpoint == nil {
 		g.turn.Add(^uint64(0)) // it is the turn of who borrows
 		return Loan{}, false
@@ -176,9 +183,6 @@ func (s *search) findLocked(c *choice) (out []Keeper, ok bool) {
 			return out, true
 		}
 	}
-	if s.joins {
-		return out, false
-	}
 	room := e.roomy()
 	if room && kept && !c.again { // else what lies there may be as dead as what it was lent before
 		out = append(out, h.popLocked(s, c)...)
@@ -186,6 +190,9 @@ func (s *search) findLocked(c *choice) (out []Keeper, ok bool) {
 			e.conns.Add(1)
 			return out, true
 		}
+	}
+	if s.joins {
+		return out, false
 	}
 	if kept && s.shares && !s.solo && !h.markedLocked(s.group, s.key, e.target.set) {
 		if c.awaits = h.madeLocked(s.group, s.key); c.awaits != nil {

@@ -65,7 +65,7 @@ type search struct {
 	key    any  // of those
 	shares bool // as Wish.Shares
 	solo   bool // it waits for no other borrower's connection any more
-	joins  bool // a place on a shared connection that is there, or nothing
+	joins  bool // what is there, or nothing: it does not dial
 
 	until    time.Time // when timeout is over; zero while nothing took time
 	failed   Tried     // by this call

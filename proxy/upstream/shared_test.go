@@ -575,7 +575,7 @@ func TestRetryJoins(t *testing.T) {
 func TestJoin(t *testing.T) {
 	bubble(t, func(t *testing.T, n *network, s *Set) {
 		g := take(t, s, Settings{MaxRequests: 3}, a, b)
-		wish := Wish{}
+		wish := Wish{Shares: true}
 		if _, ok := g.Join(wish, nil); ok || len(n.dialled()) != 0 {
 			t.Fatal("joined where nothing is shared")
 		}
@@ -616,7 +616,7 @@ func TestJoinIsNoOvertaking(t *testing.T) {
 		first, m := share(t, g, nil, 9)
 		waiting := queueShared(t, g, t.Context(), 1, sharing(nil))
 		finish(first, m)
-		if _, ok := g.Join(Wish{}, nil); ok {
+		if _, ok := g.Join(Wish{Shares: true}, nil); ok {
 			t.Error("joined before who waits")
 		}
 		if who, _ := served(t, waiting); len(who) != 1 {
@@ -791,7 +791,7 @@ func joinOnce(t testing.TB, g *Group, key *moment) {
 
 func joinAtOnce(t testing.TB, g *Group, key *moment) {
 	var tried Tried
-	l, ok := g.Join(Wish{Key: key}, &tried)
+	l, ok := g.Join(Wish{Key: key, Shares: true}, &tried)
 	if !ok {
 		t.Fatal("no place")
 	}
