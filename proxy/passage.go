@@ -26,7 +26,7 @@ import (
 // Whatever ends it, end does once. What follows from that is done by conclude:
 // on its own goroutine while it has one, and else by who ended it.
 type passage struct {
-	call
+	*call  // of the pool; conclude gives it back, and from then on nobody may enter
 	matter question
 	wait   waits
 
@@ -58,7 +58,7 @@ type passage struct {
 }
 
 func newPassage(f *front, in *http2.Stream) *passage {
-	p := &passage{f: f, in: in, arrived: make(chan struct{}, 1), room: make(chan struct{}, 1), alone: true}
+	p := &passage{call: spareCalls.Get().(*call), f: f, in: in, arrived: make(chan struct{}, 1), room: make(chan struct{}, 1), alone: true}
 	q := &p.matter
 	q.c, q.alone, q.began = f.c, p.killed, f.c.began
 	p.of(q, &p.wait, f)
@@ -291,6 +291,8 @@ func (p *passage) conclude() {
 	c.mu.Lock()
 	p.f.remove(p)
 	c.mu.Unlock()
+	p.call.reset()
+	spareCalls.Put(p.call)
 	p.f.work.Done()
 }
 
@@ -373,15 +375,17 @@ func (p *passage) Data(b []byte, ended bool) int {
 
 // Trailers implements http2.Receiver.
 func (p *passage) Trailers(fields []http1.Field) {
+	if !p.enter() {
+		return
+	}
 	for i := range fields {
 		if err := http1.CheckTrailer(fields[i], p.told.Drop); err != nil {
-			if p.end(refuseRequest(http.StatusBadRequest, "a trailer of the request: %v", err)) {
-				p.conclude()
-			}
+			p.leave(refuseRequest(http.StatusBadRequest, "a trailer of the request: %v", err))
 			return
 		}
 	}
 	p.noteEnd(fields)
+	p.leave(nil)
 	p.mu.Lock()
 	out, to := p.out, p.to
 	p.mu.Unlock()

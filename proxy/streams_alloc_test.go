@@ -61,7 +61,7 @@ func crowdOf(t testing.TB, p Protocol) *crowd {
 	return &crowd{t: t, c: f.Conn, r: bufio.NewReaderSize(f.Conn, 64<<10), head: append(head, block...)}
 }
 
-// ask asks n times at once, on streams from 2 behind this one on, and waits for
+// ask asks n times at once, on the streams that follow the given one, and waits for
 // the answers.
 func (c *crowd) ask(stream uint32, n int) {
 	c.out = c.out[:0]
@@ -138,5 +138,27 @@ func answersAtOnce(p Protocol) func(net.Conn) {
 				binary.BigEndian.PutUint32(out[at+9+len(block)+5:], stream)
 			}
 		}
+	}
+}
+
+// A warm request over HTTP/2 allocates its two streams and its passage, and
+// little else, whatever its fields.
+func TestStreamAllocations(t *testing.T) {
+	for p, most := range map[Protocol]float64{ProtocolHTTP1: 8, ProtocolHTTP2: 9} {
+		t.Run(p.String(), func(t *testing.T) {
+			const atOnce = 20
+			c := crowdOf(t, p)
+			stream := uint32(1)
+			once := func() {
+				c.ask(stream, atOnce)
+				stream += 2 * atOnce
+			}
+			for range 20 {
+				once()
+			}
+			if n := testing.AllocsPerRun(50, once) / atOnce; n > most && !raceEnabled {
+				t.Errorf("%v allocations a request, want %v at most", n, most)
+			}
+		})
 	}
 }
