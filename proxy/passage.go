@@ -291,7 +291,7 @@ func (p *passage) conclude() {
 	c.mu.Lock()
 	p.f.remove(p)
 	c.mu.Unlock()
-	p.call.reset()
+	p.reset()
 	spareCalls.Put(p.call)
 	p.f.work.Done()
 }
