@@ -20,7 +20,6 @@ type framed struct {
 	*http2.Framer
 	head    bytes.Buffer
 	encoder *hpack.Encoder
-	resets  map[uint32]http2.ErrCode // that came while another answer was waited for
 }
 
 func framedOn(t testing.TB, c net.Conn) *framed {
@@ -28,7 +27,7 @@ func framedOn(t testing.TB, c net.Conn) *framed {
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Error(err)
 	}
-	f := &framed{t: t, Conn: c, Framer: http2.NewFramer(c, c), resets: map[uint32]http2.ErrCode{}}
+	f := &framed{t: t, Conn: c, Framer: http2.NewFramer(c, c)}
 	f.encoder = hpack.NewEncoder(&f.head)
 	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	return f
@@ -118,9 +117,6 @@ type framedAnswer struct {
 func (f *framed) answer(stream uint32) (a framedAnswer) {
 	f.t.Helper()
 	a.trailers = map[string]string{}
-	if a.reset, a.wasReset = f.resets[stream]; a.wasReset {
-		return a
-	}
 	for {
 		frame, err := f.next()
 		f.must(err)
@@ -128,10 +124,7 @@ func (f *framed) answer(stream uint32) (a framedAnswer) {
 			a.goAways = append(a.goAways, g.LastStreamID)
 			continue
 		}
-		if id := frame.Header().StreamID; id != stream {
-			if r, ok := frame.(*http2.RSTStreamFrame); ok {
-				f.resets[id] = r.ErrCode
-			}
+		if frame.Header().StreamID != stream {
 			continue
 		}
 		ended := false
