@@ -24,6 +24,8 @@ type backend struct {
 	peek   func(fd uintptr) // looks whether it is quiet, made once
 	quiet  bool
 	one    [1]byte
+
+	stay stay
 }
 
 // backed is what is known of a connection to a service: outbound, whom it was
@@ -54,10 +56,7 @@ func (b *backend) look(fd uintptr) {
 // Alive implements upstream.Keeper: the far end has not closed, has sent
 // nothing that nobody asked for, and its SVID has not expired.
 func (b *backend) Alive() bool {
-	if len(b.in.b) > 0 || b.in.err != nil {
-		return false
-	}
-	if t, ok := b.end.(*secured); ok && t.wire.buf != nil {
+	if !b.untouched() {
 		return false
 	}
 	if b.standing != nil && !time.Now().Before(b.standing.NotAfter()) {
@@ -68,6 +67,20 @@ func (b *backend) Alive() bool {
 	}
 	b.quiet = false
 	return b.socket.Control(b.peek) == nil && b.quiet
+}
+
+// untouched reports whether nothing came that nobody has asked for.
+func (b *backend) untouched() bool {
+	b.stay.mu.Lock()
+	defer b.stay.mu.Unlock()
+	if b.stay.with || b.stay.gone { // who stays with it reads it
+		return !b.stay.gone
+	}
+	if len(b.in.b) > 0 || b.in.err != nil {
+		return false
+	}
+	t, ok := b.end.(*secured)
+	return !ok || t.wire.buf == nil
 }
 
 // rest gives back what an idle connection does not need.

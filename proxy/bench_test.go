@@ -66,6 +66,25 @@ func BenchmarkEcho(b *testing.B) {
 	}
 }
 
+// BenchmarkStreams is a request of HTTP/2 and its answer, of 100 that are asked
+// for at a time, towards services of either version.
+func BenchmarkStreams(b *testing.B) {
+	for _, p := range []Protocol{ProtocolHTTP1, ProtocolHTTP2} {
+		b.Run(p.String(), func(b *testing.B) {
+			const atOnce = 100
+			c := crowdOf(b, p)
+			stream := uint32(1)
+			b.ReportAllocs()
+			for b.Loop() {
+				if (stream/2+1)%atOnce == 0 {
+					c.ask(stream-2*(atOnce-1), atOnce)
+				}
+				stream += 2
+			}
+		})
+	}
+}
+
 // BenchmarkAskAgain asks 1,000 live connections of one proxy once.
 func BenchmarkAskAgain(b *testing.B) {
 	addr, p, cc := benchProxy(b)

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
@@ -62,6 +63,9 @@ func (x *call) of(q *question, w *waits, from caller) {
 	x.c, x.q, x.w, x.caller = q.c, q, w, from
 	x.record.HTTP = &x.http
 }
+
+// spareCalls are for passages. That of HTTP/1.1 is part of its exchange.
+var spareCalls = sync.Pool{New: func() any { return &call{} }}
 
 // reset forgets the request but not the memory it was held in.
 func (x *call) reset() {

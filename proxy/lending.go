@@ -17,42 +17,85 @@ import (
 // borrow takes a connection to an endpoint for the request. Outbound, the far
 // end is known by then and the policy is asked.
 func (x *call) borrow() *refused {
-	c, s := x.c, x.s
-	var key *session
-	if s.Direction == policy.Outbound {
-		var err error
-		if key, err = c.l.session(s); err != nil {
-			return refuseRequest(http.StatusServiceUnavailable, "cannot present an identity: %v", err)
-		}
+	group, key, refused := x.group()
+	if refused != nil {
+		return refused
 	}
-	way := s.wayFor(x.bound())
-	if way == nil {
-		return refuseRequest(http.StatusServiceUnavailable, "no route takes it, and the listener has no target of its own")
-	}
-	if x.tries == 0 {
-		way.group.Budget.Request()
-	}
-	x.budget = &way.group.Budget
-	wish := upstream.Wish{Timeout: s.Timeouts.Connect, Own: c.l.socket.Addr(), Key: keyOf(key), Shares: x.overHTTP2()}
+	wish := upstream.Wish{Timeout: x.s.Timeouts.Connect, Own: x.c.l.socket.Addr(), Key: keyOf(key), Shares: x.overHTTP2()}
 	var err error
-	x.loan, err = way.group.Borrow(x.q.dialContext(), wish, &x.tried)
+	x.loan, err = group.Borrow(x.q.dialContext(), wish, &x.tried)
 	if err != nil {
 		return x.cannotBorrow(err)
 	}
+	switch {
+	case !x.take():
+		if refused := x.connect(key, wish.Shares); refused != nil {
+			return refused
+		}
+	case x.b != nil && x.caller.version() == 1 && !x.b.dismiss(): // it was closed since it was found idle
+		x.dropBackend()
+		return x.borrow()
+	}
+	return x.accept()
+}
+
+// take takes what was lent, unless that is to be made first.
+func (x *call) take() bool {
 	switch kept := x.loan.Kept.(type) {
 	case *backend:
 		x.b = kept
 	case *far:
 		x.far = kept
 	default:
-		if refused := x.connect(key, wish.Shares); refused != nil {
-			return refused
+		return false
+	}
+	return true
+}
+
+// join is borrow for who must not wait: it takes a connection that is there, and
+// reports false where there is none, or what follows might take time.
+func (x *call) join() (joined bool, refused *refused) {
+	if x.s.Direction == policy.Outbound && x.s.HTTP.JWT != nil { // a token may have to be fetched
+		return false, nil
+	}
+	group, key, refused := x.group()
+	if refused != nil {
+		return false, refused
+	}
+	if x.loan, joined = group.Join(upstream.Wish{Key: keyOf(key), Shares: x.overHTTP2()}, &x.tried); !joined {
+		return false, nil
+	}
+	x.take()
+	return true, x.accept()
+}
+
+// group returns where the request is bound for, and outbound as whom.
+func (x *call) group() (*upstream.Group, *session, *refused) {
+	s := x.s
+	var key *session
+	if s.Direction == policy.Outbound {
+		var err error
+		if key, err = x.c.l.session(s); err != nil {
+			return nil, nil, refuseRequest(http.StatusServiceUnavailable, "cannot present an identity: %v", err)
 		}
 	}
+	way := s.wayFor(x.bound())
+	if way == nil {
+		return nil, nil, refuseRequest(http.StatusServiceUnavailable, "no route takes it, and the listener has no target of its own")
+	}
+	if x.budget == nil { // it is counted once
+		way.group.Budget.Request()
+	}
+	x.budget = &way.group.Budget
+	return way.group, key, nil
+}
+
+// accept has the request go over what was lent, if it still may.
+func (x *call) accept() *refused {
 	if refused := x.attach(); refused != nil {
 		return refused
 	}
-	if s.Direction == policy.Outbound {
+	if x.s.Direction == policy.Outbound {
 		if refused := x.decide(true); refused != nil {
 			return refused
 		}
@@ -148,7 +191,7 @@ func (x *call) connect(key *session, shares bool) *refused {
 		return nil
 	}
 	x.loan.Succeeded()
-	x.far = newFar(known, over, &x.c.l.proxy.fars)
+	x.far = newFar(known, over, &x.c.l.proxy.hosts)
 	x.far.h2.Reserve() // a place for this one; there is room
 	x.loan.Share(x.far)
 	return nil

@@ -17,14 +17,16 @@ import (
 
 // passage is one request that came as a stream of HTTP/2, on its way to a
 // service and back. The goroutine that reads the client's frames decides on it
-// (begin), one of its own brings it on its way (run), and then it either stays
-// with that one, over HTTP/1.1 (tunnel.go), or has none: over HTTP/2 frames are
-// passed on by whoever has read them (relay.go).
+// (begin), and where a connection of HTTP/2 is there sends it on by itself
+// (setOff). Else one of its own brings it on its way (run), and then it either
+// stays with that one, over HTTP/1.1 (tunnel.go), or has none: over HTTP/2 frames
+// are passed on by whoever has read them (relay.go). A goroutine that has answered
+// over HTTP/1.1 answers what comes over the same connection next (stay.go).
 //
 // Whatever ends it, end does once. What follows from that is done by conclude:
 // on its own goroutine while it has one, and else by who ended it.
 type passage struct {
-	call
+	*call  // of the pool; conclude gives it back, and from then on nobody may enter
 	matter question
 	wait   waits
 
@@ -56,7 +58,7 @@ type passage struct {
 }
 
 func newPassage(f *front, in *http2.Stream) *passage {
-	p := &passage{f: f, in: in, arrived: make(chan struct{}, 1), room: make(chan struct{}, 1), alone: true}
+	p := &passage{call: spareCalls.Get().(*call), f: f, in: in, arrived: make(chan struct{}, 1), room: make(chan struct{}, 1), alone: true}
 	q := &p.matter
 	q.c, q.alone, q.began = f.c, p.killed, f.c.began
 	p.of(q, &p.wait, f)
@@ -75,7 +77,35 @@ func (p *passage) begin(parts *http1.Parts, large bool) {
 		p.conclude()
 		return
 	}
-	go p.run()
+	if !p.setOff() {
+		go p.run()
+	}
+}
+
+// setOff has the reader bring the request on its way, where that takes no time:
+// nothing of what follows the head is there yet. It reports false where a
+// goroutine has to, which may wait.
+func (p *passage) setOff() bool {
+	if p.told.Upgrade != "" { // whether the service takes it may not be known yet
+		return false
+	}
+	joined, refused := p.join()
+	switch {
+	case refused != nil:
+		p.close(refused)
+		p.conclude()
+		return true
+	case !joined:
+		return false
+	case p.b != nil:
+		return p.askAtOnce()
+	}
+	far := p.far
+	sent, again := p.ask()
+	if sent {
+		p.f.touch(&far.mux)
+	}
+	return !again
 }
 
 func (p *passage) admitParts(parts *http1.Parts, large bool) *refused {
@@ -116,22 +146,42 @@ func (p *passage) admitWhole() *refused {
 }
 
 // run brings the request on its way, to another endpoint where one did not look
-// at it.
+// at it, and then those that come over the same connection of HTTP/1.1.
 func (p *passage) run() {
-	for {
+	for p != nil {
+		p = p.bring()
+	}
+}
+
+// bring returns the passage that is to be brought on its way next, if one is.
+func (p *passage) bring() *passage {
+	if p.b == nil && p.far == nil { // else the reader has borrowed it
 		if refused := p.borrow(); refused != nil {
 			p.close(refused)
 			p.conclude()
-			return
-		}
-		bring := p.tunnel
-		if p.far != nil {
-			bring = p.relay
-		}
-		if again := bring(); !again {
-			return
+			return nil
 		}
 	}
+	if p.far != nil {
+		if again := p.relay(); again {
+			return p
+		}
+		return nil
+	}
+	hosts := &p.f.c.l.proxy.hosts
+	again, stays := p.tunnel()
+	for !again && stays != nil {
+		c := stays.await(hosts)
+		if c == nil {
+			return nil
+		}
+		p = c.p
+		again, stays = p.answer(c)
+	}
+	if again {
+		return p
+	}
+	return nil
 }
 
 // close ends the passage for the goroutine that it has, which concludes it: whole
@@ -241,6 +291,8 @@ func (p *passage) conclude() {
 	c.mu.Lock()
 	p.f.remove(p)
 	c.mu.Unlock()
+	p.reset()
+	spareCalls.Put(p.call)
 	p.f.work.Done()
 }
 
@@ -323,15 +375,17 @@ func (p *passage) Data(b []byte, ended bool) int {
 
 // Trailers implements http2.Receiver.
 func (p *passage) Trailers(fields []http1.Field) {
+	if !p.enter() {
+		return
+	}
 	for i := range fields {
 		if err := http1.CheckTrailer(fields[i], p.told.Drop); err != nil {
-			if p.end(refuseRequest(http.StatusBadRequest, "a trailer of the request: %v", err)) {
-				p.conclude()
-			}
+			p.leave(refuseRequest(http.StatusBadRequest, "a trailer of the request: %v", err))
 			return
 		}
 	}
 	p.noteEnd(fields)
+	p.leave(nil)
 	p.mu.Lock()
 	out, to := p.out, p.to
 	p.mu.Unlock()

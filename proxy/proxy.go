@@ -177,7 +177,7 @@ type Proxy struct {
 	slots       gate        // taken by every connection, beside its listener's
 	draining    atomic.Bool // Run's context has ended
 	upstreams   *upstream.Set
-	fars        sync.WaitGroup // goroutines that read from services over HTTP/2
+	hosts       sync.WaitGroup // goroutines that wait with connections to services
 	domains     domainNotes
 
 	applying sync.Mutex     // one Apply at a time
@@ -258,7 +258,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	tables.Go(func() { p.table.run(tableCtx) })
 	tables.Go(p.lot.run)
 	tables.Go(func() { eachMinute(tableCtx, p.askForTime) }) // also for connections that drain
-	defer func() { stopTable(); p.lot.close(); tables.Wait(); p.upstreams.Close(); p.fars.Wait() }()
+	defer func() { stopTable(); p.lot.close(); tables.Wait(); p.upstreams.Close(); p.hosts.Wait() }()
 	p.running = true
 	p.upstreams.Start()
 	for l := range p.world.Load().listeners {

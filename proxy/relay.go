@@ -21,29 +21,13 @@ import (
 // relay sends the request on. It reports whether it is to be sent again.
 func (p *passage) relay() (again bool) {
 	far := p.far
-	p.tries++
 	if p.told.Upgrade != "" && !far.connects(p.matter.dialContext(), p.s.Timeouts.Connect) {
 		return p.fail(refuseRequest(http.StatusNotImplemented, "the service takes no extended CONNECT (RFC 8441), by which it would change to %s", tidy(p.told.Upgrade)))
 	}
-	p.awaitAnswer()
-	p.mu.Lock()
-	if p.over {
-		p.mu.Unlock()
-		p.conclude()
-		return false
+	sent, again := p.ask()
+	if !sent {
+		return again
 	}
-	ended := p.req.Body == http1.NoBody && p.told.Upgrade == ""
-	out, err := far.h2.Request(&p.req, &p.told, p.scheme(), ended, (*returning)(p))
-	if err != nil { // the connection has ended meanwhile: nothing of it was sent
-		p.mu.Unlock()
-		p.release()
-		if p.tries <= maxStale {
-			return true
-		}
-		return p.fail(refuseRequest(http.StatusBadGateway, "the service takes no requests: %v", err))
-	}
-	p.out, p.to, p.alone = out, far, false
-	p.mu.Unlock()
 	p.f.holds.Add(1) // a batch: what is passed on has locked its stream
 	p.in.Held(p.forth)
 	p.forthEnd()
@@ -51,6 +35,33 @@ func (p *passage) relay() (again bool) {
 	far.flush()
 	p.f.flush()
 	return false
+}
+
+// ask opens the service's stream with the head of the request. Where that cannot
+// be it concludes the passage, or reports that it is to be sent again.
+func (p *passage) ask() (sent, again bool) {
+	far := p.far
+	p.tries++
+	p.awaitAnswer()
+	p.mu.Lock()
+	if p.over {
+		p.mu.Unlock()
+		p.conclude()
+		return false, false
+	}
+	ended := p.req.Body == http1.NoBody && p.told.Upgrade == ""
+	out, err := far.h2.Request(&p.req, &p.told, p.scheme(), ended, (*returning)(p))
+	if err != nil { // the connection has ended meanwhile: nothing of it was sent
+		p.mu.Unlock()
+		p.release()
+		if p.tries <= maxStale {
+			return false, true
+		}
+		return false, p.fail(refuseRequest(http.StatusBadGateway, "the service takes no requests: %v", err))
+	}
+	p.out, p.to, p.alone = out, far, false
+	p.mu.Unlock()
+	return true, false
 }
 
 // await leaves content of the client where it is until there is where to.
@@ -121,9 +132,9 @@ func (p *passage) leave(why *refused) {
 }
 
 // touch has both connections send.
-func (p *passage) touch() {
-	p.f.touch(&p.to.mux)
-	p.to.touch(&p.f.mux)
+func (p *passage) touch(to *far) {
+	p.f.touch(&to.mux)
+	to.touch(&p.f.mux)
 }
 
 // forth passes on content of the client.
@@ -132,7 +143,7 @@ func (p *passage) forth(b []byte, ended bool) int {
 		return len(b)
 	}
 	p.mu.Lock()
-	out := p.out
+	out, to := p.out, p.to
 	p.mu.Unlock()
 	if out == nil { // the service has not looked at it: it goes to another one
 		p.leave(nil)
@@ -154,7 +165,7 @@ func (p *passage) forth(b []byte, ended bool) int {
 	}
 	p.mayWait(serviceTakes, len(b)-n, n > 0)
 	p.leave(nil)
-	p.touch()
+	p.touch(to) // which p.to may not be any more
 	return n
 }
 
@@ -190,7 +201,7 @@ func (p *passage) back(b []byte, ended bool) int {
 		p.finish()
 		return n
 	}
-	p.touch()
+	p.touch(p.to)
 	return n
 }
 
@@ -224,7 +235,7 @@ func (a *returning) Head(parts *http1.Parts, large bool) {
 	if p.resp.Interim() {
 		_ = p.in.Respond(&p.resp, &http1.Edit{}, false) // fails where the client is gone, which the passage was told
 		p.leave(nil)
-		p.touch()
+		p.touch(p.to)
 		return
 	}
 	p.wait.forget(serviceSends)
@@ -239,7 +250,7 @@ func (a *returning) Head(parts *http1.Parts, large bool) {
 		p.finish()
 		return
 	}
-	p.touch()
+	p.touch(p.to)
 }
 
 // Data implements http2.Receiver.

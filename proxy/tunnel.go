@@ -16,27 +16,69 @@ import (
 	"github.com/narthex-id/narthex/proxy/http1"
 )
 
-// This file is a passage whose service speaks HTTP/1.1. It keeps its goroutine,
-// which waits for the service, and has a second one while content of the request
-// is still to come.
+// This file is a passage whose service speaks HTTP/1.1. It has a goroutine which
+// waits for the service, and a second one while content of the request is still to
+// come.
 
-// tunnel sends the request and passes on the answer. It reports whether the
-// request is to be sent again.
-func (p *passage) tunnel() (again bool) {
-	p.tries++
-	p.used = true
+// tunnel sends the request, and passes on the answer unless somebody else does. It
+// reports whether the request is to be sent again, or else with which connection
+// the goroutine stays.
+func (p *passage) tunnel() (again bool, stays *backend) {
 	if p.isOver() { // before there was a connection to interrupt
+		p.used = true
 		p.conclude()
+		return false, nil
+	}
+	c := &courier{p: p}
+	asked, gone := p.b.ask(c)
+	if asked {
+		return false, nil
+	}
+	p.tries++
+	if gone { // since it was found idle
+		p.dropBackend()
+		if p.tries <= maxStale {
+			return true, nil
+		}
+		return p.fail(refuseRequest(http.StatusBadGateway, "the service closes its connections")), nil
+	}
+	p.used = true
+	c.err = c.sendHead()
+	return p.answer(c)
+}
+
+// askAtOnce is for the client's reader: it sends a request of which all is there,
+// and that cannot have it wait, where somebody waits for the answer.
+func (p *passage) askAtOnce() bool {
+	if p.req.Body != http1.NoBody || !p.small() || p.isOver() {
 		return false
 	}
-	c := &courier{p: p, stopped: make(chan struct{})}
-	err := c.sendHead()
+	asked, _ := p.b.ask(&courier{p: p})
+	return asked
+}
+
+// small reports whether the head of the request surely finds room in the socket of
+// an idle connection.
+func (p *passage) small() bool {
+	const around = 4 // ": " and a line's end
+	n := len(p.req.Target.Path) + len(p.req.Target.Query) + len(p.req.Host) + len(p.told.Host)
+	for _, fields := range [][]http1.Field{p.req.Fields, p.told.Set, p.told.Append} {
+		for i := range fields {
+			n += len(fields[i].Name) + len(fields[i].Value) + around
+		}
+	}
+	return n <= roomForSure/2
+}
+
+// answer passes on the answer to what was sent. It reports what tunnel does.
+func (p *passage) answer(c *courier) (again bool, stays *backend) {
+	err := c.err
 	if err == nil || c.running {
 		err = p.readHead()
 	}
 	if err != nil {
 		c.stop()
-		return p.failed(err, c)
+		return p.failed(err, c), nil
 	}
 	switch {
 	case p.resp.Status == http.StatusSwitchingProtocols:
@@ -45,10 +87,10 @@ func (p *passage) tunnel() (again bool) {
 		c.stop()
 		p.close(refuseRequest(http.StatusBadGateway, "the service answered %d in place of a change to %s", p.resp.Status, tidy(p.told.Upgrade)))
 	default:
-		p.respond(c)
+		stays = p.respond(c)
 	}
 	p.conclude()
-	return false
+	return false, stays
 }
 
 // courier brings the content of a request to the service.
@@ -57,9 +99,10 @@ type courier struct {
 	work    sync.WaitGroup
 	running bool
 	raw     bool          // what is carried is no content of a request any more
-	stopped chan struct{} // closed to end it
+	stopped chan struct{} // closed to end it, once it runs
 	whole   atomic.Bool   // all of it was sent
 	begun   bool          // some of it was
+	err     error         // of sending the head
 }
 
 // sendHead sends the head of the request, with what of its content is there.
@@ -95,6 +138,7 @@ func (c *courier) sendHead() error {
 	if err == nil && !ended {
 		c.start()
 	}
+	p.awaitAnswer()
 	return err
 }
 
@@ -117,7 +161,7 @@ func (p *passage) tooMuch(n int) bool {
 }
 
 func (c *courier) start() {
-	c.running = true
+	c.running, c.stopped = true, make(chan struct{})
 	c.work.Go(c.run)
 }
 
@@ -234,7 +278,6 @@ func (c *courier) stop() {
 func (p *passage) readHead() error {
 	in := &p.b.in
 	asked := http1.Asked{Method: p.req.Method, Upgrade: p.told.Upgrade != ""}
-	p.awaitAnswer()
 	defer p.wait.forget(serviceSends)
 	for {
 		n, err := p.resp.Parse(in.b, asked)
@@ -276,8 +319,9 @@ func (p *passage) stretch() {
 	}
 }
 
-// respond passes the response on.
-func (p *passage) respond(c *courier) {
+// respond passes the response on. It returns the connection that is as good as
+// before, if it is, with which the goroutine stays.
+func (p *passage) respond(c *courier) (stays *backend) {
 	in := &p.b.in
 	p.http.Status = p.resp.Status
 	p.content.Start(p.resp.Body, p.resp.Length, nil)
@@ -292,11 +336,15 @@ func (p *passage) respond(c *courier) {
 	c.stop()
 	if err != nil {
 		p.breakOff(err)
-		return
+		return nil
 	}
-	if p.closeWhole() && c.whole.Load() && p.resp.KeepAlive && p.resp.Body != http1.UntilClose && len(in.b) == 0 && !p.wait.cut() {
-		p.returnBackend()
+	if !p.closeWhole() || !c.whole.Load() || !p.resp.KeepAlive || p.resp.Body == http1.UntilClose || len(in.b) > 0 || p.wait.cut() {
+		return nil
 	}
+	stays = p.b
+	stays.stay.begin(&p.f.c.l.proxy.hosts)
+	p.returnBackend()
+	return stays
 }
 
 // closeWhole is close for a response that is whole.

@@ -15,6 +15,9 @@ const (
 	accessFlush = 200 * time.Millisecond
 	// accessEarly is how much waits at most before it is written sooner.
 	accessEarly = 32 << 10
+	// accessKept is how large a buffer is kept: while CPUs are busy more than
+	// that much waits before it is written.
+	accessKept = 128 << 10
 	// accessMost bounds what waits for a reader that has stalled.
 	accessMost = 1 << 20
 	// accessPatience is how long Close waits for such a reader.
@@ -111,7 +114,7 @@ func (l *AccessLog) flush() {
 	if len(lines) > 0 {
 		l.write(lines)
 	}
-	if cap(lines) > 2*accessEarly {
+	if cap(lines) > accessKept {
 		lines = nil // a burst is over: give its memory back
 	}
 	l.mu.Lock()

@@ -76,6 +76,32 @@ func (g *Group) Borrow(ctx context.Context, w Wish, tried *Tried) (Loan, error) 
 	return s.run(tried)
 }
 
+// Join is Borrow for what can be had at once: an idle connection to the endpoint
+// that Borrow would choose, or a place on one that is shared. It does not wait,
+// and reports false where Borrow might have to. Of the wish it looks at Key and
+// Shares.
+func (g *Group) Join(w Wish, tried *Tried) (Loan, bool) {
+	if g.line.waiting.Load() > 0 { // they come first
+		return Loan{}, false
+	}
+	s := search{group: g, turn: g.turn.Add(1) - 1, lends: true, key: w.Key, shares: w.Shares, joins: true}
+	c, _ := s.choose(tried)
+	if c.idle != nil && !c.idle.Alive() {
+		_ = c.idle.Close()
+		c.endpoint.conns.Add(-1)
+		c.quit()
+		c.endpoint = nil
+	}
+	if c.endpoint == nil {
+		g.turn.Add(^uint64(0)) // it is the turn of who borrows
+		return Loan{}, false
+	}
+	if tried != nil && !c.again {
+		tried.add(c.endpoint)
+	}
+	return s.lend(&c), true
+}
+
 // obtain returns a connection to the endpoint that was chosen. It returns
 // neither that nor an error where the endpoint is to be chosen anew.
 func (s *search) obtain(c *choice) (Loan, error) {
@@ -85,20 +111,26 @@ func (s *search) obtain(c *choice) (Loan, error) {
 			return Loan{}, err
 		}
 	}
-	loan := Loan{group: s.group, key: s.key, shares: s.shares, shared: c.with, makes: c.makes}
-	switch {
-	case c.with != nil:
-		loan.Kept, c.conn = c.with.keeper, c.with.conn
-	case c.idle != nil:
-		loan.Kept = c.idle
-	default:
+	if c.with == nil && c.idle == nil {
+		loan := Loan{group: s.group, key: s.key, shares: s.shares, makes: c.makes}
 		var err error
 		loan.Chosen, err = s.connect(c)
 		return loan, err
 	}
+	return s.lend(c), nil
+}
+
+// lend makes a loan of what was found.
+func (s *search) lend(c *choice) Loan {
+	loan := Loan{group: s.group, key: s.key, shares: s.shares, shared: c.with}
+	if c.with != nil {
+		loan.Kept, c.conn = c.with.keeper, c.with.conn
+	} else {
+		loan.Kept = c.idle
+	}
 	e := c.endpoint
 	loan.Chosen = Chosen{Conn: c.conn, Target: e.target.key.address, Address: e.name, endpoint: e, trial: c.trial}
-	return loan, nil
+	return loan
 }
 
 // enter counts one more at the endpoint, or reports that there is no room for
@@ -158,6 +190,9 @@ func (s *search) findLocked(c *choice) (out []Keeper, ok bool) {
 			e.conns.Add(1)
 			return out, true
 		}
+	}
+	if s.joins {
+		return out, false
 	}
 	if kept && s.shares && !s.solo && !h.markedLocked(s.group, s.key, e.target.set) {
 		if c.awaits = h.madeLocked(s.group, s.key); c.awaits != nil {

@@ -65,6 +65,7 @@ type search struct {
 	key    any  // of those
 	shares bool // as Wish.Shares
 	solo   bool // it waits for no other borrower's connection any more
+	joins  bool // what is there, or nothing: it does not dial
 
 	until    time.Time // when timeout is over; zero while nothing took time
 	failed   Tried     // by this call
@@ -186,6 +187,9 @@ func (s *search) choose(past *Tried) (c choice, full bool) {
 		}
 		if trial {
 			e.trying.Store(false)
+		}
+		if s.joins {
+			return choice{}, false // not to go by one only because it is not connected to yet
 		}
 		noRoom.add(e)
 	}

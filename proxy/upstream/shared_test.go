@@ -570,6 +570,61 @@ func TestRetryJoins(t *testing.T) {
 	})
 }
 
+// TestJoin: a place is had at once, or not at all, and then it is the turn of the
+// same endpoint.
+func TestJoin(t *testing.T) {
+	bubble(t, func(t *testing.T, n *network, s *Set) {
+		g := take(t, s, Settings{MaxRequests: 3}, a, b)
+		wish := Wish{Shares: true}
+		if _, ok := g.Join(wish, nil); ok || len(n.dialled()) != 0 {
+			t.Fatal("joined where nothing is shared")
+		}
+		toA, m := share(t, g, nil, 2)
+		for range 2 { // b is not connected to, and not gone by
+			if l, ok := g.Join(wish, nil); ok {
+				t.Fatalf("joined %s out of turn", l.Address)
+			}
+		}
+		toB, other := share(t, g, nil, 9)
+		if toA.Address == toB.Address {
+			t.Fatalf("%s twice", toA.Address)
+		}
+		var tried Tried
+		l, ok := g.Join(wish, &tried)
+		if !ok || l.Kept != Keeper(m) || tried.count != 1 {
+			t.Fatalf("%t, with %v, %d tried", ok, l.Kept, tried.count)
+		}
+		again, ok := g.Join(wish, &tried)
+		if !ok || again.Kept != Keeper(other) {
+			t.Errorf("%t, with %v, want the endpoint that was not tried", ok, again.Kept)
+		}
+		if _, ok := g.Join(wish, nil); ok {
+			t.Error("joined one that is full")
+		}
+		finish(&l, m)
+		finish(&again, other)
+		if _, active := idleAndActive(g); active != 2 {
+			t.Errorf("%d active, want two", active)
+		}
+	})
+}
+
+// TestJoinIsNoOvertaking: who waits in line comes first.
+func TestJoinIsNoOvertaking(t *testing.T) {
+	bubble(t, func(t *testing.T, n *network, s *Set) {
+		g := take(t, s, Settings{MaxRequests: 1}, a)
+		first, m := share(t, g, nil, 9)
+		waiting := queueShared(t, g, t.Context(), 1, sharing(nil))
+		finish(first, m)
+		if _, ok := g.Join(Wish{Shares: true}, nil); ok {
+			t.Error("joined before who waits")
+		}
+		if who, _ := served(t, waiting); len(who) != 1 {
+			t.Errorf("%v are served, want the one that waits", who)
+		}
+	})
+}
+
 // TestWaitingIsNotTrying: an endpoint whose connection was waited for, and that
 // was then given up, was not lent to the request.
 func TestWaitingIsNotTrying(t *testing.T) {
@@ -734,12 +789,23 @@ func joinOnce(t testing.TB, g *Group, key *moment) {
 	l.Close()
 }
 
+func joinAtOnce(t testing.TB, g *Group, key *moment) {
+	var tried Tried
+	l, ok := g.Join(Wish{Key: key, Shares: true}, &tried)
+	if !ok {
+		t.Fatal("no place")
+	}
+	l.Succeeded()
+	l.Kept.(*multi).done()
+	l.Close()
+}
+
 // TestSharingAllocates nothing once connections are there.
 func TestSharingAllocates(t *testing.T) {
 	for _, targets := range []int{1, 16} {
 		for _, settings := range []Settings{{}, {Balance: LeastConnections, MaxConnections: 100, MaxRequests: 1000}} {
 			g, key := warm(t, settings, targets)
-			if n := testing.AllocsPerRun(1000, func() { joinOnce(t, g, key) }); n != 0 {
+			if n := testing.AllocsPerRun(1000, func() { joinOnce(t, g, key); joinAtOnce(t, g, key) }); n != 0 {
 				t.Errorf("%d targets: %v allocations a loan, want none", targets, n)
 			}
 		}
@@ -752,7 +818,7 @@ func BenchmarkJoin(bench *testing.B) {
 			g, key := warm(bench, Settings{Balance: LeastRequests, MaxRequests: 100}, targets)
 			bench.ReportAllocs()
 			for bench.Loop() {
-				joinOnce(bench, g, key)
+				joinAtOnce(bench, g, key)
 			}
 		})
 	}
