@@ -123,6 +123,9 @@ type Client struct {
 	// for every handshake after SetRoots.
 	roots atomic.Pointer[[]*x509.Certificate]
 
+	// known are the entries that the last Sync was given.
+	known atomic.Pointer[knownEntries]
+
 	mu sync.Mutex // guards the following
 	// identity is what later calls present.
 	identity *Identity

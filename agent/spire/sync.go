@@ -91,7 +91,7 @@ func (c *Client) Sync(ctx context.Context, known []registry.Entry) ([]registry.E
 	err := c.call(ctx, stepSync, func(ctx context.Context, cn *conn) error {
 		client := entryv1.NewEntryClient(cn.cc)
 		if !cn.unpaged.Load() {
-			s = newSyncing(c.trustDomain, known)
+			s = c.newSyncing(known)
 			err := s.stream(ctx, client)
 			if status.Code(err) != codes.Unimplemented {
 				return err
@@ -99,7 +99,7 @@ func (c *Client) Sync(ctx context.Context, known []registry.Entry) ([]registry.E
 			c.log.Info("server is too old for SyncAuthorizedEntries, using GetAuthorizedEntries", "server", c.address)
 			cn.unpaged.Store(true)
 		}
-		s = newSyncing(c.trustDomain, known)
+		s = c.newSyncing(known)
 		s.stats.Unpaged = true
 		var p peer.Peer
 		answer, err := client.GetAuthorizedEntries(ctx, &entryv1.GetAuthorizedEntriesRequest{OutputMask: entryMask}, grpc.Peer(&p))
@@ -119,21 +119,20 @@ func (c *Client) Sync(ctx context.Context, known []registry.Entry) ([]registry.E
 // syncing is one Sync under way.
 type syncing struct {
 	trustDomain spiffeid.TrustDomain
-	known       map[string]*registry.Entry
-	entries     map[string]registry.Entry // the new set
+	known       *knownEntries
+	kept        []bool                    // those of known that are as they were
+	still       int                       // how many those are
+	entries     map[string]registry.Entry // the others of the new set
 	stats       SyncStats
 }
 
-func newSyncing(td spiffeid.TrustDomain, known []registry.Entry) *syncing {
-	s := &syncing{
-		trustDomain: td,
-		known:       make(map[string]*registry.Entry, len(known)),
-		entries:     make(map[string]registry.Entry, len(known)),
+func (c *Client) newSyncing(known []registry.Entry) *syncing {
+	k := c.known.Load()
+	if !k.isOf(known) {
+		k = newKnownEntries(known)
+		c.known.Store(k)
 	}
-	for i := range known {
-		s.known[known[i].ID] = &known[i]
-	}
-	return s
+	return &syncing{trustDomain: c.trustDomain, known: k, kept: make([]bool, len(known)), entries: map[string]registry.Entry{}}
 }
 
 // stream speaks SyncAuthorizedEntries: either the first answer is the whole
@@ -212,8 +211,8 @@ func receive(stream entryStream) (*entryv1.SyncAuthorizedEntriesResponse, error)
 // listRevisions reads the list of revisions, takes over what is known and
 // returns the ids of the rest.
 func (s *syncing) listRevisions(stream entryStream, answer *entryv1.SyncAuthorizedEntriesResponse) ([]string, error) {
-	listed := make(map[string]bool, len(s.known))
 	var wanted []string
+	listed := map[string]bool{} // those wanted
 	for {
 		if len(answer.GetEntries()) > 0 {
 			return nil, badAnswer("entries among the revisions")
@@ -227,14 +226,20 @@ func (s *syncing) listRevisions(stream entryStream, answer *entryv1.SyncAuthoriz
 				s.leaveOut(fmt.Errorf("entry %q: listed twice", r.GetId()))
 				continue
 			}
-			listed[r.GetId()] = true
-			if len(listed) > maxEntries {
-				return nil, tooMany()
-			}
-			if e := s.known[r.GetId()]; e != nil && !stale(e, r) {
-				s.entries[e.ID] = *e
-			} else {
+			at := s.known.find(r.GetId())
+			switch {
+			case at >= 0 && s.kept[at]:
+				s.leaveOut(fmt.Errorf("entry %q: listed twice", r.GetId()))
+				continue
+			case at >= 0 && !stale(&s.known.list[at], r):
+				s.kept[at] = true
+				s.still++
+			default:
+				listed[r.GetId()] = true
 				wanted = append(wanted, r.GetId())
+			}
+			if s.still+len(wanted) > maxEntries {
+				return nil, tooMany()
 			}
 		}
 		if !answer.GetMore() {
@@ -329,16 +334,25 @@ func (s *syncing) leaveOut(err error) {
 	}
 }
 
+// finish returns the new set. Where nothing has changed, it is the known one.
 func (s *syncing) finish() ([]registry.Entry, SyncStats) {
-	entries := slices.SortedFunc(maps.Values(s.entries), func(a, b registry.Entry) int {
-		return strings.Compare(a.ID, b.ID)
-	})
-	for id := range s.known {
-		if _, ok := s.entries[id]; !ok {
+	s.stats.Total = s.still + len(s.entries)
+	if len(s.entries) == 0 && s.still == len(s.known.list) {
+		return s.known.list, s.stats
+	}
+	entries := make([]registry.Entry, 0, s.stats.Total)
+	for i := range s.known.list {
+		e := &s.known.list[i]
+		if s.kept[i] {
+			entries = append(entries, *e)
+		} else if _, ok := s.entries[e.ID]; !ok {
 			s.stats.Removed++
 		}
 	}
-	s.stats.Total = len(entries)
+	for _, e := range s.entries {
+		entries = append(entries, e)
+	}
+	slices.SortFunc(entries, func(a, b registry.Entry) int { return strings.Compare(a.ID, b.ID) })
 	return entries, s.stats
 }
 

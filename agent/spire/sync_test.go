@@ -462,3 +462,79 @@ func FuzzParseEntry(f *testing.F) {
 		}
 	})
 }
+
+// Entries of which none has changed are not even copied.
+func TestSyncUnchanged(t *testing.T) {
+	five := newEntries(5)
+	s := newServer(t)
+	s.sync = revisions(five, func(stream entryv1.Entry_SyncAuthorizedEntriesServer, ids []string) error {
+		var asked []*types.Entry
+		for _, e := range five {
+			if slices.Contains(ids, e.Id) {
+				asked = append(asked, e)
+			}
+		}
+		return stream.Send(&entryv1.SyncAuthorizedEntriesResponse{Entries: asked})
+	})
+	s.start(t)
+	c := s.client(t)
+	first, _, err := c.Sync(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, stats, err := c.Sync(t.Context(), first)
+	if err != nil || len(second) != 5 || &second[0] != &first[0] || stats.Fetched != 0 || stats.Total != 5 {
+		t.Errorf("got %d entries, other memory or not, %+v, %v", len(second), stats, err)
+	}
+	five[2].RevisionNumber++
+	third, stats, err := c.Sync(t.Context(), second)
+	if err != nil || stats.Fetched != 1 || stats.Removed != 0 {
+		t.Errorf("got %+v, %v", stats, err)
+	}
+	checkSame(t, third, five)
+	if view(first[2]) == view(third[2]) {
+		t.Error("what was handed in has been changed")
+	}
+}
+
+// pagesOf is a stream of what a server has to say and is not asked for.
+type pagesOf struct {
+	entryStream
+	pages []*entryv1.SyncAuthorizedEntriesResponse
+}
+
+func (p *pagesOf) Recv() (*entryv1.SyncAuthorizedEntriesResponse, error) {
+	page := p.pages[0]
+	p.pages = p.pages[1:]
+	return page, nil
+}
+
+// BenchmarkSyncUnchanged is what an agent does every five seconds, but for
+// gRPC.
+func BenchmarkSyncUnchanged(b *testing.B) {
+	for _, n := range []int{10_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			known := make([]registry.Entry, n)
+			var pages []*entryv1.SyncAuthorizedEntriesResponse
+			for i := range known {
+				known[i], _ = parseEntry(newEntry(i), exampleOrg)
+				if i%500 == 0 {
+					pages = append(pages, &entryv1.SyncAuthorizedEntriesResponse{More: i+500 < n})
+				}
+				last := pages[len(pages)-1]
+				last.EntryRevisions = append(last.EntryRevisions, &entryv1.EntryRevision{
+					Id: strings.Clone(known[i].ID), RevisionNumber: known[i].Revision, CreatedAt: toUnix(known[i].CreatedAt),
+				})
+			}
+			c := &Client{trustDomain: exampleOrg}
+			b.ReportAllocs()
+			for b.Loop() {
+				s := c.newSyncing(known)
+				wanted, err := s.listRevisions(&pagesOf{pages: pages[1:]}, pages[0])
+				if got, _ := s.finish(); err != nil || len(wanted) > 0 || len(got) != n {
+					b.Fatalf("%d wanted, %d entries, %v", len(wanted), len(got), err)
+				}
+			}
+		})
+	}
+}
