@@ -102,15 +102,30 @@ func runCallers(socket, first, n string) error {
 		if err := syscall.Setresuid(uid, uid, 0); err != nil {
 			return err
 		}
-		c, err := bareclient.FetchX509SVID(context.Background(), socket)
-		if err != nil {
+		if err := errors.Join(fetchAgain(socket), syscall.Setresuid(0, 0, 0)); err != nil {
 			return fmt.Errorf("user %d: %w", uid, err)
-		}
-		if err := errors.Join(c.Close(), syscall.Setresuid(0, 0, 0)); err != nil {
-			return err
 		}
 	}
 	return nil
+}
+
+// userPatience is how long a user tries: an agent that is busy with its server
+// refuses for a while.
+const userPatience = 30 * time.Second
+
+// fetchAgain fetches an X.509-SVID, and tries again where it is refused.
+func fetchAgain(socket string) error {
+	until := time.Now().Add(userPatience)
+	for {
+		c, err := bareclient.FetchX509SVID(context.Background(), socket)
+		if err == nil {
+			return c.Close()
+		}
+		if time.Now().After(until) {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // measureRotation measures how long fetches take while nothing else happens,
