@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/http1"
 	"github.com/narthex-id/narthex/proxy/http2"
 )
@@ -23,7 +24,7 @@ func (p *passage) relay() (again bool) {
 	far := p.far
 	p.tries++
 	if p.told.Upgrade != "" && !far.connects(p.matter.dialContext(), p.s.Timeouts.Connect) {
-		return p.fail(refuseRequest(http.StatusNotImplemented, "the service takes no extended CONNECT (RFC 8441), by which it would change to %s", tidy(p.told.Upgrade)))
+		return p.fail(refuseRequest(http.StatusNotImplemented, "the service takes no extended CONNECT (RFC 8441), by which it would change to %s", telemetry.Tidy(p.told.Upgrade)))
 	}
 	p.awaitAnswer()
 	p.mu.Lock()
