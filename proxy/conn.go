@@ -311,7 +311,7 @@ func (c *conn) dial(s *settings, record *telemetry.Access) (end, error) {
 func (c *conn) blame(err error) {
 	var failed *handshakeError
 	if errors.As(err, &failed) && !failed.late {
-		c.chosen.Failed(errors.New(tidy(err.Error())))
+		c.chosen.Failed(errors.New(telemetry.Tidy(err.Error())))
 	}
 }
 
@@ -442,7 +442,7 @@ func (c *conn) finish(record *telemetry.Access, err error) {
 	case errors.As(err, &r):
 		result, ended = r.result, closing{why: r.why}
 	}
-	record.Reason, record.Closed = tidy(ended.why), ended.reason
+	record.Reason, record.Closed = telemetry.Tidy(ended.why), ended.reason
 	record.Outcome = "success"
 	if err != nil || ended.reason == "policy" || ended.reason == "revoked" || ended.reason == "error" {
 		record.Outcome = "failure"
@@ -467,7 +467,7 @@ func (c *conn) fill(record *telemetry.Access) {
 	record.Plaintext = c.inPlaintext()
 	record.Serial = c.peer().Serial
 	if c.phase != opening {
-		record.Decision, record.WouldDeny = string(c.outcome), tidy(c.would)
+		record.Decision, record.WouldDeny = string(c.outcome), telemetry.Tidy(c.would)
 		record.Rule, record.Generation = c.decision.Rule, c.decision.Generation
 		record.Shadow = slices.Clone(c.decision.Shadow)
 	}

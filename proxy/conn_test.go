@@ -499,23 +499,6 @@ func TestMaxConnections(t *testing.T) {
 	say(t, waiting, "its turn")
 }
 
-func TestLogLimit(t *testing.T) {
-	var limit logLimit
-	now := time.Now()
-	passed := 0
-	for range 100 {
-		if ok, _ := limit.allow(now); ok {
-			passed++
-		}
-	}
-	if passed != logBurst {
-		t.Errorf("%d lines in a burst, want %d", passed, logBurst)
-	}
-	if ok, missed := limit.allow(now.Add(time.Second)); !ok || missed != 100-logBurst {
-		t.Errorf("a second later: %v, %d left out", ok, missed)
-	}
-}
-
 func TestBuffersGrowAndShrink(t *testing.T) {
 	sizes := make(chan int, 64)
 	src := &chunks{sizes: sizes, left: []int{4 << 10, 16 << 10, 64 << 10, 10, 10, 10}}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/forwarded"
 	"github.com/narthex-id/narthex/proxy/http1"
 )
@@ -385,7 +386,7 @@ func (x *exchange) breakOff(err error) {
 	c := x.d.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	x.record.Reason = tidy(why)
+	x.record.Reason = telemetry.Tidy(why)
 	c.kill(closing{"error", why})
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/upstream"
 )
@@ -85,7 +86,7 @@ func TestBlame(t *testing.T) {
 	}
 	evil := "subject CN=x\n2026-01-01 [INFO] all is well\x1b[2J" + strings.Repeat("x", 1<<16)
 	failed, why := blame(&handshakeError{refusal: refusal{"refused", evil}, err: errors.New(evil)})
-	if failed != 1 || strings.ContainsAny(why, "\n\x1b") || len(why) > 2*maxReason {
+	if failed != 1 || strings.ContainsAny(why, "\n\x1b") || len(why) > 2*telemetry.MaxReason {
 		t.Errorf("failed %d times, for %.200q", failed, why)
 	}
 }

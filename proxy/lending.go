@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/http2"
 	"github.com/narthex-id/narthex/proxy/identity"
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -212,7 +213,7 @@ func (x *call) shake(raw end, s *session, shares bool) (*secured, backed, error)
 	if err := x.q.handshake(t, s.settings, &x.record, x.w); err != nil {
 		var failed *handshakeError
 		if errors.As(err, &failed) && !failed.late && x.q.dialContext().Err() == nil { // else nobody waits for it any more
-			x.loan.Failed(errors.New(tidy(err.Error())))
+			x.loan.Failed(errors.New(telemetry.Tidy(err.Error())))
 		}
 		return nil, backed{}, err
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/http1"
 	"github.com/narthex-id/narthex/proxy/http2"
 )
@@ -47,7 +48,7 @@ func (x *exchange) lift() (again, next bool) {
 	x.tries++
 	l := &lifted{x: x, came: make(chan struct{}, 1), room: make(chan struct{}, 1), stop: make(chan struct{})}
 	if x.told.Upgrade != "" {
-		return false, x.reply(refuseRequest(http.StatusNotImplemented, "the service speaks HTTP/2, in which %s cannot be changed to from HTTP/1.1", tidy(x.told.Upgrade)))
+		return false, x.reply(refuseRequest(http.StatusNotImplemented, "the service speaks HTTP/2, in which %s cannot be changed to from HTTP/1.1", telemetry.Tidy(x.told.Upgrade)))
 	}
 	x.rouse(l.signal)
 	defer x.rouse(nil)

@@ -30,10 +30,10 @@ type listener struct {
 	from   *listener   // whose socket it takes over, while a plan is made
 
 	cached   atomic.Pointer[session]
-	refusals logLimit
-	audits   logLimit // lines on what only an audit lets pass
-	plains   logLimit // lines on plaintext
-	shadows  logLimit // lines on rules in shadow
+	refusals telemetry.LogLimit
+	audits   telemetry.LogLimit // lines on what only an audit lets pass
+	plains   telemetry.LogLimit // lines on plaintext
+	shadows  telemetry.LogLimit // lines on rules in shadow
 
 	plaintext sources
 	shares    shares

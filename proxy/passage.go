@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/forwarded"
 	"github.com/narthex-id/narthex/proxy/http1"
 	"github.com/narthex-id/narthex/proxy/http2"
@@ -302,7 +303,7 @@ func (p *passage) tellClient() {
 	why, left, sent, answered := p.why, p.left, p.sent, p.answered
 	p.mu.Unlock()
 	if why != nil {
-		p.record.Reason, p.record.Closed = tidy(why.why), why.closed
+		p.record.Reason, p.record.Closed = telemetry.Tidy(why.why), why.closed
 	}
 	switch {
 	case answered:

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/policy"
 	"github.com/narthex-id/narthex/proxy/proxyproto"
 )
@@ -91,7 +92,7 @@ func (c *conn) readHeader() error {
 	c.via, c.header = c.source, &header
 	switch {
 	case header.Unix:
-		c.source, c.request.Source = unixPrefix+tidy(header.SourcePath), netip.AddrPort{}
+		c.source, c.request.Source = unixPrefix+telemetry.Tidy(header.SourcePath), netip.AddrPort{}
 	case header.Source.IsValid():
 		c.source, c.request.Source = header.Source.String(), header.Source
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/http1"
 	"github.com/narthex-id/narthex/proxy/http2"
 )
@@ -22,7 +23,7 @@ import (
 func (p *passage) relay() (again bool) {
 	far := p.far
 	if p.told.Upgrade != "" && !far.connects(p.matter.dialContext(), p.s.Timeouts.Connect) {
-		return p.fail(refuseRequest(http.StatusNotImplemented, "the service takes no extended CONNECT (RFC 8441), by which it would change to %s", tidy(p.told.Upgrade)))
+		return p.fail(refuseRequest(http.StatusNotImplemented, "the service takes no extended CONNECT (RFC 8441), by which it would change to %s", telemetry.Tidy(p.told.Upgrade)))
 	}
 	sent, again := p.ask()
 	if !sent {

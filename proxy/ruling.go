@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/http1"
 	"github.com/narthex-id/narthex/proxy/identity"
 	"github.com/narthex-id/narthex/proxy/policy"
@@ -194,7 +195,7 @@ func (x *exchange) reply(r *refused) (next bool) {
 	x.nameEnds()
 	d.c.mu.Unlock()
 	x.http.Status = r.status
-	x.record.Reason = tidy(r.why)
+	x.record.Reason = telemetry.Tidy(r.why)
 	done := x.req.Body == http1.NoBody
 	if !done && x.whole {
 		x.takeBody()
@@ -229,7 +230,7 @@ func (x *call) logRefused(r *refused) {
 		what = "request failed"
 	}
 	c := x.c
-	c.l.logRefusal(what, "source", c.source, "from", x.record.From, "to", x.record.To, "method", tidy(x.asked.Method), "path", tidy(x.asked.Path), "status", r.status, "request_id", x.id, "reason", x.record.Reason)
+	c.l.logRefusal(what, "source", c.source, "from", x.record.From, "to", x.record.To, "method", telemetry.Tidy(x.asked.Method), "path", telemetry.Tidy(x.asked.Path), "status", r.status, "request_id", x.id, "reason", x.record.Reason)
 }
 
 // account counts and records the request, for which so many bytes came and were
@@ -252,7 +253,7 @@ func (x *call) account(in, out uint64) {
 		r.ServerName, r.Protocol = c.record.ServerName, c.record.Protocol
 	}
 	if why := x.q.broken(); why.why != "" {
-		r.Reason, r.Closed = tidy(why.why), why.reason
+		r.Reason, r.Closed = telemetry.Tidy(why.why), why.reason
 	}
 	r.Outcome = "success"
 	if r.Reason != "" {

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/http1"
 )
 
@@ -85,7 +86,7 @@ func (p *passage) answer(c *courier) (again bool, stays *backend) {
 		p.switchOver(c)
 	case p.told.Upgrade != "" && p.resp.Status/100 == 2: // which the client would take for the change (RFC 8441, section 4)
 		c.stop()
-		p.close(refuseRequest(http.StatusBadGateway, "the service answered %d in place of a change to %s", p.resp.Status, tidy(p.told.Upgrade)))
+		p.close(refuseRequest(http.StatusBadGateway, "the service answered %d in place of a change to %s", p.resp.Status, telemetry.Tidy(p.told.Upgrade)))
 	default:
 		stays = p.respond(c)
 	}

@@ -26,18 +26,6 @@ func TestHostName(t *testing.T) {
 	}
 }
 
-func TestTidy(t *testing.T) {
-	for text, want := range map[string]string{
-		"as it is: “words”":        "as it is: “words”",
-		"a\nb\x1b[31m\u2028\xff":   "a\uFFFDb\uFFFD[31m\uFFFD\uFFFD",
-		strings.Repeat("é", 10000): strings.Repeat("é", maxReason/2) + "…",
-	} {
-		if got := tidy(text); got != want {
-			t.Errorf("%.40q: %q, want %q", text, got, want)
-		}
-	}
-}
-
 // TestStrangersWriteLittle: what a client that proved nothing chooses is
 // bounded in the access log and in the log.
 func TestStrangersWriteLittle(t *testing.T) {

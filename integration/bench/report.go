@@ -117,24 +117,30 @@ func (r *report) text() string {
 // cells are a row's values by side, its ratio to the best peer, its target and
 // whether that was met.
 func (r *report) cells(row *row, sides []string) []string {
-	var cells []string
-	for _, side := range sides {
-		values, ok := r.results[row.id][side]
-		switch {
-		case !ok:
-			cells = append(cells, "–")
-		case side == ours:
-			cells = append(cells, figures.Number(values.Median()))
-		default:
-			cells = append(cells, fmt.Sprintf("%s (%s)", figures.Number(values.Median()), figures.Times(r.ratio(row, side))))
-		}
-	}
 	best := "–"
 	if peer := r.bestPeer(row); peer != "" {
 		best = figures.Times(r.ratio(row, peer)) + " " + peer
 	}
 	goal, met := r.judge(row)
-	return append(cells, best, goal, met)
+	return append(bySide(r.results[row.id], sides), best, goal, met)
+}
+
+// bySide are the values of the sides, those of a peer with what ours are of
+// them.
+func bySide(values map[string]figures.Series, sides []string) []string {
+	var cells []string
+	for _, side := range sides {
+		series, ok := values[side]
+		switch {
+		case !ok:
+			cells = append(cells, "–")
+		case side == ours:
+			cells = append(cells, figures.Number(series.Median()))
+		default:
+			cells = append(cells, fmt.Sprintf("%s (%s)", figures.Number(series.Median()), figures.Times(values[ours].Over(series).Median())))
+		}
+	}
+	return cells
 }
 
 // lateOf returns those of rows of whose requests it was measured how long they
@@ -145,22 +151,7 @@ func (r *report) lateOf(rows []*row) []*row {
 
 // waits are the µs within which all but one of a hundred of a row's requests
 // were answered, by side.
-func (r *report) waits(row *row, sides []string) []string {
-	var cells []string
-	for _, side := range sides {
-		values, ok := r.p99[row.id][side]
-		switch {
-		case !ok:
-			cells = append(cells, "–")
-		case side == ours:
-			cells = append(cells, figures.Number(values.Median()))
-		default:
-			ratio := r.p99[row.id][ours].Over(values).Median()
-			cells = append(cells, fmt.Sprintf("%s (%s)", figures.Number(values.Median()), figures.Times(ratio)))
-		}
-	}
-	return cells
-}
+func (r *report) waits(row *row, sides []string) []string { return bySide(r.p99[row.id], sides) }
 
 // judge says what the target is and whether it was met.
 func (r *report) judge(row *row) (goal, met string) {

@@ -124,7 +124,7 @@ func (c *callers) fetch(ctx context.Context, once func(context.Context) error) {
 			c.failed.Add(1)
 			c.first.CompareAndSwap(nil, fmt.Errorf("a fetch: %w", err))
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // the pace of a caller: without it they would be a load, and take the cores from the agents
 	}
 }
 
@@ -179,7 +179,7 @@ func followSerials(s *server, id string) (end func() []string) {
 			select {
 			case <-stop:
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-time.After(20 * time.Millisecond): // the server tells nobody of a change: it is asked, more often than an agent renews
 			}
 		}
 	}()
@@ -341,7 +341,8 @@ func TestAgentHandOverFails(t *testing.T) {
 			t.Errorf("it should have failed:\n%s", out)
 		}
 	}
-	// Killed in the midst of it, at whatever moment that is.
+	// Killed in the midst of it, at whatever moment that is: the time is the test,
+	// since each moment of a take-over has to be one to die in.
 	for _, after := range []time.Duration{20, 60, 100, 150, 250} {
 		p := n.agent()
 		time.Sleep(after * time.Millisecond)

@@ -55,6 +55,7 @@ func TestStrangersAtTheDoor(t *testing.T) {
 		return []string{"-cert", cert, "-key", key}
 	}
 	expired := minted("/tester", time.Second)
+	// The clock of the certificate, which is good for the whole of its last second.
 	time.Sleep(time.Until(certificatesIn(t, expired[1])[0].NotAfter) + 1100*time.Millisecond)
 
 	for _, c := range []struct {

@@ -62,7 +62,7 @@ func TestServerAway(t *testing.T) {
 	late.start("agent")
 	stage.Eventually(t, stage.Soon, "the late agent says that the server is away", func() error { return late.tells("unreachable", s.server.address) })
 
-	time.Sleep(time.Until(stopped.Add(away)))
+	time.Sleep(time.Until(stopped.Add(away))) // how long the server is away is what is tested
 	s.server.start()
 	s.server.add(
 		entry{path: "/late", parent: s.server.id("/spire/agent/x509pop/" + fingerprint(parsed)), selector: "unix:uid:0"},

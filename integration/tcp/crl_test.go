@@ -243,7 +243,7 @@ func TestCRLOutOfDate(t *testing.T) {
 	until := time.Now().Add(2 * time.Second)
 	stage.WriteFile(t, file, d.ca.crl(2, until), 0o644)
 	d.inForce("a CRL that soon ends", func(c telemetry.CRL) bool { return c.Number == "2" })
-	time.Sleep(time.Until(until.Add(time.Second))) // the list's own clock
+	time.Sleep(time.Until(until.Add(time.Second))) // the list's own clock: nothing tells of it before somebody comes
 	skip := len(d.Records())
 	if err := d.entry(d.client); err == nil {
 		t.Error("somebody comes in though the CRL is out of date")

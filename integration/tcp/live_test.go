@@ -151,6 +151,7 @@ func TestExpiredWhileConnected(t *testing.T) {
 					}
 					return
 				}
+				// The certificate's own clock. That nothing happens then has no event.
 				time.Sleep(time.Until(end.Add(1200 * time.Millisecond)))
 				l.answered()
 				if out := sClient(t, d.address, with(short, version)...); strings.Contains(out, answer) {
@@ -161,7 +162,7 @@ func TestExpiredWhileConnected(t *testing.T) {
 					d.Record(0, "expired", func(a telemetry.Access) bool { return a.Closed == "expiry" })
 					return
 				}
-				time.Sleep(time.Until(end.Add(drain + time.Second)))
+				time.Sleep(time.Until(end.Add(drain + time.Second))) // past when a drain would have ended it
 				l.answered()
 			})
 		}

@@ -211,7 +211,7 @@ func TestFarHostLost(t *testing.T) {
 				if _, err := io.WriteString(conn, "still there?\n"); err != nil {
 					return
 				}
-				time.Sleep(100 * time.Millisecond)
+				time.Sleep(100 * time.Millisecond) // the pace at which it talks
 			}
 			_, _ = io.WriteString(conn, "good morning\n")
 			_, _ = io.ReadAll(conn)
@@ -265,7 +265,7 @@ func TestFarHostLost(t *testing.T) {
 				}
 				_, err := io.WriteString(conn, "still there?\n")
 				for ; err == nil; _, err = io.WriteString(conn, "still there?\n") {
-					time.Sleep(100 * time.Millisecond)
+					time.Sleep(100 * time.Millisecond) // the pace at which it talks
 				}
 				end <- err
 			}()
@@ -285,7 +285,7 @@ func TestFarHostLost(t *testing.T) {
 // lost takes the far host away and waits until n's connection has ended.
 func (w *network) lost(n *node, within time.Duration) {
 	w.t.Helper()
-	time.Sleep(500 * time.Millisecond) // what was said is acknowledged by now
+	w.near.acknowledged(n) // or it would be sent again, which is another way to notice
 	w.far.vanishes()
 	began := time.Now()
 	stage.Eventually(w.t, within+stage.Soon, "the connection has ended", func() error {
@@ -303,6 +303,27 @@ func (w *network) lost(n *node, within time.Duration) {
 	}
 }
 
+// acknowledged waits until the far host has all that was sent to it from m, where
+// n runs: until no connection to it has anything in its queue (tx_queue of
+// /proc/net/tcp, bytes that were not acknowledged).
+func (m *machine) acknowledged(n *node) {
+	m.t.Helper()
+	stage.Eventually(m.t, stage.Soon, "all that was sent is acknowledged", func() error {
+		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", n.PID()))
+		if err != nil {
+			return err
+		}
+		for line := range strings.SplitSeq(string(table), "\n") {
+			// sl, local and remote address, state (01: established), tx:rx queue.
+			f := strings.Fields(line)
+			if len(f) > 4 && f[3] == "01" && !strings.HasPrefix(f[4], "00000000:") {
+				return fmt.Errorf("%s to %s has %s in its queues", f[1], f[2], f[4])
+			}
+		}
+		return nil
+	})
+}
+
 // TestPatience has a peer that lives and takes nothing for longer than a
 // minute. It gets all there is when it goes on.
 func TestPatience(t *testing.T) {
@@ -318,7 +339,7 @@ func TestPatience(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		time.Sleep(pause)
+		time.Sleep(pause) // how long nothing is taken is what is tested
 		if n, err := io.Copy(io.Discard, conn); n != size || err != nil {
 			t.Errorf("%d of %d bytes came, %v", n, size, err)
 		}
@@ -331,7 +352,7 @@ func TestPatience(t *testing.T) {
 		far := w.far.serve(w.far.ip+":8443", func(conn net.Conn) {
 			secured := tls.Server(conn, config)
 			if secured.Handshake() == nil {
-				time.Sleep(pause)
+				time.Sleep(pause) // as above
 				n, _ := io.Copy(io.Discard, secured)
 				came <- n
 			}
@@ -440,6 +461,7 @@ func TestSlowPeers(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.Go(func() {
+			// A byte at a time, at the pace of somebody slow.
 			for one := make([]byte, 1); ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
 				if _, err := c.Read(one); err != nil {
 					t.Errorf("a slow client: %v", err)

@@ -3,7 +3,6 @@ package extauthz
 import (
 	"net/http"
 	"strconv"
-	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -34,18 +33,6 @@ func requestID(q *question, id string) string {
 		return ""
 	}
 	return id
-}
-
-// isCall reports whether the request is a gRPC call, whose refusal Envoy makes
-// a status of.
-func (q *question) isCall() bool {
-	for i := range q.http.Headers {
-		if h := &q.http.Headers[i]; h.Name == "content-type" {
-			rest, ok := strings.CutPrefix(h.Value, "application/grpc")
-			return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
-		}
-	}
-	return false
 }
 
 // passes is the answer for a request that may go on: it changes nothing of it.

@@ -44,7 +44,7 @@ func (v *service) admit(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h
 // service that fails.
 func (v *service) turnAway(s *settings, who *client, why string) error {
 	v.set.meters.checks.With(s.Name, "not_client").Inc()
-	v.logRefusal("ext_authz: client refused", "client", who.peer.ID, "reason", tidy(why))
+	v.logRefusal("ext_authz: client refused", "client", who.peer.ID, "reason", telemetry.Tidy(why))
 	return status.Error(codes.Unauthenticated, "the client may not ask here: see the log")
 }
 
@@ -74,7 +74,7 @@ func (v *service) Check(ctx context.Context, c *auth.CheckRequest) (*auth.CheckR
 	if r.HTTP.Status == 0 {
 		return passes(), nil
 	}
-	return refuses(r.HTTP.Status, r.HTTP.RequestID, after, q.isCall()), nil
+	return refuses(r.HTTP.Status, r.HTTP.RequestID, after, q.http.GRPC()), nil
 }
 
 // account counts and records what came of a question.
@@ -82,7 +82,7 @@ func (v *service) account(ctx context.Context, q *question, r *telemetry.Access,
 	code := r.HTTP.Status
 	v.checks.Add(1)
 	v.set.meters.checks.With(q.Listener, resultOf(code, r)).Inc()
-	r.Outcome, r.Reason = "success", tidy(r.Reason)
+	r.Outcome, r.Reason = "success", telemetry.Tidy(r.Reason)
 	if code != 0 {
 		v.denied.Add(1)
 		r.Outcome = "failure"
@@ -110,7 +110,7 @@ func (v *service) account(ctx context.Context, q *question, r *telemetry.Access,
 	}
 	v.set.config.Access.Write(r)
 	if code != 0 {
-		v.logRefusal("request refused", "source", r.Source, "from", r.From, "to", r.To, "method", tidy(h.Method), "path", tidy(h.Path), "status", code, "request_id", h.RequestID, "reason", r.Reason)
+		v.logRefusal("request refused", "source", r.Source, "from", r.From, "to", r.To, "method", telemetry.Tidy(h.Method), "path", telemetry.Tidy(h.Path), "status", code, "request_id", h.RequestID, "reason", r.Reason)
 	}
 }
 

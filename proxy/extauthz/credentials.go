@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc/credentials"
 
+	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/identity"
 	"github.com/narthex-id/narthex/proxy/policy"
 )
@@ -41,7 +42,7 @@ func (m *mutual) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		if pe := (*identity.PeerError)(nil); errors.As(err, &pe) {
 			result = pe.Result
 		}
-		m.v.logRefusal("ext_authz: connection refused", "source", raw.RemoteAddr(), "reason", tidy(err.Error()))
+		m.v.logRefusal("ext_authz: connection refused", "source", raw.RemoteAddr(), "reason", telemetry.Tidy(err.Error()))
 	}
 	m.v.set.meters.handshakes.With(s.Name, result).Inc()
 	if err != nil {

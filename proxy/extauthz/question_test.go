@@ -273,7 +273,7 @@ func FuzzRead(f *testing.F) {
 		}
 		q := &question{}
 		wrong := q.read(&sent)
-		answer := refuses(http.StatusForbidden, requestID(q, sent.GetAttributes().GetRequest().GetHttp().GetId()), "", q.isCall())
+		answer := refuses(http.StatusForbidden, requestID(q, sent.GetAttributes().GetRequest().GetHttp().GetId()), "", q.http.GRPC())
 		if _, err := proto.Marshal(answer); err != nil {
 			t.Fatal(err)
 		}

@@ -84,7 +84,7 @@ type service struct {
 	serving  sync.WaitGroup
 	removed  atomic.Bool // no rules are written for it any more: it answers nobody
 	left     atomic.Bool // the socket's path is another process's
-	refusals logLimit
+	refusals telemetry.LogLimit
 
 	checks, denied atomic.Uint64
 }

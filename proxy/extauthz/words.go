@@ -1,11 +1,7 @@
 package extauthz
 
 import (
-	"strings"
-	"sync"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
@@ -23,55 +19,10 @@ func newMeters(m *telemetry.Metrics) meters {
 	}
 }
 
-const maxReason = 512 // bytes of a reason in the access log and in the log
-
-// tidy makes a reason out of text that strangers may have a part in: bounded,
-// on one line, and without what a terminal would obey.
-func tidy(reason string) string {
-	if len(reason) > maxReason {
-		end := maxReason
-		for !utf8.RuneStart(reason[end]) {
-			end--
-		}
-		reason = reason[:end] + "…"
-	}
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, reason)
-}
-
-// logLimit lets a burst of lines through, then one a second.
-type logLimit struct {
-	mu     sync.Mutex // guards the following
-	spent  int
-	last   time.Time
-	missed int
-}
-
-const logBurst = 10
-
-func (m *logLimit) allow(now time.Time) (ok bool, missed int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if back := int(now.Sub(m.last) / time.Second); back > 0 {
-		m.spent, m.last = max(0, m.spent-back), now
-	}
-	if m.spent >= logBurst {
-		m.missed++
-		return false, 0
-	}
-	m.spent++
-	missed, m.missed = m.missed, 0
-	return true, missed
-}
-
 // logRefusal logs what others can cause at will: a few lines, then one a second
 // with the number of those left out. The access log has them all.
 func (v *service) logRefusal(what string, pairs ...any) {
-	ok, missed := v.refusals.allow(time.Now())
+	ok, missed := v.refusals.Allow(time.Now())
 	if !ok {
 		return
 	}
