@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // stockRead bounds what is read of a spire-agent's command line and
@@ -125,12 +128,17 @@ func under(at, path string) string {
 	return at + "/cwd/" + path
 }
 
+// readBounded reads a file that may be one of root's in a container, who can put
+// a pipe there to have us wait for ever.
 func readBounded(path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is no regular file", path)
+	}
 	data, err := io.ReadAll(io.LimitReader(f, stockRead))
 	return string(data), err
 }

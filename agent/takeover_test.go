@@ -231,6 +231,18 @@ func TestStockAgentOfAStranger(t *testing.T) {
 	}
 }
 
+// Root of a container may have its configuration be a pipe that nobody writes to.
+func TestStockAgentWithAPipe(t *testing.T) {
+	proc, cwd, dataDir := t.TempDir(), t.TempDir(), t.TempDir()
+	at := filepath.Join(proc, "4711")
+	try(t, errors.Join(os.Mkdir(at, 0o700), os.Symlink(cwd, filepath.Join(at, "root")), os.Symlink(cwd, filepath.Join(at, "cwd")),
+		unix.Mkfifo(filepath.Join(cwd, "agent.conf"), 0o600)))
+	put(t, at, "cmdline", "spire-agent\x00run\x00-config\x00agent.conf\x00")
+	if err := (&TakeOver{DataDir: dataDir}).alone(proc); err != nil {
+		t.Error(err)
+	}
+}
+
 func FuzzTakeOver(f *testing.F) {
 	ca := testca.New(f, "example.test")
 	dir := privateDir(f)

@@ -131,7 +131,7 @@ func printMatched(w io.Writer, m *endpoint.MatchedEntry) {
 	if !m.ExpiresAt.IsZero() {
 		state = "X.509-SVID expires in " + until(m.ExpiresAt)
 	}
-	fmt.Fprintf(w, "  %s\t%s\tentry %s\t%s\n", m.SPIFFEID, cmp.Or(m.Hint, "-"), m.ID, state)
+	fmt.Fprintf(w, "  %s\t%s\tentry %s\t%s\n", m.SPIFFEID, cmp.Or(printable(m.Hint), "-"), printable(m.ID), state)
 	if m.Problem != "" {
 		fmt.Fprintf(w, "    problem\t%s\n", printable(m.Problem))
 	}
@@ -140,16 +140,16 @@ func printMatched(w io.Writer, m *endpoint.MatchedEntry) {
 // printNear says what an entry asks for that was not found, and of selectors no
 // attestor could have found, that.
 func printNear(w io.Writer, n *endpoint.NearEntry, attestors []endpoint.AttestorFinding) {
-	fmt.Fprintf(w, "  %s\tentry %s\t%d of %d selectors\n", n.SPIFFEID, n.ID, len(n.Selectors)-len(n.Missing), len(n.Selectors))
+	fmt.Fprintf(w, "  %s\tentry %s\t%d of %d selectors\n", n.SPIFFEID, printable(n.ID), len(n.Selectors)-len(n.Missing), len(n.Selectors))
 	for _, s := range n.Missing {
 		kind, _, _ := strings.Cut(s, ":")
 		i := slices.IndexFunc(attestors, func(a endpoint.AttestorFinding) bool { return a.Type == kind })
 		why := ""
 		switch {
 		case i < 0:
-			why = fmt.Sprintf(" (this agent has no attestor %s: see agent.workload_attestors)", kind)
+			why = fmt.Sprintf(" (this agent has no attestor %s: see agent.workload_attestors)", printable(kind))
 		case attestors[i].Problem != "":
-			why = fmt.Sprintf(" (the attestor %s failed)", kind)
+			why = fmt.Sprintf(" (the attestor %s failed)", printable(kind))
 		}
 		fmt.Fprintf(w, "    misses %s%s\n", printable(s), why)
 	}
