@@ -28,7 +28,8 @@ func newCheck() *cobra.Command {
 		Short: "Check configuration and rules, for people and CI",
 		Long: `Reads narthex.yaml and every rule file it names, and prints what is wrong with
 its file, line and column. Errors keep Narthex from starting; warnings do not.
-With --host, identity files and CRLs are read as the proxy would read them.
+With --host, identity files and CRLs are read as the proxy would read them, and the
+bundle and join token as the agent would.
 Exit status: 0 when nothing was found, 1 with findings, 2 for a call that
 cannot be made sense of. --level error lets warnings pass, as one rule file for
 many nodes has them by its nature. --format sarif is for code scanning, junit

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding"
 	"fmt"
 	"iter"
@@ -256,7 +257,7 @@ func (d *decoder) string(n ast.Node, v reflect.Value, path string, tag reflect.S
 		words := strings.Split(enum, "|")
 		if !slices.Contains(words, s) {
 			problem := fmt.Sprintf("%q is none of %s", clip(s), strings.Join(words, ", "))
-			if w := nearest(s, words); w != "" {
+			if w := cmp.Or(nearest(s, words), meant(tag.Get("meant"), s)); w != "" {
 				problem += fmt.Sprintf("; did you mean %q?", w)
 			}
 			d.add(at(n), path, problem)

@@ -97,3 +97,14 @@ func placesOf(key string) []string {
 	slices.Sort(found)
 	return found[:min(len(found), 3)]
 }
+
+// meant looks up a word of another tongue: "grpc=http|h2=http" says that who
+// writes grpc here will want http. It returns "" for what is not in the list.
+func meant(list, s string) string {
+	for pair := range strings.SplitSeq(list, "|") {
+		if from, to, _ := strings.Cut(pair, "="); strings.EqualFold(from, s) {
+			return to
+		}
+	}
+	return ""
+}

@@ -421,7 +421,7 @@ type Listener struct {
 	// Outbound only: the server name (SNI) that is asked for. Left out: the host of target, if it is a name.
 	ServerName ServerName `yaml:"server_name" example:"inventory.example.org"`
 	// What is carried. tcp: bytes, decided once a connection and asked again when the policy changes. http: HTTP/1.1 and HTTP/2, of which each request is decided by method, host, path and headers too, gRPC calls among them; WebSocket and other upgrades are decided by the request that begins them.
-	Protocol string `yaml:"protocol" default:"tcp" enum:"tcp|http"`
+	Protocol string `yaml:"protocol" default:"tcp" enum:"tcp|http" meant:"grpc=http|h2=http|h2c=http|tls=tcp"`
 	// With protocol: http and inbound, what the service is told of who calls. Left out: nothing, and what clients say of it is stripped all the same.
 	IdentityHeader *IdentityHeader `yaml:"identity_header"`
 	// With protocol: http, how requests are read and what goes with them.
