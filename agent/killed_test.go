@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,6 +68,7 @@ func killWriter(t *testing.T, dir string) {
 	}
 	cmd := exec.Command(program, "-test.run=^TestKilledWhileItWrites$")
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), asWriter+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it writes for ever
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -270,8 +270,10 @@ func (s *spireServer) busy(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	before, err := s.signed(ctx)
-	for now := before; err == nil && now == before; now, err = s.signed(ctx) {
-		err = pause(ctx, 200*time.Millisecond)
+	for now := before; err == nil && now == before; {
+		if err = pause(ctx, 200*time.Millisecond); err == nil {
+			now, err = s.signed(ctx)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("wait for SVIDs to be signed again: %w", err)

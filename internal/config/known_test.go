@@ -4,9 +4,9 @@ import "testing"
 
 func TestKnows(t *testing.T) {
 	for key, want := range map[string]bool{
-		"data_dir":                                true,
-		"agent.server.bundle.file":                true,
-		"agent.take_over":                         true,
+		"data_dir":                 true,
+		"agent.server.bundle.file": true,
+		"agent.take_over":          true,
 		"agent.workload_attestors.k8s.kubelet.ca": true,
 		"proxy.listeners[].routes[].target":       true,
 		"proxy.policies[]":                        true,
