@@ -1,23 +1,21 @@
 package config
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 func TestKnows(t *testing.T) {
-	for key, want := range map[string]bool{
-		"data_dir":                 true,
-		"agent.server.bundle.file": true,
-		"agent.take_over":          true,
-		"agent.workload_attestors.k8s.kubelet.ca": true,
-		"proxy.listeners[].routes[].target":       true,
-		"proxy.policies[]":                        true,
-		"":                                        false,
-		"agent.":                                  false,
-		"agent.colour":                            false,
-		"data_dir.more":                           false,
-		"data_dir[]":                              false,
-		"proxy.listeners.name":                    false,
-		"agent.workload_attestors.k8s.sigstore.keys": false,
-	} {
+	known := []string{
+		"data_dir", "agent.server.bundle.file", "agent.take_over", "agent.workload_attestors.k8s.kubelet.ca",
+		"proxy.listeners[].routes[].target", "proxy.policies[]",
+	}
+	unknown := []string{
+		"", "agent.", "agent.colour", "data_dir.more", "data_dir[]", "proxy.listeners.name",
+		"agent.workload_attestors.k8s.sigstore.keys",
+	}
+	for i, key := range slices.Concat(known, unknown) {
+		want := i < len(known)
 		if got := Knows(key); got != want {
 			t.Errorf("Knows(%q) = %v", key, got)
 		}
