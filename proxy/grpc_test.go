@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -260,6 +261,24 @@ func TestGRPCCancelled(t *testing.T) {
 			}
 			p.next()
 		})
+	}
+}
+
+// A service that breaks off once a call's time is over did so for that.
+func TestGRPCBrokenOffPastItsTime(t *testing.T) {
+	t.Parallel()
+	addr := framedService(t, func(f *framed) {
+		if head := f.request(); head != nil {
+			<-time.After(300 * time.Millisecond) // longer than the call's
+			f.must(f.WriteRSTStream(head.StreamID, http2.ErrCodeCancel))
+			f.request()
+		}
+	})
+	p, ca := web(t, addr, speaking(ProtocolHTTP2))
+	f := framedClient(t, p.addr("web"), ca)
+	f.asks(1, true, "POST", "/v1/late", "te:trailers", "content-type:application/grpc", "grpc-timeout:200m")
+	if a := f.answer(1); a.status != "200" || a.trailers["grpc-status"] != "4" {
+		t.Errorf("%+v", a)
 	}
 }
 

@@ -52,8 +52,8 @@ func (x *call) callStatus(fields []http1.Field, status int) []http1.Field {
 		message += ", request " + x.id
 	}
 	code := callCode(status)
-	if within, ok := x.callTime(); ok && status == http.StatusGatewayTimeout && time.Since(x.began) >= within {
-		code = grpcDeadlineExceeded
+	if within, ok := x.callTime(); ok && code == grpcUnavailable && time.Since(x.began) >= within {
+		code = grpcDeadlineExceeded // which is also why a service breaks off then
 	}
 	return append(fields,
 		http1.Field{Name: "grpc-status", Value: strconv.Itoa(code)},

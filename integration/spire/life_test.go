@@ -156,9 +156,12 @@ func TestRefusals(t *testing.T) {
 
 	// AGENT_MUST_REATTEST: the agent believes that it cannot attest again.
 	must, id := proves("must")
-	if agent, err := s.agent(id); err != nil || agent.AgentVersion == "" {
-		t.Errorf("the server knows no version of the agent: %v", err)
-	}
+	stage.Eventually(t, stage.Soon, "the server knows the agent's version", func() error {
+		if agent, err := s.agent(id); err != nil || agent.AgentVersion == "" {
+			return fmt.Errorf("it knows %q (%v)", agent.GetAgentVersion(), err)
+		}
+		return nil
+	})
 	must.Stop()
 	must.state(func(state map[string]any) { delete(state, "reattestable") })
 	must.start("agent")
