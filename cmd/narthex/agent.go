@@ -242,7 +242,7 @@ func serveAgent(ctx context.Context, place *agentPlace, r *agentGiver, log hclog
 	g.Go(func() error { return r.shown.until(ctx) })
 	g.Go(func() error { return sayOnHangup(ctx, r.stint.hangups, r.tell, log) })
 	g.Go(func() error { sayHowToUpgrade(ctx, log); return nil })
-	g.Go(func() error { agentUpkeep.keepMemory(ctx); return nil })
+	g.Go(func() error { tidyUp(ctx, agentWorth); return nil })
 	g.Go(func() error { sayAgentReady(ctx, r.agent, r.tell); return nil })
 	g.Go(func() error {
 		r.tell.follow(ctx, func() string { return agentStatusLine(r.agent) }, func(context.Context) error { r.agent.Status(); return nil })

@@ -27,47 +27,39 @@ import (
 
 const (
 	// collectAt is GOGC: garbage may grow to that part, in percent, of what
-	// is in use and the floor.
+	// is in use and heapFloor.
 	collectAt = 50
+	// heapFloor counts as in use though it is not.
+	heapFloor = 64 << 20
 	// limitPart is the part of the cgroup's memory that the heap may take
 	// before Go would rather collect than grow.
 	limitPart = 0.9
 )
 
-// upkeep is how much garbage may lie there.
-type upkeep struct {
-	// floor, in bytes, counts as in use though it is not.
-	floor uint64
-	// worth is what has to have been allocated since it was last tidied. An
-	// agent at rest allocates some hundred KiB each time it asks server and
-	// kubelet, of which the collector keeps no more than as much as is in use.
-	worth uint64
-}
-
-// A fetch from the agent leaves 20 KiB behind.
-var (
-	proxyUpkeep = upkeep{floor: 64 << 20, worth: 1 << 20}
-	agentUpkeep = upkeep{floor: 32 << 20, worth: 8 << 20}
-)
-
 // keepMemory sets how this process collects garbage, and tidies up whenever it
 // has nothing to do, until ctx ends. Where the environment says how (GOGC,
 // GOMEMLIMIT), it is done as the environment says.
-func (u upkeep) keepMemory(ctx context.Context) {
+func keepMemory(ctx context.Context) {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return
 	}
 	// Never written to, so that it takes addresses and no memory. A heap
 	// minimum, which this stands for, is not among Go's settings.
-	floor := make([]byte, u.floor)
+	floor := make([]byte, heapFloor)
 	defer runtime.KeepAlive(floor)
 	debug.SetGCPercent(collectAt)
 	if limit, ok := memoryLimit("/"); ok {
-		debug.SetMemoryLimit(int64(float64(limit)*limitPart) + int64(u.floor))
+		debug.SetMemoryLimit(int64(float64(limit)*limitPart) + heapFloor)
 	}
+	tidyUp(ctx, proxyWorth)
+}
+
+// tidyUp tidies up whenever this process has nothing to do and has allocated
+// worth bytes since it last did, until ctx ends.
+func tidyUp(ctx context.Context, worth uint64) {
 	ticks := time.NewTicker(quietFor)
 	defer ticks.Stop()
-	t := tidier{collect: collectAll, worth: u.worth}
+	t := tidier{collect: collectAll, worth: worth}
 	for {
 		select {
 		case now := <-ticks.C:
@@ -86,6 +78,10 @@ const (
 	quietFor   = 500 * time.Millisecond
 	quietBytes = 64 << 10
 	quietTimes = 3
+	// What has to have been allocated since it was last tidied. An agent at
+	// rest allocates some hundred KiB each time it asks server and kubelet,
+	// of which the collector keeps no more than as much as is in use.
+	proxyWorth, agentWorth = 1 << 20, 8 << 20
 	// tidyShare bounds the time it takes to tidy up: the pause before it is
 	// done again is that many times as long.
 	tidyShare = 20
@@ -205,7 +201,7 @@ func memoryLimit(root string) (limit uint64, ok bool) {
 			path = filepath.Dir(path)
 		}
 	}
-	return limit, limit < math.MaxInt64-proxyUpkeep.floor
+	return limit, limit < math.MaxInt64-heapFloor
 }
 
 var errNoLimit = errors.New("no limit")

@@ -276,7 +276,7 @@ func (r *proxyRunner) serve(ctx context.Context, figures *expose.Server, hangups
 	ctx, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { proxyUpkeep.keepMemory(serving); return nil })
+	g.Go(func() error { keepMemory(serving); return nil })
 	g.Go(func() error {
 		<-ctx.Done() // whoever drains serves nobody who comes
 		r.place.releaseLock()
