@@ -3,10 +3,10 @@
 package spire_test
 
 import (
-	"errors"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
