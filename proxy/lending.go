@@ -299,12 +299,14 @@ func (x *call) leaveFar(out *http2.Stream) {
 	far.settle()
 }
 
-// dropBackend ends the connection to the service.
+// dropBackend ends the connection to the service. Who stays with it has left by
+// then.
 func (x *call) dropBackend() {
 	if x.b == nil {
 		return
 	}
 	x.detach()
+	x.b.dismiss()
 	x.b.in.unpin()
 	x.b.in.drop()
 	_ = x.b.raw.Close()
@@ -314,16 +316,26 @@ func (x *call) dropBackend() {
 
 // returnBackend has the connection lie idle for another request.
 func (x *call) returnBackend() {
-	b := x.b
-	if x.w.cut() {
-		x.dropBackend()
-		return
+	if b := x.restBackend(); b != nil {
+		x.loan.Return(b)
 	}
+}
+
+// restBackend takes the connection from the request and makes it ready for
+// another one. It returns nil where it is no good for that, and has ended it.
+func (x *call) restBackend() *backend {
+	b := x.b
 	x.detach()
+	if x.w.cut() { // nobody interrupts it from here on
+		x.dropBackend()
+		return nil
+	}
 	x.b = nil
-	b.in.unpin()
-	b.rest()
-	x.loan.Return(b)
+	if !b.stay.is() { // else it was not used, and is read
+		b.in.unpin()
+		b.rest()
+	}
+	return b
 }
 
 // detach takes the upstream from the request. Who ends that leaves this alone

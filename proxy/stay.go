@@ -29,6 +29,13 @@ func (s *stay) begin(hosts *sync.WaitGroup) {
 	s.with = true
 }
 
+// is reports whether a goroutine stays.
+func (s *stay) is() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.with
+}
+
 // await waits until a request was sent, and returns it; what came of the answer,
 // or why there is none, is in the intake or the courier. It returns nil where the
 // goroutine is not to stay, or the far end did not.
@@ -75,8 +82,8 @@ func (b *backend) ask(c *courier) (asked, gone bool) {
 	return true, false
 }
 
-// dismiss has nobody stay with the connection, for who reads the answer itself.
-// It reports false where the connection is gone.
+// dismiss has nobody stay with the connection, for who reads the answer itself or
+// ends it. It reports false where the connection is gone.
 func (b *backend) dismiss() bool {
 	s := &b.stay
 	s.mu.Lock()

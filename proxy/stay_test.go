@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 )
@@ -135,5 +136,46 @@ func TestStaysWhileClientLeaves(t *testing.T) {
 		}
 		on <- struct{}{}
 		stream += 4
+	}
+}
+
+// What is ended, or given back unused, is read by who stays with it until that
+// one has left.
+func TestStaysUntilSentAway(t *testing.T) {
+	t.Parallel()
+	for name, letGo := range map[string]func(*call){
+		"dropped":  (*call).dropBackend,
+		"returned": (*call).returnBackend,
+		"interrupted": func(x *call) {
+			x.w.gone.Store(true)
+			x.c.mu.Lock()
+			x.q.interruptTarget()
+			x.c.mu.Unlock()
+			x.returnBackend()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			target, _ := scripted(t, func(net.Conn, int64) bool { return true })
+			for range 100 {
+				raw, err := net.Dial("tcp", target)
+				if err != nil {
+					t.Fatal(err)
+				}
+				b := newBackend(backed{raw: raw}, raw.(end))
+				var hosts sync.WaitGroup
+				b.stay.begin(&hosts)
+				left := make(chan *courier)
+				go func() { left <- b.await(&hosts) }()
+				x := &call{c: &conn{}, q: &question{up: raw}, w: &waits{}, b: b}
+				letGo(x)
+				if b.untouched() { // it was given back
+					_ = b.raw.Close()
+				}
+				if c := <-left; c != nil || x.b != nil {
+					t.Fatalf("answers %v, has %v", c, x.b)
+				}
+			}
+		})
 	}
 }

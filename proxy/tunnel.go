@@ -339,12 +339,13 @@ func (p *passage) respond(c *courier) (stays *backend) {
 		p.breakOff(err)
 		return nil
 	}
-	if !p.closeWhole() || !c.whole.Load() || !p.resp.KeepAlive || p.resp.Body == http1.UntilClose || len(in.b) > 0 || p.wait.cut() {
+	if !p.closeWhole() || !c.whole.Load() || !p.resp.KeepAlive || p.resp.Body == http1.UntilClose || len(in.b) > 0 {
 		return nil
 	}
-	stays = p.b
-	stays.stay.begin(&p.f.c.l.proxy.hosts)
-	p.returnBackend()
+	if stays = p.restBackend(); stays != nil {
+		stays.stay.begin(&p.f.c.l.proxy.hosts)
+		p.loan.Return(stays)
+	}
 	return stays
 }
 
