@@ -43,13 +43,14 @@ func (c *conn) settle() {
 }
 
 // lively reports whether a stream has a goroutine that may be to be parked, or
-// a request is served, with c.mu held.
+// a request is served, with c.mu held. One that was asked to park is still lively:
+// bytes may have come first, and a request that they are is looked after.
 func (c *conn) lively() bool {
 	for _, s := range c.streams {
 		if s == nil {
 			continue
 		}
-		if state := s.state.Load(); state == moving || state == busy {
+		if state := s.state.Load(); state != parked && state != over {
 			return true
 		}
 	}

@@ -307,3 +307,33 @@ func TestEndsWithoutSockets(t *testing.T) {
 		t.Errorf("at its end: %v", err)
 	}
 }
+
+// A request that comes in the moment in which its connection is asked to park is
+// looked after: its service is not waited for longer than by any other.
+func TestRequestOvertakesParking(t *testing.T) {
+	t.Parallel()
+	target, _ := scripted(t, func(c net.Conn, n int64) bool {
+		if n == 1 {
+			writes200(c, "ok")
+		} // else nothing, ever
+		return true
+	})
+	p, ca := web(t, target, soon)
+	b := p.browser(ca)
+	if status, _ := b.get("/v1/a"); status != 200 {
+		t.Fatal(status)
+	}
+	c := p.table.of(nil)[0]
+	p.until("the connection is asked to park", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		asked := c.streams[0].state.CompareAndSwap(moving, kicked) // the bytes come before the interrupt
+		if asked {
+			p.table.schedule(c, c.nextDue())
+		}
+		return asked || c.streams[0].state.Load() == parked
+	})
+	if status, body := b.get("/v1/a"); status != 504 {
+		t.Errorf("%d %q, want 504", status, body)
+	}
+}
