@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -15,34 +14,33 @@ import (
 	"github.com/narthex-id/narthex/internal/testca"
 )
 
-// modernOrigin serves HTTP/1.1 and, with prior knowledge, HTTP/2 on loopback.
-func modernOrigin(t testing.TB, h http.HandlerFunc) string {
-	t.Helper()
-	s := httptest.NewUnstartedServer(h)
-	s.Config.Protocols = new(http.Protocols)
-	s.Config.Protocols.SetHTTP1(true)
-	s.Config.Protocols.SetUnencryptedHTTP2(true)
-	s.Start()
-	t.Cleanup(s.Close)
-	return strings.TrimPrefix(s.URL, "http://")
-}
-
 // modern is a client of HTTP/2 over mTLS.
 func modern(t testing.TB, ca *testca.Authority) *http.Client {
 	t.Helper()
-	transport := &http.Transport{TLSClientConfig: clientConfig(ca.SVID("/web")), Protocols: new(http.Protocols)}
-	transport.Protocols.SetHTTP2(true)
-	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport}
+	var all http.Protocols
+	all.SetHTTP2(true)
+	return clientOf(t, &http.Transport{TLSClientConfig: clientConfig(ca.SVID("/web")), Protocols: &all})
 }
 
 // knowing is one that has prior knowledge of us.
 func knowing(t testing.TB) *http.Client {
 	t.Helper()
-	transport := &http.Transport{Protocols: new(http.Protocols)}
-	transport.Protocols.SetUnencryptedHTTP2(true)
+	var all http.Protocols
+	all.SetUnencryptedHTTP2(true)
+	return clientOf(t, &http.Transport{Protocols: &all})
+}
+
+func clientOf(t testing.TB, transport *http.Transport) *http.Client {
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
+}
+
+// spokenAs is how net/http calls the protocol that a service is spoken to in.
+func spokenAs(p Protocol) string {
+	if p == ProtocolHTTP2 {
+		return "HTTP/2.0"
+	}
+	return "HTTP/1.1"
 }
 
 // speaking has the listener speak the protocol with its target.
@@ -63,18 +61,14 @@ func describes(w http.ResponseWriter, r *http.Request) {
 
 func TestHTTP2(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []Protocol{ProtocolHTTP1, ProtocolHTTP2} {
-		t.Run(protocol.String(), func(t *testing.T) {
-			t.Parallel()
-			p, ca := web(t, modernOrigin(t, describes), speaking(protocol))
-			client := modern(t, ca)
-			for _, size := range []int{0, 5, 3000, 100_000, 5 << 20} {
-				body := strings.Repeat("x", size)
-				proto := map[Protocol]string{ProtocolHTTP1: "HTTP/1.1", ProtocolHTTP2: "HTTP/2.0"}[protocol]
-				asks(t, client, "https://"+p.addr("web"), "/v1/a?b=c", body, proto)
-			}
-		})
-	}
+	both(t, func(t *testing.T, protocol Protocol) {
+		p, ca := web(t, origin(t, describes), speaking(protocol))
+		client := modern(t, ca)
+		for _, size := range []int{0, 5, 3000, 100_000, 5 << 20} {
+			body := strings.Repeat("x", size)
+			asks(t, client, "https://"+p.addr("web"), "/v1/a?b=c", body, spokenAs(protocol))
+		}
+	})
 }
 
 func asks(t testing.TB, client *http.Client, base, path, body, proto string) {
@@ -111,31 +105,27 @@ func tryAsks(client *http.Client, base, path, body, proto string) error {
 
 func TestHTTP2AtOnce(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []Protocol{ProtocolHTTP1, ProtocolHTTP2} {
-		t.Run(protocol.String(), func(t *testing.T) {
-			t.Parallel()
-			p, ca := web(t, modernOrigin(t, describes), speaking(protocol))
-			client := modern(t, ca)
-			proto := map[Protocol]string{ProtocolHTTP1: "HTTP/1.1", ProtocolHTTP2: "HTTP/2.0"}[protocol]
-			var all sync.WaitGroup
-			for n := range 50 {
-				all.Go(func() {
-					for m := range 20 {
-						if err := tryAsks(client, "https://"+p.addr("web"), "/v1/a", strings.Repeat("x", n*m*37), proto); err != nil {
-							t.Error(err)
-							return
-						}
+	both(t, func(t *testing.T, protocol Protocol) {
+		p, ca := web(t, origin(t, describes), speaking(protocol))
+		client := modern(t, ca)
+		var all sync.WaitGroup
+		for n := range 50 {
+			all.Go(func() {
+				for m := range 20 {
+					if err := tryAsks(client, "https://"+p.addr("web"), "/v1/a", strings.Repeat("x", n*m*37), spokenAs(protocol)); err != nil {
+						t.Error(err)
+						return
 					}
-				})
-			}
-			all.Wait()
-		})
-	}
+				}
+			})
+		}
+		all.Wait()
+	})
 }
 
 func TestHTTP2Refused(t *testing.T) {
 	t.Parallel()
-	p, ca := web(t, modernOrigin(t, describes), speaking(ProtocolAuto))
+	p, ca := web(t, origin(t, describes), speaking(ProtocolAuto))
 	client := modern(t, ca)
 	resp, err := client.Get("https://" + p.addr("web") + "/v2/a")
 	if err != nil {
@@ -152,10 +142,8 @@ func TestHTTP2Refused(t *testing.T) {
 // in HTTP/2.
 func TestHTTP1ToHTTP2(t *testing.T) {
 	t.Parallel()
-	p, ca := web(t, modernOrigin(t, describes), speaking(ProtocolHTTP2))
-	transport := &http.Transport{TLSClientConfig: clientConfig(ca.SVID("/web"))}
-	t.Cleanup(transport.CloseIdleConnections)
-	client := &http.Client{Transport: transport}
+	p, ca := web(t, origin(t, describes), speaking(ProtocolHTTP2))
+	client := clientOf(t, &http.Transport{TLSClientConfig: clientConfig(ca.SVID("/web"))})
 	for _, size := range []int{0, 5, 3000, 100_000, 5 << 20} {
 		asks(t, client, "https://"+p.addr("web"), "/v1/a", strings.Repeat("x", size), "HTTP/2.0")
 	}
@@ -185,7 +173,7 @@ func TestHTTP1ToHTTP2(t *testing.T) {
 // serves nobody in HTTP/1.1.
 func TestHTTP2Alone(t *testing.T) {
 	t.Parallel()
-	_, ca := web(t, modernOrigin(t, describes))
+	_, ca := web(t, origin(t, describes))
 	l := outbound(t, "out", "127.0.0.1:1", "spiffe://example.org/orders")
 	l.HTTP = &HTTP{Versions: []string{protocolH2}}
 	out := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, webReads), Identities: source(t, ca.SVID("/web"), ca)})
@@ -202,27 +190,23 @@ func TestHTTP2Alone(t *testing.T) {
 // of either version.
 func TestHTTP2EndToEnd(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []Protocol{ProtocolHTTP1, ProtocolHTTP2} {
-		t.Run(protocol.String(), func(t *testing.T) {
-			t.Parallel()
-			p, ca := web(t, modernOrigin(t, describes), speaking(protocol))
-			l := outbound(t, "out", p.addr("web"), "spiffe://example.org/orders")
-			l.HTTP = &HTTP{Versions: []string{protocolH2}}
-			out := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, webReads), Identities: source(t, ca.SVID("/web"), ca)})
-			client := knowing(t)
-			proto := map[Protocol]string{ProtocolHTTP1: "HTTP/1.1", ProtocolHTTP2: "HTTP/2.0"}[protocol]
-			var all sync.WaitGroup
-			for n := range 20 {
-				all.Go(func() {
-					for m := range 10 {
-						if err := tryAsks(client, "http://"+out.addr("out"), "/v1/a", strings.Repeat("x", n*m*137), proto); err != nil {
-							t.Error(err)
-							return
-						}
+	both(t, func(t *testing.T, protocol Protocol) {
+		p, ca := web(t, origin(t, describes), speaking(protocol))
+		l := outbound(t, "out", p.addr("web"), "spiffe://example.org/orders")
+		l.HTTP = &HTTP{Versions: []string{protocolH2}}
+		out := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, webReads), Identities: source(t, ca.SVID("/web"), ca)})
+		client := knowing(t)
+		var all sync.WaitGroup
+		for n := range 20 {
+			all.Go(func() {
+				for m := range 10 {
+					if err := tryAsks(client, "http://"+out.addr("out"), "/v1/a", strings.Repeat("x", n*m*137), spokenAs(protocol)); err != nil {
+						t.Error(err)
+						return
 					}
-				})
-			}
-			all.Wait()
-		})
-	}
+				}
+			})
+		}
+		all.Wait()
+	})
 }

@@ -40,7 +40,7 @@ func TestInterruptMeantForAnother(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
 		half := make(chan struct{})
-		p, ca := web(t, modernOrigin(t, func(w http.ResponseWriter, r *http.Request) {
+		p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
 			begun := make([]byte, 5)
 			_, _ = io.ReadFull(r.Body, begun)
 			close(half)

@@ -27,10 +27,15 @@ rules:
   - {id: reads, effect: allow, from: ["spiffe://example.org/web"], http: {methods: [GET, HEAD, POST, PUT], paths: ["/v1/**"]}}
 `
 
-// origin serves HTTP on loopback and returns its address.
+// origin serves HTTP/1.1 and, with prior knowledge, HTTP/2 on loopback and
+// returns its address.
 func origin(t testing.TB, h http.HandlerFunc) string {
 	t.Helper()
-	s := httptest.NewServer(h)
+	s := httptest.NewUnstartedServer(h)
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetHTTP1(true)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
 	t.Cleanup(s.Close)
 	return strings.TrimPrefix(s.URL, "http://")
 }

@@ -88,7 +88,7 @@ func TestAnotherProtocolIsAnotherTarget(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
 		came := make(chan string, 2)
-		p, ca := web(t, modernOrigin(t, func(w http.ResponseWriter, r *http.Request) {
+		p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, "part")
 			_ = http.NewResponseController(w).Flush()
 			came <- r.Proto

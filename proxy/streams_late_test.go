@@ -64,7 +64,7 @@ func TestHTTP2ClientsThatSayNothing(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			p, ca := web(t, modernOrigin(t, echoes), speaking(ProtocolAuto), hurried)
+			p, ca := web(t, origin(t, echoes), speaking(ProtocolAuto), hurried)
 			config := clientConfig(ca.SVID("/web"))
 			config.NextProtos = []string{protocolH2}
 			f := framedOn(t, dialTLS(t, p.addr("web"), config))
@@ -90,7 +90,7 @@ func TestHTTP2Waits(t *testing.T) {
 	large := bytes.Repeat([]byte("x"), 1<<20)
 	both(t, func(t *testing.T, protocol Protocol) {
 		on := make(chan struct{})
-		p, ca := web(t, modernOrigin(t, func(w http.ResponseWriter, r *http.Request) {
+		p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
 			switch r.URL.Path {
 			case "/v1/never", "/v1/takes-none":
 				select {
@@ -146,7 +146,7 @@ func TestHTTP2Waits(t *testing.T) {
 // A body that does not come is waited for where its service waits for it.
 func TestHTTP2SlowBody(t *testing.T) {
 	t.Parallel()
-	p, ca := web(t, modernOrigin(t, echoes), speaking(ProtocolHTTP1), hurried)
+	p, ca := web(t, origin(t, echoes), speaking(ProtocolHTTP1), hurried)
 	f := framedClient(t, p.addr("web"), ca)
 	f.asks(1, false, "POST", "/v1/a")
 	f.must(f.WriteData(1, false, []byte("some")))
@@ -203,7 +203,7 @@ func TestHTTP2ClientReadsNothing(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
 		gone := make(chan struct{}, 8)
-		p, ca := web(t, modernOrigin(t, func(w http.ResponseWriter, r *http.Request) {
+		p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/v1/endless" {
 				for {
 					if _, err := w.Write(make([]byte, 32<<10)); err != nil {
@@ -237,7 +237,7 @@ func TestHTTP2Idle(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
 		begun, gone := make(chan struct{}, 1), make(chan struct{}, 1)
-		p, ca := web(t, modernOrigin(t, trickles(begun, gone)), speaking(protocol), func(c *Config) { c.Listeners[0].Timeouts.Idle = 400 * time.Millisecond })
+		p, ca := web(t, origin(t, trickles(begun, gone)), speaking(protocol), func(c *Config) { c.Listeners[0].Timeouts.Idle = 400 * time.Millisecond })
 		f := framedClient(t, p.addr("web"), ca)
 		f.asks(1, true, "GET", "/v1/a")
 		<-begun
@@ -257,7 +257,7 @@ func TestHTTP2Drain(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
 		begun, on := make(chan struct{}, 1), make(chan struct{})
-		p, ca := web(t, modernOrigin(t, func(w http.ResponseWriter, r *http.Request) {
+		p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/v1/slow" {
 				begun <- struct{}{}
 				<-on

@@ -20,7 +20,7 @@ import (
 func TestHTTP2RequestsAreHeldToTheSame(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
-		p, ca := web(t, modernOrigin(t, func(w http.ResponseWriter, r *http.Request) {
+		p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
 			names := make([]string, 0, len(r.Header))
 			for name := range r.Header {
 				names = append(names, name)
@@ -154,7 +154,7 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 	})
 	t.Run("refused by a service of HTTP/1.1", func(t *testing.T) {
 		t.Parallel()
-		p, ca := web(t, modernOrigin(t, echoes), speaking(ProtocolAuto))
+		p, ca := web(t, origin(t, echoes), speaking(ProtocolAuto))
 		f := framedClient(t, p.addr("web"), ca)
 		f.sends(1, false, ":method:CONNECT", ":protocol:websocket", ":scheme:https", ":authority:x", ":path:/v1/chat")
 		if a := f.answer(1); a.status != "502" { // a 200 would be the change
@@ -172,7 +172,7 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 	})
 	t.Run("unknown to a service of HTTP/2", func(t *testing.T) {
 		t.Parallel()
-		p, ca := web(t, modernOrigin(t, echoes), speaking(ProtocolHTTP2))
+		p, ca := web(t, origin(t, echoes), speaking(ProtocolHTTP2))
 		f := framedClient(t, p.addr("web"), ca)
 		f.sends(1, false, ":method:CONNECT", ":protocol:websocket", ":scheme:https", ":authority:x", ":path:/v1/chat")
 		if a := f.answer(1); a.status != "501" {
@@ -195,7 +195,7 @@ func TestStreamsAndTheirConnection(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
 		begun, gone := make(chan struct{}, 2), make(chan struct{}, 2)
-		service := modernOrigin(t, trickles(begun, gone))
+		service := origin(t, trickles(begun, gone))
 		p, ca := web(t, service, speaking(protocol), func(c *Config) {
 			held, _ := c.Identities.(*identity.Held)
 			c.Identities = mayfly{spoken{held}}
@@ -220,7 +220,7 @@ func TestStreamsAndTheirConnection(t *testing.T) {
 		}
 		c := p.config
 		c.Listeners = slices.Clone(c.Listeners)
-		c.Listeners[0].Targets = []string{modernOrigin(t, echoes)}
+		c.Listeners[0].Targets = []string{origin(t, echoes)}
 		if _, err := p.Apply(c); err != nil {
 			t.Fatal(err)
 		}

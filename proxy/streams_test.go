@@ -113,7 +113,7 @@ func TestStreamEndedByRules(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
 		begun, gone := make(chan struct{}, 2), make(chan struct{}, 2)
-		p, ca := web(t, modernOrigin(t, trickles(begun, gone)), speaking(protocol), func(c *Config) { c.Policy = rulesOf(t, twoPaths) })
+		p, ca := web(t, origin(t, trickles(begun, gone)), speaking(protocol), func(c *Config) { c.Policy = rulesOf(t, twoPaths) })
 		f := framedClient(t, p.addr("web"), ca)
 		f.asks(1, true, "GET", "/a/x")
 		<-begun
@@ -141,7 +141,7 @@ func TestClientsLeaveStreams(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
 		begun, gone := make(chan struct{}, 1), make(chan struct{}, 1)
-		p, ca := web(t, modernOrigin(t, func(w http.ResponseWriter, r *http.Request) {
+		p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
 			if strings.HasSuffix(r.URL.Path, "/late") {
 				begun <- struct{}{}
 				<-r.Context().Done()
@@ -295,7 +295,7 @@ func TestEndsOfRequests(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, protocol Protocol) {
 		begun := make(chan struct{}, 1)
-		p, ca := web(t, modernOrigin(t, func(w http.ResponseWriter, r *http.Request) {
+		p, ca := web(t, origin(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/v1/begun" {
 				begun <- struct{}{}
 			}
