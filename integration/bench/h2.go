@@ -28,49 +28,23 @@ const (
 	didH2Transfer = "4 streams at a time on each of 4 connections."
 )
 
-// The rows of HTTP/2 with HTTP/1.1 behind.
+// The rows of HTTP/2 that count CPU time, in the order of h2Loads.
 var (
-	rowH2One = &row{
-		id: "h2-1x1", title: "HTTP/2 request, 1 KiB back, HTTP/1.1 behind; 1 stream on 1 connection", unit: "µs CPU", target: besideNginx, did: didH2,
-	}
-	rowH2Streams = &row{
-		id: "h2-100x1", title: "the same, 100 streams at a time on 1 connection", unit: "µs CPU", target: besideNginx, did: "As above.",
-	}
-	rowH2Connections = &row{
-		id: "h2-1x100", title: "the same, 1 stream on each of 100 connections", unit: "µs CPU", target: besideNginx, did: "As above.",
-	}
-	rowH2Put = &row{
-		id: "h2-post", title: "HTTP/2 request with 1 KiB, HTTP/1.1 behind", unit: "µs CPU", target: besideNginx, did: didH2Transfer,
-	}
-	rowH2Down64 = &row{
-		id: "h2-down-64k", title: "HTTP/2 response of 64 KiB, HTTP/1.1 behind", unit: "µs CPU", target: besideNginx, did: didH2Transfer,
-	}
-	rowH2Down1M = &row{
-		id: "h2-down-1m", title: "HTTP/2 response of 1 MiB, HTTP/1.1 behind", unit: "µs CPU", target: besideNginx, did: didH2Transfer,
-	}
+	h2Rows  = streamRows("h2", "HTTP/1.1", didH2, besideNginx)
+	h2cRows = streamRows("h2-h2c", "h2c", didH2C, besideHAProxy)
 )
 
-// The rows of HTTP/2 with HTTP/2 behind.
-var (
-	rowH2COne = &row{
-		id: "h2-h2c-1x1", title: "HTTP/2 request, 1 KiB back, h2c behind; 1 stream on 1 connection", unit: "µs CPU", target: besideHAProxy, did: didH2C,
+// streamRows are those with one version behind.
+func streamRows(id, behind, did string, t target) []*row {
+	return []*row{
+		{id: id + "-1x1", title: "HTTP/2 request, 1 KiB back, " + behind + " behind; 1 stream on 1 connection", unit: "µs CPU", target: t, did: did},
+		{id: id + "-100x1", title: "the same, 100 streams at a time on 1 connection", unit: "µs CPU", target: t, did: "As above."},
+		{id: id + "-1x100", title: "the same, 1 stream on each of 100 connections", unit: "µs CPU", target: t, did: "As above."},
+		{id: id + "-post", title: "HTTP/2 request with 1 KiB, " + behind + " behind", unit: "µs CPU", target: t, did: didH2Transfer},
+		{id: id + "-down-64k", title: "HTTP/2 response of 64 KiB, " + behind + " behind", unit: "µs CPU", target: t, did: didH2Transfer},
+		{id: id + "-down-1m", title: "HTTP/2 response of 1 MiB, " + behind + " behind", unit: "µs CPU", target: t, did: didH2Transfer},
 	}
-	rowH2CStreams = &row{
-		id: "h2-h2c-100x1", title: "the same, 100 streams at a time on 1 connection", unit: "µs CPU", target: besideHAProxy, did: "As above.",
-	}
-	rowH2CConnections = &row{
-		id: "h2-h2c-1x100", title: "the same, 1 stream on each of 100 connections", unit: "µs CPU", target: besideHAProxy, did: "As above.",
-	}
-	rowH2CPut = &row{
-		id: "h2-h2c-post", title: "HTTP/2 request with 1 KiB, h2c behind", unit: "µs CPU", target: besideHAProxy, did: didH2Transfer,
-	}
-	rowH2CDown64 = &row{
-		id: "h2-h2c-down-64k", title: "HTTP/2 response of 64 KiB, h2c behind", unit: "µs CPU", target: besideHAProxy, did: didH2Transfer,
-	}
-	rowH2CDown1M = &row{
-		id: "h2-h2c-down-1m", title: "HTTP/2 response of 1 MiB, h2c behind", unit: "µs CPU", target: besideHAProxy, did: didH2Transfer,
-	}
-)
+}
 
 var (
 	besideNginx   = target{bound: 1.5, against: nginx}
@@ -104,12 +78,12 @@ var h2Loads = []struct {
 
 // The same with either version behind.
 var (
-	h2Throughputs  = loadStreams(h2Proxies, rowH2One, rowH2Streams, rowH2Connections, rowH2Put, rowH2Down64, rowH2Down1M)
-	h2cThroughputs = loadStreams(h2cProxies, rowH2COne, rowH2CStreams, rowH2CConnections, rowH2CPut, rowH2CDown64, rowH2CDown1M)
+	h2Throughputs  = loadStreams(h2Proxies, h2Rows)
+	h2cThroughputs = loadStreams(h2cProxies, h2cRows)
 )
 
 // loadStreams puts each of h2Loads on proxies, for the row in its place.
-func loadStreams(kinds []*proxyKind, rows ...*row) (list []throughput) {
+func loadStreams(kinds []*proxyKind, rows []*row) (list []throughput) {
 	for i, load := range h2Loads {
 		list = append(list, throughput{
 			row: rows[i], kinds: kinds, curve: classical, how: logged, units: load.units, per: 1, each: time.Microsecond,

@@ -251,8 +251,8 @@ func TestReportTellsWaits(t *testing.T) {
 	t.Parallel()
 	r := &report{results: results{}, p99: results{}}
 	for side, value := range map[string]float64{ours: 20, nginx: 40} {
-		r.results.add(rowH2One, side, value)
-		r.p99.add(rowH2One, side, 10*value)
+		r.results.add(h2Rows[0], side, value)
+		r.p99.add(h2Rows[0], side, 10*value)
 	}
 	r.results[rowH2Idle.id] = map[string]figures.Series{ours: {1}}
 	for name, text := range map[string]string{"text": r.text(), "markdown": r.markdown()} {

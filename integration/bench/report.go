@@ -39,11 +39,9 @@ var tables = []struct {
 	{"HTTP", []string{ours, nginx, haproxy}, []*row{
 		rowRequests1, rowRequests16, rowRequests256, rowPosts, rowDown64, rowDown1M, rowUp64, rowUp1M, rowIdleHTTP, rowLatencyHTTP,
 	}},
-	{"HTTP/2", []string{ours, nginx, haproxy, grpcGo}, []*row{
-		rowH2One, rowH2Streams, rowH2Connections, rowH2Put, rowH2Down64, rowH2Down1M,
-		rowH2COne, rowH2CStreams, rowH2CConnections, rowH2CPut, rowH2CDown64, rowH2CDown1M,
+	{"HTTP/2", []string{ours, nginx, haproxy, grpcGo}, slices.Concat(h2Rows, h2cRows, []*row{
 		rowGRPC, rowGRPCBoth, rowGRPCProxies, rowH2Idle, rowH2Stream,
-	}},
+	})},
 	{"The agent", []string{ours, spireAgent}, []*row{
 		rowAgentStart, rowAgentRest, rowAgentIdle, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentJWT, rowAgentJWTCPU, rowAgentLatency,
 		rowAgentRest10000, rowAgentIdle10000, rowAgentRest100000, rowAgentIdle100000, rowAgentSigned, rowAgentRest10000SVIDs, rowAgentRotate,
