@@ -280,8 +280,7 @@ func (a *Agent) Close() error {
 // beyond those that are signed ahead, the loop is told.
 func (a *Agent) Watch(selectors []attestor.Selector) *registry.Watch {
 	w := a.registry.Watch(selectors)
-	now := time.Now()
-	if next := a.registry.NextDue(now); !next.IsZero() && !next.After(now) {
+	if w.Due(time.Now()) {
 		poke(a.due)
 	}
 	return w

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -309,6 +310,17 @@ func (w *Watch) Selectors() []attestor.Selector {
 		all[i] = n.selector // neither ever changes
 	}
 	return all
+}
+
+// Due tells whether an entry that the caller matches is to be signed now, and so
+// is among those that Registry.Due returns. It looks at no other entry.
+func (w *Watch) Due(now time.Time) bool {
+	w.registry.mu.Lock()
+	defer w.registry.mu.Unlock()
+	return slices.ContainsFunc(w.audience.matched, func(r *record) bool {
+		at, _, ok := r.dueAt(now)
+		return ok && !at.After(now)
+	})
 }
 
 // Succeed makes w, on which Next was not called yet, go on where old is, which
