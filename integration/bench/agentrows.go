@@ -21,7 +21,7 @@ var (
 	rowAgentStream = &row{
 		id: "agent-stream", title: "agent: held FetchX509SVID stream", unit: "KiB",
 		target: target{bound: 0.5, against: spireAgent},
-		did:    "PSS with 500 streams, each on a connection of its own, 2 s after the last was answered, less that at rest, by stream.",
+		did:    "PSS with 500 streams, each on a connection of its own, 3 s after the last was answered, less that at rest, by stream.",
 	}
 	rowAgentFetch = &row{
 		id: "agent-fetch", title: "agent: connect, attest, fetch, 8 clients", unit: "per second", higher: true,

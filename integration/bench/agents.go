@@ -239,7 +239,7 @@ func measureHeld(ctx context.Context, b *bench, a *agent) error {
 	if err != nil {
 		return fmt.Errorf("hold streams: %w", err)
 	}
-	if err := pause(ctx, 2*time.Second); err != nil {
+	if err := pause(ctx, silence); err != nil {
 		return err
 	}
 	held, err := memory(a.pid())
