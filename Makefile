@@ -64,7 +64,7 @@ lint: check-go ## Formatting, vet, linters, go.mod tidiness, generated files
 	@for module in integration/bench/policypeers integration/tools/manifests integration/tools/grpcinterop integration/kubernetes/cluster/images/*/; do \
 	  (set -x; cd $$module && $(GO) mod tidy -diff && $(GO) vet ./...) || exit 1; \
 	done
-	"$$(integration/tools/install.sh lint)/golangci-lint" run --build-tags integration,bench
+	"$$(integration/tools/install.sh lint)/golangci-lint" run --allow-parallel-runners --build-tags integration,bench
 
 .PHONY: generate
 generate: check-go ## Regenerate the JSON Schema and the configuration reference
