@@ -49,6 +49,23 @@ func (f *traffic) unharmed(t *testing.T) {
 			t.Errorf("%d calls have failed (%s)", failed-f.failed[container], container)
 		}
 	}
+	if t.Failed() {
+		f.complaints(t)
+	}
+}
+
+// complaints logs what the proxies of the shop have warned of since the start.
+func (f *traffic) complaints(t *testing.T) {
+	t.Helper()
+	for _, app := range []string{"orders", "inventory"} {
+		said, _ := k8s.log(f.shop.namespace, k8s.pod(t, f.shop.namespace, f.shop.label(app)).name(), "proxy")
+		for line := range strings.Lines(said) {
+			at, what, _ := strings.Cut(line, " ")
+			if since, err := time.Parse(time.RFC3339, at); err == nil && since.After(f.start) && strings.HasPrefix(what, "[WARN]") {
+				t.Logf("%s's proxy: %s", app, line)
+			}
+		}
+	}
 }
 
 // gap returns the longest time since the start in which the Workload API
@@ -262,11 +279,12 @@ func TestKubeletRestarts(t *testing.T) {
 	onlyOnOurNode(t)
 	f := startTraffic(t)
 	asks := k8s.pod(t, f.shop.namespace, "app=asks").name()
+	before := len(agentLog(t))
 	daemon(t, "stop", "kubelet")
 	t.Cleanup(func() { daemon(t, "start", "kubelet") })
 	// Logs come through the kubelet; the agent says it on the node.
 	stage.Eventually(t, ready, "the agent misses the kubelet", func() error {
-		if said := agentLog(t); !strings.Contains(said, "cannot list the pods") && !strings.Contains(said, "cannot be attested now") {
+		if said := agentLog(t)[before:]; !strings.Contains(said, "cannot list the pods") && !strings.Contains(said, "cannot be attested now") {
 			return fmt.Errorf("it says:\n%s", said)
 		}
 		return nil
