@@ -33,14 +33,16 @@ func (x *call) connects() *refused {
 	return refuseRequest(http.StatusNotImplemented, "the service takes no extended CONNECT (RFC 8441), by which it would change to %s: have it offer that, or set upstream.protocol to http1 if it speaks that", telemetry.Tidy(x.told.Upgrade))
 }
 
-// offers returns why the offer of an HTTP/1.1 client cannot be made in HTTP/2,
-// or nil.
+// offers makes the offer of an HTTP/1.1 client one of HTTP/2, or returns why that
+// cannot be.
 func (x *exchange) offers() *refused {
-	protocol := x.told.Upgrade
-	switch {
+	if strings.EqualFold(x.told.Upgrade, webSocket) {
+		x.told.Upgrade = webSocket // in HTTP/2 it is spelled like that
+	}
+	switch protocol := x.told.Upgrade; {
 	case x.req.Method != http.MethodGet, strings.Contains(protocol, "/"): // an extended CONNECT names no method, and no version
 		return refuseRequest(http.StatusNotImplemented, "the service speaks HTTP/2, in which %s cannot be changed to by %s: want GET and a protocol without a version, or set upstream.protocol to http1", telemetry.Tidy(protocol), telemetry.Tidy(x.req.Method))
-	case strings.EqualFold(protocol, webSocket) && acceptOf(x.req.Fields) == "":
+	case protocol == webSocket && acceptOf(x.req.Fields) == "":
 		return refuseRequest(http.StatusBadRequest, "a WebSocket without one Sec-WebSocket-Key of 16 bytes in base64 (RFC 6455, section 4.2.1)")
 	}
 	return x.connects()
@@ -85,11 +87,14 @@ func (l *lifted) change() (next bool) {
 	x, d := l.x, l.x.d
 	c := d.c
 	b := &bridge{lifted: l, stream: l.stream, far: x.far, loan: x.loan}
-	x.rouse(b.rouse)
+	if x.rouse(b.rouse); c.ended() != nil { // before it was b that is roused
+		l.close()
+		return false
+	}
 	x.http.Status = http.StatusSwitchingProtocols
 	x.resp.Switch(x.told.Upgrade)
 	x.answer = http1.Edit{Upgrade: x.told.Upgrade}
-	if strings.EqualFold(x.told.Upgrade, webSocket) {
+	if x.told.Upgrade == webSocket {
 		x.answer.Set = []http1.Field{{Name: "sec-websocket-accept", Value: acceptOf(x.req.Fields)}}
 	}
 	x.sent = true
@@ -124,8 +129,8 @@ func (b *bridge) early(x *exchange) error {
 	d.expectOf(serviceTakes, x.s.Timeouts.Stall)
 	_, err := b.Write(early)
 	d.forget(serviceTakes)
-	if err == nil && d.late[serviceTakes].Load() { // its time is over, though all was well by then
-		err = os.ErrDeadlineExceeded
+	if d.late[serviceTakes].Load() { // or it was, and the stream was cut just then
+		err = errTakesNothing
 	}
 	d.in.take(len(early))
 	return err
@@ -186,7 +191,8 @@ func (b *bridge) next() ([]byte, error) {
 		if b.n = len(got); b.n > 0 {
 			return got, nil
 		}
-		b.release()
+		bufferPools[headClass].Put(b.buf)
+		b.buf = nil
 		if err := b.over(ended); err != nil {
 			return nil, err
 		}

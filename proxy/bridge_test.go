@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,7 +83,7 @@ func changes(t *testing.T, p *running, ca *testca.Authority, early string) *brow
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("%+v %v", resp, err)
 	}
-	want := http.Header{"Connection": {"upgrade"}, "Upgrade": {"WebSocket"}, "Sec-Websocket-Accept": {accept}, "Sec-Websocket-Protocol": {"chat"}, "Content-Type": {"text/plain"}}
+	want := http.Header{"Connection": {"upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Accept": {accept}, "Sec-Websocket-Protocol": {"chat"}, "Content-Type": {"text/plain"}}
 	if fmt.Sprint(resp.Header) != fmt.Sprint(want) {
 		t.Fatalf("fields %v, want %v", resp.Header, want)
 	}
@@ -106,7 +107,7 @@ func TestWebSocketToHTTP2(t *testing.T) {
 	p, ca := web(t, chatService(t, heads, ends), speaking(ProtocolHTTP2), func(c *Config) { c.Listeners[0].HTTP.MaxBody = 5 })
 	b := changes(t, p, ca, "early ")
 	head := <-heads
-	for name, want := range map[string]string{"method": "CONNECT", "protocol": "WebSocket", "scheme": "http", "authority": "x", "path": "/v1/chat"} {
+	for name, want := range map[string]string{"method": "CONNECT", "protocol": "websocket", "scheme": "http", "authority": "x", "path": "/v1/chat"} {
 		if got := head.PseudoValue(name); got != want {
 			t.Errorf(":%s is %q, want %q", name, got, want)
 		}
@@ -245,15 +246,64 @@ func TestWebSocketToHTTP2TakesNothing(t *testing.T) {
 	}
 }
 
+// One that may be no longer goes on while it drains.
+func TestWebSocketToHTTP2Drains(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, closed string
+		change       func(p *running)
+	}{
+		{"rules", "policy", func(p *running) { p.apply(strings.Replace(webReads, "/v1/**", "/v2/**", 1)) }},
+		{"target", "drain", func(p *running) {
+			c := p.config
+			c.Listeners = slices.Clone(c.Listeners)
+			c.Listeners[0].Targets = []string{origin(p.t, echoes)}
+			if _, err := p.Apply(c); err != nil {
+				p.t.Error(err)
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			ends := make(chan string, 1)
+			p, ca := web(t, chatService(t, nil, ends), speaking(ProtocolHTTP2), func(c *Config) {
+				c.Listeners[0].OnPolicyChange, c.Listeners[0].Timeouts.Drain = ActionDrain, time.Second
+			})
+			b := changes(t, p, ca, "")
+			p.next()
+			began := time.Now()
+			test.change(p)
+			b.send("still")
+			b.reads("still")
+			if _, err := b.r.ReadByte(); err == nil || errors.Is(err, io.EOF) || time.Since(began) < time.Second {
+				t.Errorf("after %s: %v", time.Since(began), err)
+			}
+			if end := <-ends; end != http2.ErrCodeCancel.String() {
+				t.Errorf("the service saw %s", end)
+			}
+			if a := p.next(); a.Closed != test.closed {
+				t.Errorf("record %+v", a)
+			}
+		})
+	}
+}
+
 // What cannot be changed to is answered, and the connection goes on.
 func TestUpgradeToHTTP2Refused(t *testing.T) {
 	t.Parallel()
 	takes := func(t *testing.T) string {
 		return framedService(t, func(f *framed) {
 			for {
-				head := f.request()
-				if head == nil {
+				frame, err := f.next()
+				if err != nil {
 					return
+				}
+				head, ok := frame.(*http2.MetaHeadersFrame)
+				if !ok {
+					if _, reset := frame.(*http2.RSTStreamFrame); reset {
+						t.Errorf("%v, though it was answered", frame)
+					}
+					continue
 				}
 				status := ":status:403"
 				if head.PseudoValue("method") == "GET" {

@@ -152,6 +152,8 @@ func (l *lifted) answer() (again, next bool) {
 		return false, x.reply(refused)
 	case x.told.Upgrade != "" && x.resp.Status/100 == 2:
 		return false, l.change()
+	case x.told.Upgrade != "": // and the service has not taken it: nothing follows
+		_, _ = l.stream.Write(nil, true) // fails where the stream has ended
 	}
 	return false, l.respond()
 }
