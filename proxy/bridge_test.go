@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/narthex-id/narthex/internal/testca"
+	"github.com/narthex-id/narthex/proxy/http1"
 )
 
 // handshake is that of the example in RFC 6455, section 1.3, whose key has this
@@ -345,6 +347,28 @@ func TestUpgradeToHTTP2Refused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzAccept: whatever a client sends for a key is answered with 20 bytes, or is
+// none of 16, and several are none at all.
+func FuzzAccept(f *testing.F) {
+	for _, key := range []string{"dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j", "", "====", "dGhlIHNhbXBsZSBub25jZR=="} {
+		f.Add(key)
+	}
+	f.Fuzz(func(t *testing.T, key string) {
+		field := http1.Field{Name: "sec-websocket-key", Value: key}
+		got := acceptOf([]http1.Field{{Name: "x"}, field})
+		nonce, err := base64.StdEncoding.DecodeString(key)
+		if good := err == nil && len(nonce) == 16; (got != "") != good {
+			t.Errorf("%q is answered with %q", key, got)
+		}
+		if sum, err := base64.StdEncoding.DecodeString(got); got != "" && (err != nil || len(sum) != 20) {
+			t.Errorf("%q is answered with %q", key, got)
+		}
+		if got := acceptOf([]http1.Field{field, field}); got != "" {
+			t.Errorf("two are answered with %q", got)
+		}
+	})
 }
 
 // A service that does not answer, and rules that change meanwhile.
