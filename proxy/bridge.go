@@ -83,13 +83,13 @@ type bridge struct {
 
 // change passes the response on as one of HTTP/1.1 that takes the offer, and has
 // the connection carried by its streams.
-func (l *lifted) change() (next bool) {
+func (l *lifted) change() {
 	x, d := l.x, l.x.d
 	c := d.c
 	b := &bridge{lifted: l, stream: l.stream, far: x.far, loan: x.loan}
 	if x.rouse(b.rouse); c.ended() != nil { // before it was b that is roused
 		l.close()
-		return false
+		return
 	}
 	x.http.Status = http.StatusSwitchingProtocols
 	x.resp.Switch(x.told.Upgrade)
@@ -101,22 +101,21 @@ func (l *lifted) change() (next bool) {
 	if x.writeHead(&x.answer, nil) != nil {
 		l.close()
 		d.end("peer", "the client went away")
-		return false
+		return
 	}
 	if err := b.early(x); err != nil {
 		l.close()
 		d.end("error", "the service broke off: "+explainBroken(err))
-		return false
+		return
 	}
 	forth := c.stream(client, d.src, b, flow{&c.in, c.l.meters.bytesIn})
 	back := c.stream(target, b, d.out.dst, flow{&c.out, c.l.meters.bytesOut})
 	if !c.startStreams(forth, back, x, b) {
 		l.close()
-		return false
+		return
 	}
 	l.carry(&back.sleeper)
 	d.forth, d.back = forth, back
-	return false
 }
 
 // early sends what the client has said behind its request.

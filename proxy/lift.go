@@ -151,7 +151,8 @@ func (l *lifted) answer() (again, next bool) {
 		l.close()
 		return false, x.reply(refused)
 	case x.told.Upgrade != "" && x.resp.Status/100 == 2:
-		return false, l.change()
+		l.change()
+		return false, false
 	case x.told.Upgrade != "": // and the service has not taken it: nothing follows
 		_, _ = l.stream.Write(nil, true) // fails where the stream has ended
 	}
