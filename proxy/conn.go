@@ -35,7 +35,7 @@ type conn struct {
 	header *proxyproto.Header // what a proxy before us said; nil where none had to
 	via    string             // that proxy's own address
 	chosen upstream.Chosen    // belongs to serve
-	lent   *upstream.Loan     // of a request that changed the protocol
+	lent   loan               // of a request that changed the protocol
 
 	in, out atomic.Uint64 // bytes from source to target, and back
 
@@ -68,6 +68,9 @@ type conn struct {
 	firstDone side // the one that was the first to be done
 	unread    bool // the target took no more of what the client sends
 }
+
+// loan is what of a target is given back with the connection.
+type loan interface{ Close() }
 
 // phase is how far a connection has come.
 type phase int
@@ -326,8 +329,8 @@ func (c *conn) killedBefore() error {
 // relay copies both ways until both have ended, or, when that is to be later,
 // until this goroutine is needed no more; then it returns errCarried.
 func (c *conn) relay(down, up end) error {
-	forth := c.stream(client, down, up, flow{&c.in, c.l.meters.bytesIn})
-	back := c.stream(target, up, down, flow{&c.out, c.l.meters.bytesOut})
+	forth := c.stream(client, inletOf(down), up, flow{&c.in, c.l.meters.bytesIn})
+	back := c.stream(target, inletOf(up), down, flow{&c.out, c.l.meters.bytesOut})
 	if !c.startCopying(forth, back) {
 		return c.killedBefore()
 	}
@@ -336,8 +339,8 @@ func (c *conn) relay(down, up end) error {
 	return errCarried
 }
 
-func (c *conn) stream(from side, src, dst end, n flow) *stream {
-	s := &stream{sleeper: sleeper{c: c, src: inletOf(src), bytes: n.conn}, from: from, dst: dst, flow: n}
+func (c *conn) stream(from side, src inlet, dst sink, n flow) *stream {
+	s := &stream{sleeper: sleeper{c: c, src: src, bytes: n.conn}, from: from, dst: dst, flow: n}
 	s.work = s
 	return s
 }
@@ -360,7 +363,7 @@ const (
 // copied notes how the direction from one side to dst ended, and tells dst: a
 // stream that was finished is half-closed, and what dst still has to say
 // keeps flowing the other way; one that broke off must not look finished.
-func (c *conn) copied(from side, dst end, how copied, err error) {
+func (c *conn) copied(from side, dst sink, how copied, err error) {
 	c.mu.Lock()
 	if how == copyRefused {
 		// dst is gone. What it sent before still comes, then the other

@@ -89,7 +89,8 @@ type inlet interface {
 	// release gives the buffer back that the bytes of next are in.
 	release()
 
-	// socket is what is waited for, nil where it cannot be parked.
+	// socket is what is waited for, nil where it cannot be parked, or is a
+	// herald.
 	socket() syscall.RawConn
 
 	// interrupt ends a next that waits with os.ErrDeadlineExceeded, and
@@ -105,12 +106,22 @@ type inlet interface {
 	rest()
 }
 
+// herald is an inlet without a socket that can be parked: who brings it bytes
+// wakes who waits for them. It tells whether some came since it last waited.
+type herald interface{ came() bool }
+
 // stream is one direction of a connection.
 type stream struct {
 	sleeper
 	from side
-	dst  end
+	dst  sink
 	flow flow
+}
+
+// sink is where a stream writes.
+type sink interface {
+	io.Writer
+	CloseWrite() error
 }
 
 // run moves bytes until the stream ends or is parked.

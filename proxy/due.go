@@ -345,11 +345,13 @@ func (c *conn) breakOff(from side, why closing) {
 	}
 	c.closing = &why
 	if from == client {
-		abort(c.up)
+		c.letGo()
 		_ = c.down.Close()
 	} else {
 		abort(c.down)
-		_ = c.up.Close()
+		if c.up != nil { // else it is a stream, and has ended
+			_ = c.up.Close()
+		}
 	}
 	c.wakeStreams()
 }

@@ -8,10 +8,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
 	"github.com/narthex-id/narthex/internal/testca"
+	"github.com/narthex-id/narthex/proxy/upstream"
 )
 
 // modern is a client of HTTP/2 over mTLS.
@@ -67,6 +69,20 @@ func TestHTTP2(t *testing.T) {
 		for _, size := range []int{0, 5, 3000, 100_000, 5 << 20} {
 			body := strings.Repeat("x", size)
 			asks(t, client, "https://"+p.addr("web"), "/v1/a?b=c", body, spokenAs(protocol))
+		}
+	})
+}
+
+// TestHealthIsAskedAsRequestsAre: a check of a path speaks what requests do.
+func TestHealthIsAskedAsRequestsAre(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, protocol Protocol) {
+		asked := make(chan string, 1)
+		web(t, origin(t, func(_ http.ResponseWriter, r *http.Request) { asked <- r.Proto + " " + r.RequestURI }), speaking(protocol), func(c *Config) {
+			c.Listeners[0].Upstream.Health = upstream.Health{Interval: time.Hour, Path: "/healthz"}
+		})
+		if got, want := <-asked, spokenAs(protocol)+" /healthz"; got != want {
+			t.Errorf("asked %s, want %s", got, want)
 		}
 	})
 }

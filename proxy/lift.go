@@ -5,16 +5,16 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/http1"
 	"github.com/narthex-id/narthex/proxy/http2"
 )
 
 // This file is a request of HTTP/1.1 whose service speaks HTTP/2. The exchange
 // keeps its goroutine: it waits for what the one that reads the service's frames
-// leaves in the stream.
+// leaves in the stream. One that changes the protocol goes on in bridge.go.
 
 // lifted is the stream of such a request, and its receiver.
 type lifted struct {
@@ -24,6 +24,7 @@ type lifted struct {
 	room   chan struct{} // the service takes more, or it is over
 	stop   chan struct{} // closed once nobody wants the rest of the request
 	upload sync.WaitGroup
+	back   atomic.Pointer[sleeper] // that waits for it once the protocol was changed, and may be parked
 
 	mu       sync.Mutex // guards the following
 	interim  []*http1.Response
@@ -48,17 +49,23 @@ func (x *exchange) lift() (again, next bool) {
 	x.tries++
 	l := &lifted{x: x, came: make(chan struct{}, 1), room: make(chan struct{}, 1), stop: make(chan struct{})}
 	if x.told.Upgrade != "" {
-		return false, x.reply(refuseRequest(http.StatusNotImplemented, "the service speaks HTTP/2, in which %s cannot be changed to from HTTP/1.1", telemetry.Tidy(x.told.Upgrade)))
+		if refused := x.offers(); refused != nil {
+			return false, x.reply(refused)
+		}
 	}
 	x.rouse(l.signal)
-	defer x.rouse(nil)
+	defer func() {
+		if x.d.forth == nil { // else it is its streams' to wake
+			x.rouse(nil)
+		}
+	}()
 	scheme := "http"
 	if x.far.own != nil {
 		scheme = "https"
 	}
 	none := x.req.Body == http1.NoBody
 	x.whole = none
-	stream, err := x.far.h2.Request(&x.req, &x.told, scheme, none, l)
+	stream, err := x.far.h2.Request(&x.req, &x.told, scheme, none && x.told.Upgrade == "", l)
 	if err != nil { // it ended meanwhile: nothing was sent
 		x.call.release()
 		if x.tries <= maxStale {
@@ -82,8 +89,16 @@ func (x *exchange) rouse(f func()) {
 }
 
 func (l *lifted) signal() {
-	signal(l.came)
+	l.arrived()
 	signal(l.room)
+}
+
+// arrived has who waits for what comes look.
+func (l *lifted) arrived() {
+	signal(l.came)
+	if back := l.back.Load(); back != nil {
+		back.wake()
+	}
 }
 
 // close ends the upload, the stream and the loan. It reports whether all of the
@@ -135,6 +150,11 @@ func (l *lifted) answer() (again, next bool) {
 	case refused != nil:
 		l.close()
 		return false, x.reply(refused)
+	case x.told.Upgrade != "" && x.resp.Status/100 == 2:
+		l.change()
+		return false, false
+	case x.told.Upgrade != "": // and the service has not taken it: nothing follows
+		_, _ = l.stream.Write(nil, true) // fails where the stream has ended
 	}
 	return false, l.respond()
 }
@@ -439,7 +459,7 @@ func (l *lifted) Data(b []byte, ended bool) int {
 		l.ended = true
 		l.mu.Unlock()
 	}
-	signal(l.came)
+	l.arrived()
 	return 0
 }
 
@@ -448,7 +468,7 @@ func (l *lifted) Trailers(fields []http1.Field) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.trailers, l.ended = append([]http1.Field{}, fields...), true
-	signal(l.came)
+	l.arrived()
 }
 
 // Room implements http2.Receiver.

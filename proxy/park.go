@@ -155,6 +155,9 @@ func (s *sleeper) park() bool {
 	s.src.resume()
 	s.src.rest()
 	lot := s.c.l.proxy.lot
+	if told, ok := s.src.(herald); ok {
+		return s.parkUntold(told, lot)
+	}
 	if s.src.socket() == nil {
 		s.state.Store(moving)
 		return false
@@ -168,6 +171,17 @@ func (s *sleeper) park() bool {
 	// From here on somebody else may wake it, and this goroutine must not
 	// touch it any more unless it is the one who wakes it.
 	if err := lot.watch(socket, at, op); err != nil && s.state.CompareAndSwap(parked, moving) {
+		lot.leave(s)
+		return false
+	}
+	return true
+}
+
+// parkUntold is park where who brings bytes wakes it.
+func (s *sleeper) parkUntold(told herald, lot *lot) bool {
+	lot.enter(s)
+	s.state.Store(parked)
+	if told.came() && s.state.CompareAndSwap(parked, moving) { // before it could be woken
 		lot.leave(s)
 		return false
 	}

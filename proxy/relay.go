@@ -5,7 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/narthex-id/narthex/internal/telemetry"
 	"github.com/narthex-id/narthex/proxy/http1"
 	"github.com/narthex-id/narthex/proxy/http2"
 )
@@ -22,8 +21,10 @@ import (
 // relay sends the request on. It reports whether it is to be sent again.
 func (p *passage) relay() (again bool) {
 	far := p.far
-	if p.told.Upgrade != "" && !far.connects(p.matter.dialContext(), p.s.Timeouts.Connect) {
-		return p.fail(refuseRequest(http.StatusNotImplemented, "the service takes no extended CONNECT (RFC 8441), by which it would change to %s", telemetry.Tidy(p.told.Upgrade)))
+	if p.told.Upgrade != "" {
+		if refused := p.connects(); refused != nil {
+			return p.fail(refused)
+		}
 	}
 	sent, again := p.ask()
 	if !sent {

@@ -49,6 +49,7 @@ func newSettings(l Listener, was *settings) *settings {
 		l.HTTP = l.HTTP.withDefaults()
 	}
 	l.Upstream.Protocol = l.UpstreamProtocol.String() // or what changes it would lead to the targets there were
+	l.Upstream.Health.HTTP2 = l.UpstreamProtocol == ProtocolHTTP2
 	l.OnPeerExpiry = cmp.Or(l.OnPeerExpiry, expiry)
 	l.MaxConnections = cmp.Or(l.MaxConnections, defaultMaxConnections)
 	l.MaxHandshakes = cmp.Or(l.MaxHandshakes, defaultMaxHandshakes())

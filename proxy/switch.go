@@ -59,10 +59,10 @@ func (x *exchange) switchProtocols() (next bool) {
 		}
 		d.in.take(len(early))
 	}
-	forth := c.stream(client, d.out.dst, b.end, flow{&c.in, c.l.meters.bytesIn})
-	back := c.stream(target, b.end, d.out.dst, flow{&c.out, c.l.meters.bytesOut})
-	forth.src, back.src = d.src, b.in.src // which know what they have read
-	if !c.startStreams(forth, back, x) {
+	forth := c.stream(client, d.src, b.end, flow{&c.in, c.l.meters.bytesIn})
+	back := c.stream(target, b.in.src, d.out.dst, flow{&c.out, c.l.meters.bytesOut})
+	lent := x.loan
+	if !c.startStreams(forth, back, x, &lent) {
 		x.dropBackend()
 		return false
 	}
@@ -71,8 +71,9 @@ func (x *exchange) switchProtocols() (next bool) {
 }
 
 // startStreams has both streams carry the connection, unless it was ended
-// before. What it was decided on is kept for as long as it lives.
-func (c *conn) startStreams(forth, back *stream, x *exchange) bool {
+// before. What it was decided on, and what was lent, is kept for as long as it
+// lives.
+func (c *conn) startStreams(forth, back *stream, x *exchange, lent loan) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closing != nil {
@@ -80,8 +81,7 @@ func (c *conn) startStreams(forth, back *stream, x *exchange) bool {
 	}
 	c.request.HTTP = keepAsked(&x.asked)
 	c.record.Destination = x.record.Destination
-	lent := x.loan
-	c.lent = &lent
+	c.lent = lent
 	c.streams = [2]*sleeper{&forth.sleeper, &back.sleeper}
 	c.live.Store(int32(len(c.streams)))
 	c.http = nil

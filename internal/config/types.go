@@ -563,7 +563,7 @@ type Health struct {
 	UnhealthyAfter int `yaml:"unhealthy_after" default:"3" min:"1" max:"1000"`
 	// After how many good checks in a row it is chosen again.
 	HealthyAfter int `yaml:"healthy_after" default:"2" min:"1" max:"1000"`
-	// With protocol: http and inbound, a path that is asked for with GET, over HTTP/1.1 whatever upstream.protocol says, and must answer 2xx or 3xx. Left out: a connection is enough. For a service that speaks HTTP/2 alone, grpc or a connection.
+	// With protocol: http and inbound, a path that is asked for with GET and must answer 2xx or 3xx: over HTTP/2 where upstream.protocol is h2c, else over HTTP/1.1. Left out: a connection is enough.
 	Path string `yaml:"path" example:"/healthz"`
 	// With protocol: http and inbound, in place of path: the service's own gRPC health service (grpc.health.v1.Health), whose Check must answer SERVING, over h2c. {}: of the server as a whole.
 	GRPC *GRPCHealth `yaml:"grpc"`

@@ -185,6 +185,14 @@ func (r *Response) Assemble(p *Parts, asked Asked) error {
 	return nil
 }
 
+// Switch makes a response that takes an extended CONNECT the 101 of HTTP/1.1 that
+// says the same (RFC 8441, section 5; RFC 9110, section 15.2.2).
+func (r *Response) Switch(protocol string) {
+	r.Status, r.Phrase = http.StatusSwitchingProtocols, http.StatusText(http.StatusSwitchingProtocols)
+	r.KeepAlive, r.Upgrade, r.Body, r.Length = true, protocol, NoBody, -1
+	r.head.chunked, r.head.ended = false, false
+}
+
 // CheckTrailer returns why a field may not come behind a body: it would change
 // what was decided by the head, or says who the peer is. The error is an
 // [*Error].

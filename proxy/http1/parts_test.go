@@ -168,6 +168,27 @@ func TestAssembleResponse(t *testing.T) {
 	}
 }
 
+// What takes an extended CONNECT is written so that HTTP/1.1 takes it for the
+// change, whatever it says of its content.
+func TestSwitch(t *testing.T) {
+	t.Parallel()
+	for _, in := range []*Parts{answer(200, false), answer(200, true), answer(200, false, "content-length", "3"), answer(299, false), answer(204, true)} {
+		in.Fields = append(in.Fields, Field{Name: "sec-websocket-protocol", Value: "chat"})
+		var r, again Response
+		if err := r.Assemble(in, Asked{Method: "GET"}); err != nil {
+			t.Fatal(err)
+		}
+		r.Switch("websocket")
+		out := string(r.Append(nil, &Edit{Upgrade: r.Upgrade}))
+		if want := "HTTP/1.1 101 Switching Protocols\r\nsec-websocket-protocol: chat\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"; out != want {
+			t.Errorf("%+v is written as %q, want %q", *in, out, want)
+		}
+		if n, err := again.Parse([]byte(out), Asked{Method: "GET", Upgrade: true}); err != nil || n != len(out) || again.Upgrade != "websocket" {
+			t.Errorf("%q is read as %s, %v", out, responseSummary(&again), err)
+		}
+	}
+}
+
 // framingOf are the lines that say where a message ends.
 func framingOf(head string) string {
 	var lines string

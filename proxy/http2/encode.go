@@ -132,7 +132,7 @@ func appendRequest(dst []byte, r *http1.Request, e *http1.Edit, scheme string) [
 	}
 	dst = appendField(dst, &http1.Field{Name: ":authority", Value: host})
 	for i := range r.Fields {
-		if f := &r.Fields[i]; f.Name != "host" && e.Keeps(f) {
+		if f := &r.Fields[i]; f.Name != "host" && (e.Upgrade == "" || f.Name != "sec-websocket-key") && e.Keeps(f) { // RFC 8441, section 5
 			dst = appendField(dst, f)
 		}
 	}

@@ -44,11 +44,8 @@ func visible(s string) bool {
 }
 
 // probe asks for the health path, or by gRPC, over a connection that stands. It ends with
-// ctx, and leaves c to the caller.
+// ctx, and leaves c to the caller, who closes it.
 func (e *endpoint) probe(ctx context.Context, c net.Conn) error {
-	if e.target.key.health.GRPC {
-		return e.target.askGRPC(ctx, c)
-	}
 	deadline, _ := ctx.Deadline()
 	if err := c.SetDeadline(deadline); err != nil {
 		return err
@@ -56,6 +53,9 @@ func (e *endpoint) probe(ctx context.Context, c net.Conn) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	t := e.target
+	if t.key.health.GRPC {
+		return t.askGRPC(ctx, c)
+	}
 	if secure := t.set.Secure; secure != nil {
 		over, err := secure(ctx, t.key.owner, t.key.address, c)
 		if err != nil {
@@ -65,6 +65,9 @@ func (e *endpoint) probe(ctx context.Context, c net.Conn) error {
 			defer func() { _ = over.Close() }()
 		}
 		c = over
+	}
+	if t.key.health.HTTP2 {
+		return t.askPath(ctx, c)
 	}
 	return ask(c, t.key.health.Path, t.healthHost())
 }

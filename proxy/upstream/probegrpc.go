@@ -1,27 +1,29 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
-	"sync/atomic"
-	"time"
+	"net/http"
+	"strconv"
+	"strings"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	health "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
 	// maxService bounds the name of a service that a check asks about.
 	maxService = 255
-	// maxReply and maxReplyHead bound what is read of the answer, in bytes: it
-	// is one number.
-	maxReply     = 4 << 10
-	maxReplyHead = 16 << 10
+	// maxReply bounds what is read of the answer, in bytes: it is one number.
+	maxReply = 4 << 10
+	// prefix is how many bytes come before a message: a flag and its length.
+	prefix = 5
 )
 
 // checkGRPC returns why a gRPC service cannot be asked about, or nil.
@@ -41,45 +43,64 @@ func (h *Health) checkGRPC() error {
 	return nil
 }
 
-// askGRPC asks how the service is, over a connection that stands, in plaintext.
-// It returns why the answer is not good, or nil, and ends with ctx. What the far
-// end sent is in no error but for the statuses.
+// askGRPC asks how the service is, over a connection that stands, in plaintext:
+// a call of one message each way, as gRPC has it over HTTP/2. It returns why the
+// answer is not good, or nil. What the far end sent is in no error but for the
+// statuses.
 func (t *target) askGRPC(ctx context.Context, c net.Conn) error {
-	var used atomic.Bool
-	client, err := grpc.NewClient("passthrough:///"+t.key.address,
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
-			if used.Swap(true) {
-				return nil, errors.New("a check has one connection")
-			}
-			return c, nil
-		}),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority(t.healthHost()), grpc.WithUserAgent("narthex"),
-		grpc.WithNoProxy(), grpc.WithDisableRetry(), grpc.WithDisableServiceConfig(), grpc.WithDisableHealthCheck(),
-		grpc.WithMaxHeaderListSize(maxReplyHead), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)))
-	if err != nil {
-		return fmt.Errorf("grpc health: %w", err)
-	}
-	defer func() { _ = client.Close() }()
 	service := t.key.health.Service
-	reply, err := health.NewHealthClient(client).Check(ctx, &health.HealthCheckRequest{Service: service})
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case status.Code(err) == codes.DeadlineExceeded && passed(ctx):
-		return context.DeadlineExceeded // the far end, which is told the deadline, was first to say so
-	case err != nil:
-		return fmt.Errorf("grpc health of %q: %w", service, unserved(status.Code(err)))
-	case reply.GetStatus() != health.HealthCheckResponse_SERVING:
-		return fmt.Errorf("grpc health of %q: answered %s", service, reply.GetStatus())
+	message, err := proto.Marshal(&health.HealthCheckRequest{Service: service})
+	if err != nil {
+		return fmt.Errorf("grpc health of %q: %w", service, err)
+	}
+	call := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...)
+	r := &http.Request{
+		Method: http.MethodPost, Header: http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}},
+		Body: io.NopCloser(bytes.NewReader(call)), ContentLength: int64(len(call)),
+	}
+	if err := askHTTP2(ctx, c, t.healthHost(), health.Health_Check_FullMethodName, r, func(answer *http.Response) error { return readCheck(ctx, answer) }); err != nil {
+		return fmt.Errorf("grpc health of %q: %w", service, err)
 	}
 	return nil
 }
 
-// passed tells whether ctx's deadline is over, which ctx may be late to say.
-func passed(ctx context.Context) bool {
-	deadline, ok := ctx.Deadline()
-	return ok && !time.Now().Before(deadline)
+// readCheck returns why the answer to a check is not good, or nil.
+func readCheck(ctx context.Context, answer *http.Response) error {
+	if answer.StatusCode != http.StatusOK {
+		return statusError(answer.StatusCode)
+	}
+	if !strings.HasPrefix(answer.Header.Get("Content-Type"), "application/grpc") {
+		return errNotGRPC
+	}
+	message, err := io.ReadAll(io.LimitReader(answer.Body, prefix+maxReply+1))
+	if err != nil {
+		return unanswered(ctx, err)
+	}
+	word := answer.Header.Get("Grpc-Status") // of an answer without a message
+	if word == "" {
+		word = answer.Trailer.Get("Grpc-Status")
+	}
+	code, err := strconv.ParseUint(word, 10, 32)
+	switch {
+	case err != nil || len(message) > prefix+maxReply:
+		return errNotGRPC
+	case codes.Code(code) != codes.OK:
+		return unserved(codes.Code(code))
+	case len(message) < prefix || message[0] != 0 || uint64(binary.BigEndian.Uint32(message[1:])) != uint64(len(message)-prefix):
+		return errNotGRPC
+	}
+	var reply health.HealthCheckResponse
+	if proto.Unmarshal(message[prefix:], &reply) != nil {
+		return errNotGRPC
+	}
+	if reply.GetStatus() != health.HealthCheckResponse_SERVING {
+		return fmt.Errorf("answered %s", reply.GetStatus())
+	}
+	return nil
 }
+
+// errNotGRPC is about an answer of HTTP/2 that is none to a check.
+var errNotGRPC = errors.New("the answer is none of grpc.health.v1: use health without grpc")
 
 // unserved says what the status of a check that failed means.
 func unserved(code codes.Code) error {
@@ -88,8 +109,6 @@ func unserved(code codes.Code) error {
 		return errors.New("it has no health service (grpc.health.v1): add one, or use health without grpc")
 	case codes.NotFound:
 		return errors.New("its health service does not know that name: use one it knows, or none for the server as a whole")
-	case codes.Unavailable: // which is what the client says of a far end that speaks something else, too
-		return errors.New("status Unavailable, or no answer of HTTP/2 without TLS")
 	}
 	return fmt.Errorf("status %s", code)
 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/http"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -104,7 +104,7 @@ func TestGRPC(t *testing.T) {
 		{"not known", tcp, "other", `grpc health of "other": its health service does not know that name: use one it knows, or none for the server as a whole`},
 		{"no health service", none, "", `grpc health of "": it has no health service (grpc.health.v1): add one, or use health without grpc`},
 		{"unknown state", strange, "unknown", `grpc health of "unknown": answered 77`},
-		{"unavailable", strange, "", `grpc health of "": status Unavailable, or no answer of HTTP/2 without TLS`},
+		{"unavailable", strange, "", `grpc health of "": status Unavailable`},
 		{"cancels", strange, "cancels", `grpc health of "cancels": status Canceled`},
 		{"late", strange, "late", `grpc health of "late": status DeadlineExceeded`},
 		{"silent", strange, "silent", "no answer within 1s"},
@@ -147,7 +147,7 @@ func TestGRPCElsewhere(t *testing.T) {
 				_ = c.Close()
 			}()
 			got := checkOnce(t, l.Addr().String(), Health{GRPC: true, Timeout: 20 * time.Second})
-			if want := `health check: grpc health of "": status Unavailable, or no answer of HTTP/2 without TLS`; got != want {
+			if want := `health check: grpc health of "": ` + errNotHTTP2.Error(); got != want {
 				t.Errorf("problem %q, want %q", got, want)
 			}
 			<-served
@@ -160,6 +160,46 @@ func TestGRPCElsewhere(t *testing.T) {
 	_ = l.Close()
 	if got := checkOnce(t, l.Addr().String(), Health{GRPC: true}); !strings.Contains(got, "connection refused") {
 		t.Errorf("nobody there: %q", got)
+	}
+}
+
+// TestGRPCNone: services of HTTP/2 that answer otherwise than gRPC does.
+func TestGRPCNone(t *testing.T) {
+	for _, c := range []struct {
+		name, problem string
+		answer        http.HandlerFunc
+	}{
+		{"no such path", "answered with status 404", http.NotFound},
+		{"a page", errNotGRPC.Error(), func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }},
+		{"no status", errNotGRPC.Error(), says("\x00\x00\x00\x00\x02\x08\x01", "")},
+		{"a bad status", errNotGRPC.Error(), says("\x00\x00\x00\x00\x02\x08\x01", "fine")},
+		{"a status that nobody knows", "status Code(77)", says("", "77")},
+		{"no message", errNotGRPC.Error(), says("", "0")},
+		{"compressed", errNotGRPC.Error(), says("\x01\x00\x00\x00\x02\x08\x01", "0")},
+		{"cut short", errNotGRPC.Error(), says("\x00\x00\x00\x00\x03\x08\x01", "0")},
+		{"two messages", errNotGRPC.Error(), says(strings.Repeat("\x00\x00\x00\x00\x02\x08\x01", 2), "0")},
+		{"garbage", errNotGRPC.Error(), says("\x00\x00\x00\x00\x02\xff\xff", "0")},
+		{"long", errNotGRPC.Error(), says(strings.Repeat("\x00", 1<<20), "0")},
+		{"as it should", "", says("\x00\x00\x00\x00\x02\x08\x01", "0")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			want := c.problem
+			if want != "" {
+				want = `health check: grpc health of "": ` + want
+			}
+			if got := checkOnce(t, serveHTTP2(t, c.answer), Health{GRPC: true, Timeout: 20 * time.Second}); got != want {
+				t.Errorf("problem %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// says answers with a message and a status.
+func says(message, status string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set(http.TrailerPrefix+"Grpc-Status", status)
+		_, _ = io.WriteString(w, message)
 	}
 }
 
@@ -203,41 +243,5 @@ func TestHealthGRPCRefused(t *testing.T) {
 	}
 }
 
-// FuzzAskGRPC: whatever a service answers, a check says no more of it than its
-// status, in one short line.
-func FuzzAskGRPC(f *testing.F) {
-	const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-	for _, seed := range []string{
-		"", settings, settings + "\x00\x00\x00\x04\x01\x00\x00\x00\x00", "HTTP/1.1 200 OK\r\n\r\n",
-		settings + "\x00\x00\x01\x01\x05\x00\x00\x00\x01\x88",                             // a head with :status 200 and nothing else
-		settings + "\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0b", // GOAWAY
-	} {
-		f.Add([]byte(seed))
-	}
-	s := NewSet(Options{})
-	f.Cleanup(s.Close)
-	g, err := s.Take("orders", []string{a}, Settings{Health: Health{Interval: time.Hour, GRPC: true}})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Fuzz(func(t *testing.T, answer []byte) {
-		near, far := net.Pipe()
-		served := make(chan struct{})
-		go func() {
-			defer close(served)
-			var both sync.WaitGroup
-			both.Go(func() { _, _ = io.Copy(io.Discard, far) })
-			_, _ = far.Write(answer)
-			_ = far.Close()
-			both.Wait()
-		}()
-		err := g.targets[0].askGRPC(t.Context(), near)
-		_ = near.Close()
-		<-served
-		if err == nil {
-			t.Errorf("%q is good", answer)
-		} else if text := err.Error(); len(text) > 150 || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
-			t.Errorf("error %q", text)
-		}
-	})
-}
+// FuzzAskGRPC: a check by gRPC.
+func FuzzAskGRPC(f *testing.F) { fuzzHTTP2(f, Health{GRPC: true}) }

@@ -68,7 +68,8 @@ type Health struct {
 	Timeout        time.Duration // of a check: 2s
 	UnhealthyAfter int           // failed checks in a row: 3
 	HealthyAfter   int           // good checks in a row: 2
-	Path           string        // a GET of it answers with 2xx or 3xx, over HTTP/1.1 whatever the Protocol: nothing is asked
+	Path           string        // a GET of it answers with 2xx or 3xx: nothing is asked
+	HTTP2          bool          // the Path is asked for over HTTP/2 with prior knowledge (RFC 9113 §3.3), not over HTTP/1.1
 	Host           string        // that it is sent with: the target's address, localhost for a Unix socket
 	GRPC           bool          // grpc.health.v1.Health/Check in plaintext answers SERVING; not with a Path
 	Service        string        // that it is asked about: the server as a whole
