@@ -304,6 +304,8 @@ func TestChartSchemaOfNarthex(t *testing.T) {
 			"agent.sigstore.allowedIdentities",
 			part(chart, "agent", "sigstore", "allowedIdentities"), part(narthex, slices.Concat(signatures, []string{"allowed_identities"})...),
 		},
+		{"agent.broker.brokers", part(chart, "agent", "broker", "brokers"), part(narthex, "agent", "broker", "brokers")},
+		{"agent.admin.authorizedDelegates", part(chart, "agent", "admin", "authorizedDelegates"), part(narthex, "agent", "admin", "authorized_delegates")},
 	} {
 		if !reflect.DeepEqual(tt.ours, tt.want) {
 			t.Errorf("values.schema.json: the items of %s are not those of docs/narthex.schema.json: copy them", tt.name)

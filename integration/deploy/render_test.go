@@ -139,6 +139,7 @@ func TestHelmAndKustomizeAgree(t *testing.T) {
 		{name: "example", overlay: "deploy/kustomize/example", values: []string{"-f", "testdata/example.yaml"}},
 		{name: "nodes-proxy", overlay: "integration/deploy/testdata/nodes-proxy", values: []string{"--set", "rbac.kubelet=nodes-proxy"}},
 		{name: "without-proxy", overlay: "integration/deploy/testdata/without-proxy", values: []string{"--set", "proxy.enabled=false"}},
+		{name: "broker", overlay: "integration/deploy/testdata/broker", values: []string{"-f", "testdata/broker.yaml"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -280,6 +281,8 @@ func TestRenderedFilesAreGood(t *testing.T) {
 		{"-f", "testdata/example.yaml", "--set", "hostNetwork=true"},
 		{"--set", "agent.kubelet.clientSecret=kubelet,rbac.kubelet=none"},
 		{"--set", "agent.sigstore.trustedRootConfigMap=sigstore"},
+		{"--set", "agent.admin.enabled=true"},
+		{"-f", "testdata/broker.yaml"},
 		{"--set", "proxy.enabled=false"},
 	} {
 		render, err := chart(values...)
@@ -321,7 +324,7 @@ func TestReadmeOfTheChart(t *testing.T) {
 	if file == nil {
 		t.Fatal("it does not say how rules are given")
 	}
-	render, err := chart("-f", filepath.Join(dir, "values.yaml"), "-f", filepath.Join(dir, "signatures.yaml"), "--set-file", string(file[1])+filepath.Join(dir, "rules.yaml"))
+	render, err := chart("-f", filepath.Join(dir, "values.yaml"), "-f", filepath.Join(dir, "signatures.yaml"), "-f", filepath.Join(dir, "brokers.yaml"), "--set-file", string(file[1])+filepath.Join(dir, "rules.yaml"))
 	checkRendered(t, "as in the README", objects(t, render, err))
 	if out, err := run(stage.Narthex, "policy", "test", "-f", filepath.Join(dir, "rules.yaml")); err != nil {
 		t.Errorf("%v\n%s", err, out)
@@ -440,6 +443,39 @@ func TestServicePorts(t *testing.T) {
 	}
 }
 
+// TestPrivateSockets: only who is asked for has the identities of others, at
+// sockets whose directories are mounted into nothing but the agent, and on the
+// network only where that is asked for too.
+func TestPrivateSockets(t *testing.T) {
+	t.Parallel()
+	render, err := chart()
+	for name, o := range objects(t, render, err) {
+		if text := fmt.Sprint(o); strings.Contains(text, "broker") || strings.Contains(text, "admin") {
+			t.Errorf("%s: nobody asked for admins or brokers:\n%s", name, text)
+		}
+	}
+	const brokers = `agent.broker.brokers=[{"id": "spiffe://example.org/mesh", "references": [{"type_url": "*"}]}]`
+	render, err = chart("--set", "agent.admin.enabled=true,csi.enabled=true,networkPolicy.enabled=true", "--set-json", brokers)
+	found := objects(t, render, err)
+	agent := fmt.Sprint(at(found["ConfigMap/narthex"], "data", "agent.yaml"))
+	if !strings.Contains(agent, "/run/narthex/private/admin.sock") || !strings.Contains(agent, "/run/narthex/broker/broker.sock") || strings.Contains(agent, "listen: :") {
+		t.Errorf("the agent listens elsewhere than asked for:\n%s", agent)
+	}
+	if found["Service/narthex-broker"] != nil {
+		t.Error("a Service leads to the socket")
+	}
+	proxy := at(found["DaemonSet/narthex"], "spec", "template", "spec", "containers", 1)
+	for _, m := range at(proxy, "volumeMounts").([]any) {
+		if path := at(m, "mountPath").(string); strings.HasPrefix("/run/narthex/private", path) || strings.HasPrefix("/run/narthex/broker", path) {
+			t.Errorf("the proxy has %s", path)
+		}
+	}
+	render, err = chart("-f", "testdata/broker.yaml", "--set", "networkPolicy.enabled=true")
+	if policy := fmt.Sprint(objects(t, render, err)["NetworkPolicy/narthex"]); strings.Contains(policy, "9905") {
+		t.Errorf("everybody reaches the port of brokers: %s", policy)
+	}
+}
+
 // TestNoListeners: both containers are there, and nobody can reach the proxy.
 // Its first listener then changes two ConfigMaps and makes a Service.
 func TestNoListeners(t *testing.T) {
@@ -508,7 +544,7 @@ func TestDriver(t *testing.T) {
 // TestBadValues: Helm refuses what cannot be, before anything is applied.
 func TestBadValues(t *testing.T) {
 	t.Parallel()
-	example := []string{"-f", "testdata/example.yaml"}
+	example, broker := []string{"-f", "testdata/example.yaml"}, []string{"-f", "testdata/broker.yaml"}
 	tests := []struct {
 		args []string
 		want string
@@ -543,6 +579,19 @@ func TestBadValues(t *testing.T) {
 		{[]string{"--set", "agent.sigstore.trusted_root=a"}, "trusted_root"},
 		{[]string{"--set", "agent.sigstore.trustedRootConfigMap=a,agent.sigstore.allowedIdentities[0].issuer=https://a.example"}, "subjects"},
 		{[]string{"--set", "agent.sigstore.trustedRootConfigMap=a,agent.sigstore.registries[0].host=a,agent.sigstore.registries[0].password=a"}, "registries[0].password is a key of registrySecret"},
+		{[]string{"--set", "agent.admin.authorizedDelegates[0]=spiffe://example.org/a"}, "set agent.admin.enabled"},
+		{[]string{"--set", "agent.admin.enabled=true,agent.admin.authorizedDelegates[0]=spiffe://other.example/a"}, "agent.admin.authorizedDelegates[0]: spiffe://other.example/a is not of trust domain example.org"},
+		{[]string{"--set", "agent.admin.enabled=true,agent.admin.authorizedDelegates[0]=a"}, "authorizedDelegates"},
+		{append(broker, "--set", "agent.broker.brokers=null"), "brokers"},
+		{append(broker, "--set-json", "agent.broker.brokers=[]"), "agent.broker.brokers is empty"},
+		{append(broker, "--set", "agent.broker.brokers[0].references=null"), "references"},
+		{append(broker, "--set", "trustDomain=other.example"), "is not of trust domain other.example"},
+		{append(broker, "--set", "agent.broker.port=0"), "needs agent.broker.port"},
+		{append(broker, "--set", "agent.broker.port=0,agent.broker.socket=false,agent.broker.service=false"), "need a socket or a port"},
+		{append(broker, "--set", "agent.broker.port=9904"), "it is that of the metrics of the proxy"},
+		{append(broker, "--set", "agent.broker.port=65536"), "port"},
+		{append(broker, "-f", "testdata/example.yaml", "--set", "agent.broker.port=8443"), "port 8443 is that of the brokers"},
+		{[]string{"--set-json", `agent.config={"broker": {}}`}, "say it in agent.broker"},
 		{append(example, "--set", "metrics.podAddress=false"), "needs metrics.podAddress"},
 		{[]string{"--set", "agent.kubelet.readOnly=true"}, "set rbac.kubelet to none"},
 		{[]string{"--set", "agent.kubelet.clientSecret=kubelet"}, "set rbac.kubelet to none"},
@@ -584,6 +633,8 @@ func TestNotes(t *testing.T) {
 		{[]string{"--set", "rbac.kubelet=nodes-proxy"}, "run commands in any pod"},
 		{[]string{"--set", "agent.kubelet.skipVerification=true"}, "WARNING: agent.kubelet.skipVerification"},
 		{[]string{"--set", "metrics.podAddress=true"}, "without authentication"},
+		{[]string{"-f", "testdata/broker.yaml"}, "spiffe://example.org/ns/mesh/sa/node-proxy can have the identity of every pod of its node"},
+		{[]string{"-f", "testdata/broker.yaml"}, "spiffe://example.org/ns/mesh/sa/cni can have the identity of every process of its node"},
 		{[]string{"--kube-version", "1.32.0"}, "older than 1.33"},
 	} {
 		args := []string{"template", "narthex", dir, "-n", "narthex", "--kube-version", kubernetes, "--show-only", "templates/notes.yaml"}

@@ -30,6 +30,9 @@ var syncInterval = "1s"
 // withProxy says whether our agent has the proxy of the chart beside it.
 var withProxy = true
 
+// withBrokers says whether it has the admin socket and the Broker API.
+var withBrokers = true
+
 // narthex is our agent, as the chart installs it.
 var narthex = &provider{name: "narthex", sockets: "/run/narthex/public", start: func(t *testing.T) {
 	k8s.apply(t, render(t, "namespace.yaml", map[string]any{"Name": "narthex"}))
@@ -77,7 +80,7 @@ func chart(t *testing.T) string {
 	at := strings.LastIndex(k8s.images.Narthex, ":")
 	values := filepath.Join(stage.Folder(t, "helm"), "values.yaml")
 	stage.WriteFile(t, values, render(t, "values.yaml", map[string]any{
-		"Repository": k8s.images.Narthex[:at], "Tag": k8s.images.Narthex[at+1:], "Sync": syncInterval, "Proxy": withProxy,
+		"Repository": k8s.images.Narthex[:at], "Tag": k8s.images.Narthex[at+1:], "Sync": syncInterval, "Proxy": withProxy, "Brokers": withBrokers,
 	}), 0o600)
 	return helm(t, "narthex", "-f", values)
 }

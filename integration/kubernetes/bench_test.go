@@ -115,6 +115,7 @@ func newBench(t *testing.T) *bench {
 	}
 	syncInterval = "5s" // what both do unless told otherwise
 	withProxy = false   // theirs has none
+	withBrokers = false // likewise
 	narthex.serve(t)
 	stock.serve(t)
 	b.namespace = k8s.namespace(t)

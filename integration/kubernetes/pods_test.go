@@ -116,6 +116,7 @@ type event struct {
 	Serial, Body string
 	Good, Failed int
 	Code, Error  string
+	Reason       string
 }
 
 // events returns what a container that runs the workload program has said.

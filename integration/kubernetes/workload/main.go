@@ -7,6 +7,7 @@
 //	workload watch            one stream of the Workload API, opened again when it ends
 //	workload fetch -every 0   one fetch (0) or one after the other, each on a connection of its own
 //	workload sleep
+//	workload broker -at unix:///broker/broker.sock -agent spiffe://… -pod shop/web   one stream of the Broker API, about another pod
 //	workload drive -control /control/control.sock -agents /workload-api [-first narthex]   as the benchmark says
 //
 // The Workload API is that of SPIFFE_ENDPOINT_SOCKET, but for drive, which is
@@ -42,6 +43,7 @@ type event struct {
 	Good   int       `json:"good,omitempty"`   // total: calls that were answered since the start
 	Failed int       `json:"failed,omitempty"` // total: calls that were not
 	Code   string    `json:"code,omitempty"`   // failed: of gRPC
+	Reason string    `json:"reason,omitempty"` // failed: of the Broker API
 	Error  string    `json:"error,omitempty"`
 }
 
@@ -61,7 +63,7 @@ func main() {
 	start := time.Now()
 	output.to = json.NewEncoder(os.Stdout)
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "want serve, call, watch, fetch, sleep or drive")
+		fmt.Fprintln(os.Stderr, "want serve, call, watch, fetch, sleep, broker or drive")
 		os.Exit(2)
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
@@ -73,6 +75,12 @@ func main() {
 	control := flags.String("control", "", "socket of the benchmark")
 	agents := flags.String("agents", "", "folder with a folder for each agent, of api.sock")
 	first := flags.String("first", "", "agent that is asked before all else")
+	var whom brokered
+	flags.StringVar(&whom.at, "at", "", "where the Broker API is, as gRPC has it")
+	flags.StringVar(&whom.agent, "agent", "", "SPIFFE ID of the agent that is there")
+	flags.StringVar(&whom.pod, "pod", "", "namespace/name of the pod that a broker asks for")
+	flags.StringVar(&whom.uid, "uid", "", "UID of that pod")
+	flags.IntVar(&whom.pid, "pid", 0, "the process that a broker asks for")
 	_ = flags.Parse(os.Args[2:]) // exits
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
@@ -90,13 +98,15 @@ func main() {
 	case "sleep":
 		say(event{Event: "ready"})
 		<-ctx.Done()
+	case "broker":
+		err = whom.subscribe(ctx)
 	case "drive":
 		err = drive(ctx, *control, *agents, *first, start)
 	default:
 		err = fmt.Errorf("unknown command %q", flags.Name())
 	}
 	if err != nil && ctx.Err() == nil {
-		say(event{Event: "failed", Code: status.Code(err).String(), Error: err.Error()})
+		say(event{Event: "failed", Code: status.Code(err).String(), Reason: reasonOf(err), Error: err.Error()})
 		stop()
 		os.Exit(1) //nolint:gocritic // stop has been called
 	}

@@ -47,6 +47,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- mustMergeOverwrite $block (deepCopy .config) | toJson }}
 {{- end }}
 
+{{/* The broker block of narthex.yaml. */}}
+{{- define "narthex.broker" -}}
+{{- $block := dict "brokers" .brokers -}}
+{{- if .socket }}{{ $_ := set $block "socket" "/run/narthex/broker/broker.sock" }}{{ end }}
+{{- with int .port }}{{ $_ := set $block "listen" (printf ":%d" .) }}{{ end }}
+{{- toJson $block }}
+{{- end }}
+
 {{/* narthex.yaml of the agent. */}}
 {{- define "narthex.agentConfig" -}}
 {{- $kubelet := dict "port" (int .Values.agent.kubelet.port) "read_only" .Values.agent.kubelet.readOnly -}}
@@ -72,6 +80,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   "workload_attestors" (dict "k8s" $k8s)
   "workload_api" (dict "socket" (include "narthex.socket" .))
 -}}
+{{- with .Values.agent.admin }}
+{{- if .enabled }}
+{{- $_ := set $agent "admin" (dict "socket" "/run/narthex/private/admin.sock" "authorized_delegates" .authorizedDelegates) }}
+{{- end }}
+{{- end }}
+{{- if .Values.agent.broker.brokers }}
+{{- $_ := set $agent "broker" (include "narthex.broker" .Values.agent.broker | fromJson) }}
+{{- end }}
 {{- dict
   "trust_domain" .Values.trustDomain
   "data_dir" "/var/lib/narthex"
@@ -107,6 +123,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail (printf "server.address %s: there is no such port" .Values.server.address) }}
 {{- end }}
 {{- $taken := dict "9901" "metrics of the agent" "9902" "probes of the agent" "9903" "probes of the proxy" "9904" "metrics of the proxy" -}}
+{{- with int .Values.agent.broker.port }}
+{{- with get $taken (toString .) }}
+{{- fail (printf "agent.broker.port %d: it is that of the %s" (int $.Values.agent.broker.port) .) }}
+{{- end }}
+{{- $_ := set $taken (toString .) "brokers" }}
+{{- end }}
 {{- range $i, $l := .Values.proxy.listeners }}
 {{- $what := printf "proxy.listeners[%d].bind %s" $i $l.bind }}
 {{- if not (hasPrefix "unix:" $l.bind) }}
@@ -124,6 +146,38 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* Who may have the identities of others: each of them has to be of use. */}}
+{{- define "narthex.validateBrokers" -}}
+{{- with .Values.agent.admin }}
+{{- if and .authorizedDelegates (not .enabled) }}
+{{- fail "agent.admin.authorizedDelegates ask at the admin socket: set agent.admin.enabled" }}
+{{- end }}
+{{- end }}
+{{- with .Values.agent.broker }}
+{{- if and .brokers (not .socket) (not .port) }}
+{{- fail "agent.broker.brokers need a socket or a port at which they ask" }}
+{{- end }}
+{{- if and .port (not .brokers) }}
+{{- fail "agent.broker.port is given and agent.broker.brokers is empty: nobody might ask there" }}
+{{- end }}
+{{- if and .service (not .port) }}
+{{- fail "agent.broker.service needs agent.broker.port, to which it leads" }}
+{{- end }}
+{{- end }}
+{{- $brokers := dict "agent.admin.authorizedDelegates" .Values.agent.admin.authorizedDelegates "agent.broker.brokers" .Values.agent.broker.brokers -}}
+{{- range $key, $ids := $brokers }}
+{{- range $i, $id := $ids }}
+{{- if kindIs "map" $id }}{{ $id = $id.id }}{{ end }}
+{{- if not (hasPrefix (printf "spiffe://%s/" $.Values.trustDomain) $id) }}
+{{- fail (printf "%s[%d]: %s is not of trust domain %s" $key $i $id $.Values.trustDomain) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if hasKey .Values.agent.config "broker" }}
+{{- fail "agent.config.broker: say it in agent.broker, from which the chart makes more than narthex.yaml" }}
+{{- end }}
+{{- end }}
+
 {{/* Values that each are good and do not go together. */}}
 {{- define "narthex.validate" -}}
 {{- if and .Values.proxy.listeners (not .Values.proxy.policies) (not .Values.proxy.policiesConfigMap) }}
@@ -136,6 +190,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail "proxy.listeners are given and proxy.enabled is false: nobody would listen there" }}
 {{- end }}
 {{- include "narthex.validatePorts" . }}
+{{- include "narthex.validateBrokers" . }}
 {{- range $key := list "listeners" "policies" }}
 {{- if hasKey $.Values.proxy.config $key }}
 {{- fail (printf "proxy.config.%s: say it in proxy.%s, from which the chart makes more than narthex.yaml" $key $key) }}
