@@ -38,7 +38,7 @@ the call cannot be made sense of, 3 when nobody answers within --timeout.`,
 		Example: `  narthex fetch x509                                  what am I?
   narthex fetch jwt --audience orders
   narthex fetch x509 --write /run/certs --watch -- nginx -g 'daemon off;'`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: whichCommand,
 	}
 	cmd.AddCommand(
 		newFetchKind(fetch.X509, "Fetch X.509-SVIDs", `Prints the X.509-SVIDs of this process. With --write DIR it writes svid.pem (the
