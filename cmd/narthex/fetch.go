@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"os/user"
 	"slices"
 	"strconv"
@@ -191,6 +192,23 @@ func (o *fetchOptions) check() error {
 	}
 	if o.logFormat != "text" && o.logFormat != "json" {
 		return usageError{fmt.Errorf("--log-format %q: want text or json", o.logFormat)}
+	}
+	return o.checkPrograms()
+}
+
+// checkPrograms finds out, before anything is fetched, what cannot be started: to
+// try again later would not help.
+func (o *fetchOptions) checkPrograms() error {
+	for _, p := range []struct {
+		from  string
+		words []string
+	}{{"the program after --", o.program}, {"--exec", o.tell.words}} {
+		if len(p.words) == 0 {
+			continue
+		}
+		if _, err := exec.LookPath(p.words[0]); err != nil {
+			return usageError{fmt.Errorf("%s: %w: install it, or give its path", p.from, err)}
+		}
 	}
 	return nil
 }
