@@ -20,7 +20,7 @@ type SVID struct {
 	ID                  spiffeid.ID
 	Chain               []byte // DER certificates concatenated, leaf first
 	Key                 []byte // PKCS#8 DER; printing an SVID leaves it out
-	Serial              string // of the leaf, hexadecimal
+	Serial              string // of the leaf, hexadecimal, as big.Int.Text has it
 	NotBefore, NotAfter time.Time
 	Authority           string // authority key ID of the leaf, hexadecimal; empty if it has none
 
@@ -49,7 +49,7 @@ func NewSVID(chain [][]byte, key crypto.Signer) (*SVID, error) {
 	leaf := parsed.Certificates[0]
 	s := &SVID{
 		ID: parsed.ID, Chain: der, Key: pkcs8,
-		Serial:    hex.EncodeToString(leaf.SerialNumber.Bytes()),
+		Serial:    leaf.SerialNumber.Text(16),
 		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter,
 		Authority: hex.EncodeToString(leaf.AuthorityKeyId),
 	}

@@ -29,7 +29,7 @@ func TestNewSVID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.ID.String() != "spiffe://example.org/web" || s.Serial != "0badcafe" ||
+	if s.ID.String() != "spiffe://example.org/web" || s.Serial != "badcafe" ||
 		!s.NotBefore.Equal(leaf.NotBefore) || !s.NotAfter.Equal(leaf.NotAfter) ||
 		s.Authority != hex.EncodeToString(intermediate.SubjectKeyId) {
 		t.Errorf("got %+v", s)
