@@ -246,7 +246,6 @@ func (l *looper) trust(ctx context.Context) (spire.Trust, error) {
 		return spire.Trust{Roots: roots}, err
 	}
 	if l.cfg.InsecureBootstrap {
-		l.log.Warn("insecure_bootstrap: the first server that answers is trusted, whoever it is; use agent.server.bundle outside of trials")
 		return spire.Trust{Insecure: true}, nil
 	}
 	return l.bootstrap(ctx)
