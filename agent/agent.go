@@ -18,6 +18,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -112,6 +113,8 @@ type view struct {
 	id        spiffeid.ID
 	chain     []*x509.Certificate // of the agent's SVID, never written to
 	expires   time.Time
+	attested  time.Time // when the node last was, by this process
+	entries   int       // that the last sync brought
 	synced    bool
 	lastSync  time.Time
 	reachable bool
@@ -300,19 +303,27 @@ func poke(c chan struct{}) {
 // lately, and one for which none is left (see chase), has nobody asked: what
 // is known is an interval old at most, and the answer is there at once or,
 // while the server is asked each second anyway, with that.
+//
+// Where the server has no entry at all for a node that has just attested, that
+// tells nothing yet (see settleFor): the caller waits for further syncs, and
+// what it is told in the end is errUnsettled.
 func (a *Agent) Sync(ctx context.Context, selectors []attestor.Selector) error {
 	if err := a.Unready(); err != nil {
 		return err
 	}
-	f, err := a.board(selectors, time.Now())
-	if f == nil {
-		return err
-	}
-	select {
-	case <-f.done:
-		return f.err
-	case <-ctx.Done():
-		return fmt.Errorf("wait for a sync with the server: %w", ctx.Err())
+	for {
+		f, err := a.board(selectors, time.Now())
+		if f == nil {
+			return cmp.Or(err, a.unsettled(time.Now()))
+		}
+		select {
+		case <-f.done:
+			if f.err != nil || a.unsettled(time.Now()) == nil {
+				return f.err
+			}
+		case <-ctx.Done():
+			return cmp.Or(a.unsettled(time.Now()), fmt.Errorf("wait for a sync with the server: %w", ctx.Err()))
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"hash/maphash"
 	"time"
 
@@ -24,10 +25,28 @@ const (
 	// rememberDenial is for how long a caller's selectors are known to have been
 	// denied, since they last were: until then they have nobody asked.
 	rememberDenial = 10 * time.Minute
+	// settleFor is for how long after an attestation a server may have no entries
+	// for the node because it has not read them yet, or not that the node has
+	// attested and which selectors it has: SPIRE Server looks into its database
+	// each 5 s (cache_reload_interval), or a while later when it is busy.
+	settleFor = 10 * time.Second
 	// maxDenied bounds the sets of selectors that are remembered. Further ones
 	// have nobody asked.
 	maxDenied = 4096
 )
+
+// errUnsettled is why nobody knows yet whether there is an entry for a caller.
+var errUnsettled = errors.New("it has no entry at all yet for this node, which attested a moment ago")
+
+// unsettled returns errUnsettled while that is so.
+func (a *Agent) unsettled(now time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.view.entries == 0 && now.Sub(a.view.attested) < settleFor {
+		return errUnsettled
+	}
+	return nil
+}
 
 // chase is what callers without an entry make the agent ask the server. The
 // Agent's mutex guards it.

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/narthex-id/narthex/agent/registry"
@@ -141,5 +143,50 @@ func TestBoard(t *testing.T) {
 	l.view.problem = errors.New("server away since noon")
 	if _, err := l.board(caller(1), now); !errors.Is(err, l.view.problem) {
 		t.Errorf("while the server is away it is told %v", err)
+	}
+}
+
+// A server that has nothing for a node that has just attested may not have read
+// what there is: its callers are held, and told to call again.
+func TestCallersOfANodeThatHasJustAttestedAreHeld(t *testing.T) {
+	t.Parallel()
+	caller := []attestor.Selector{{Type: "unix", Value: "uid:1"}}
+	entry := registry.Entry{ID: "1", Selectors: []attestor.Selector{{Type: "unix", Value: "uid:2"}}}
+	for _, c := range []struct {
+		name  string
+		later time.Duration      // than the attestation
+		syncs [][]registry.Entry // what each brings, one after the other
+		want  error              // nil: that no entry matches is known
+	}{
+		{"nothing yet", 0, [][]registry.Entry{nil}, errUnsettled},
+		{"nothing, twice", 0, [][]registry.Entry{nil, nil}, errUnsettled},
+		{"an entry of others at once", 0, [][]registry.Entry{{entry}}, nil},
+		{"an entry of others later", 0, [][]registry.Entry{nil, {entry}}, nil},
+		{"nothing for long", settleFor, [][]registry.Entry{nil}, nil},
+		{"nobody answers", 0, nil, errUnsettled},
+		{"nobody answers, for long", settleFor, nil, context.DeadlineExceeded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			l := newLooper(t, Config{SyncInterval: 5 * time.Second})
+			synctest.Test(t, func(t *testing.T) {
+				l.wake = make(chan struct{}, 1)
+				l.update(func(v *view) { v.synced, v.attested = true, time.Now().Add(-c.later) })
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				told := make(chan error, 1)
+				go func() { told <- l.Sync(ctx, caller) }()
+				for _, entries := range c.syncs {
+					synctest.Wait()
+					l.aboard = l.boarded()
+					l.registry.Apply(registry.Update{HasEntries: true, Entries: entries})
+					l.update(func(v *view) { v.entries = len(entries) })
+					l.arrive()
+				}
+				if err := <-told; !errors.Is(err, c.want) {
+					t.Errorf("it is told %v, want %v", err, c.want)
+				}
+			})
+		})
 	}
 }

@@ -187,6 +187,7 @@ func (l *looper) attestTo(ctx context.Context, trust spire.Trust) error {
 		return err
 	}
 	l.nextSync, l.lost, l.posted = time.Time{}, nil, false
+	l.update(func(v *view) { v.attested = time.Now() })
 	l.log.Info("attested", "attestor", l.cfg.Node.Type(), "spiffe_id", l.self.leaf.URIs[0].String(), "expires_at", l.self.leaf.NotAfter)
 	return nil
 }
@@ -377,7 +378,7 @@ func (l *looper) forget() {
 func (l *looper) wipe() {
 	l.registry.Apply(registry.Update{Wipe: true})
 	l.tokens.keep(nil, nil)
-	l.update(func(v *view) { v.synced = false })
+	l.update(func(v *view) { v.synced, v.entries = false, 0 })
 }
 
 // newCSR makes a CSR. The server uses its key alone; the ID is there for

@@ -93,11 +93,13 @@ func (l *looper) sync(ctx context.Context) error {
 		l.log.Warn("an entry cannot be used and is passed over", "problem", problem)
 	}
 	l.tokens.keep(l.registry.Entries(), nil)
+	// Before the bundles, which may take a while: whoever is shown that no entry
+	// matches is to find the server ready to be asked.
+	l.worked()
+	l.update(func(v *view) { v.synced, v.lastSync, v.entries = true, time.Now(), len(entries) })
 	if err := l.syncBundles(ctx, entries); err != nil {
 		l.log.Warn("cannot refresh every bundle, will try again", "error", err)
 	}
-	l.worked()
-	l.update(func(v *view) { v.synced, v.lastSync = true, time.Now() })
 	l.metrics.syncDuration.Since(start)
 	l.metrics.syncOK.Inc()
 	l.arrive()
