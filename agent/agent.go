@@ -127,7 +127,13 @@ type view struct {
 type flight struct {
 	done  chan struct{}
 	err   error
-	asked [][]attestor.Selector // of those for whom it is made, maxAsked of them
+	asked []question // for which it is made, maxAsked of them
+}
+
+// question is whether there is an entry for a caller.
+type question struct {
+	user      string // whose caller it is
+	selectors []attestor.Selector
 }
 
 // maxAsked bounds the callers whose selectors are held against what a sync
@@ -307,12 +313,12 @@ func poke(c chan struct{}) {
 // Where the server has no entry at all for a node that has just attested, that
 // tells nothing yet (see settleFor): the caller waits for further syncs, and
 // what it is told in the end is errUnsettled.
-func (a *Agent) Sync(ctx context.Context, selectors []attestor.Selector) error {
+func (a *Agent) Sync(ctx context.Context, user string, selectors []attestor.Selector) error {
 	if err := a.Unready(); err != nil {
 		return err
 	}
 	for {
-		f, err := a.board(selectors, time.Now())
+		f, err := a.board(question{user, selectors}, time.Now())
 		if f == nil {
 			return cmp.Or(err, a.unsettled(time.Now()))
 		}
@@ -330,11 +336,11 @@ func (a *Agent) Sync(ctx context.Context, selectors []attestor.Selector) error {
 // board returns the sync to wait for: one that is asked for now, or the next of
 // those that are made anyway. Where neither comes soon it is nil, and the error
 // says why what is known may be old.
-func (a *Agent) board(selectors []attestor.Selector, now time.Time) (*flight, error) {
-	key := selectorsKey(selectors)
+func (a *Agent) board(q question, now time.Time) (*flight, error) {
+	key := selectorsKey(q.selectors)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	asks := !a.chase.known(key, now) && a.chase.take(now, a.cfg.SyncInterval)
+	asks := !a.chase.known(key, now) && a.chase.take(q.user, now, a.cfg.SyncInterval)
 	if !asks && !a.chase.on(now) {
 		return nil, a.view.problem
 	}
@@ -343,7 +349,7 @@ func (a *Agent) board(selectors []attestor.Selector, now time.Time) (*flight, er
 	}
 	if asks {
 		if len(a.flight.asked) < maxAsked {
-			a.flight.asked = append(a.flight.asked, selectors)
+			a.flight.asked = append(a.flight.asked, q)
 		}
 		poke(a.wake)
 	}

@@ -41,12 +41,12 @@ func (l *looper) arrive() {
 	if f == nil {
 		return
 	}
-	for _, selectors := range f.asked {
-		if l.registry.Matches(selectors) {
+	for _, q := range f.asked {
+		if l.registry.Matches(q.selectors) {
 			continue
 		}
 		l.mu.Lock()
-		l.chase.deny(selectorsKey(selectors), time.Now())
+		l.chase.deny(q.user, selectorsKey(q.selectors), time.Now(), l.cfg.SyncInterval)
 		l.mu.Unlock()
 	}
 	close(f.done)
@@ -58,14 +58,10 @@ func (l *looper) afterSync(now time.Time) time.Time {
 	soon := now.Add(spread(chasePause))
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !soon.Before(next) || !l.chase.on(soon) {
-		return next
+	if soon.Before(next) && l.chase.goOn(soon, now, l.cfg.SyncInterval) {
+		return soon
 	}
-	if !l.chase.take(now, l.cfg.SyncInterval) {
-		l.chase.until = time.Time{} // nobody shall wait for it
-		return next
-	}
-	return soon
+	return next
 }
 
 // sync brings entries, then bundles, in step with the server. They are two
