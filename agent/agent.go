@@ -340,8 +340,10 @@ func (a *Agent) board(q question, now time.Time) (*flight, error) {
 	key := selectorsKey(q.selectors)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	asks := !a.chase.known(key, now) && a.chase.take(q.user, now, a.cfg.SyncInterval)
-	if !asks && !a.chase.on(now) {
+	soon := a.chase.on(now)
+	// Until that tells anything, one question more would be spent in vain.
+	asks := (!soon || a.view.settled(now)) && !a.chase.known(key, now) && a.chase.take(q.user, now, a.cfg.SyncInterval)
+	if !asks && !soon {
 		return nil, a.view.problem
 	}
 	if a.flight == nil {

@@ -46,10 +46,15 @@ var errUnsettled = errors.New("it has no entry at all yet for this node, which a
 func (a *Agent) unsettled(now time.Time) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.view.entries == 0 && now.Sub(a.view.attested) < settleFor {
-		return errUnsettled
+	if a.view.settled(now) {
+		return nil
 	}
-	return nil
+	return errUnsettled
+}
+
+// settled reports whether a server that shows no entry has none.
+func (v *view) settled(now time.Time) bool {
+	return v.entries > 0 || now.Sub(v.attested) >= settleFor
 }
 
 // chase is what callers without an entry make the agent ask the server. The
@@ -165,6 +170,11 @@ func (c *chase) deny(user string, key uint64, now time.Time, interval time.Durat
 	if len(c.denied) < maxDenied {
 		c.denied[key] = now
 	}
+	c.pursue(user, now, interval)
+}
+
+// pursue has the server asked each chasePause for a while.
+func (c *chase) pursue(user string, now time.Time, interval time.Duration) {
 	c.shareOf(user, now, interval).until = now.Add(chaseFor)
 }
 

@@ -258,6 +258,9 @@ func TestCallersOfANodeThatHasJustAttestedAreHeld(t *testing.T) {
 				if err := <-told; !errors.Is(err, c.want) {
 					t.Errorf("it is told %v, want %v", err, c.want)
 				}
+				if unsettled := c.want == errUnsettled; unsettled && (l.chase.all.spent > 1 || len(l.chase.denied) > 0) {
+					t.Errorf("it has cost %g syncs, and it is known as denied: %v", l.chase.all.spent, l.chase.denied)
+				}
 			})
 		})
 	}

@@ -46,7 +46,11 @@ func (l *looper) arrive() {
 			continue
 		}
 		l.mu.Lock()
-		l.chase.deny(q.user, selectorsKey(q.selectors), time.Now(), l.cfg.SyncInterval)
+		if now := time.Now(); l.view.settled(now) {
+			l.chase.deny(q.user, selectorsKey(q.selectors), now, l.cfg.SyncInterval)
+		} else {
+			l.chase.pursue(q.user, now, l.cfg.SyncInterval)
+		}
 		l.mu.Unlock()
 	}
 	close(f.done)
