@@ -18,6 +18,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -112,6 +113,8 @@ type view struct {
 	id        spiffeid.ID
 	chain     []*x509.Certificate // of the agent's SVID, never written to
 	expires   time.Time
+	attested  time.Time // when the node last was, by this process
+	entries   int       // that the last sync brought
 	synced    bool
 	lastSync  time.Time
 	reachable bool
@@ -124,7 +127,13 @@ type view struct {
 type flight struct {
 	done  chan struct{}
 	err   error
-	asked [][]attestor.Selector // of those for whom it is made, maxAsked of them
+	asked []question // for which it is made, maxAsked of them
+}
+
+// question is whether there is an entry for a caller.
+type question struct {
+	user      string // whose caller it is
+	selectors []attestor.Selector
 }
 
 // maxAsked bounds the callers whose selectors are held against what a sync
@@ -300,31 +309,41 @@ func poke(c chan struct{}) {
 // lately, and one for which none is left (see chase), has nobody asked: what
 // is known is an interval old at most, and the answer is there at once or,
 // while the server is asked each second anyway, with that.
-func (a *Agent) Sync(ctx context.Context, selectors []attestor.Selector) error {
+//
+// Where the server has no entry at all for a node that has just attested, that
+// tells nothing yet (see settleFor): the caller waits for further syncs, and
+// what it is told in the end is errUnsettled.
+func (a *Agent) Sync(ctx context.Context, user string, selectors []attestor.Selector) error {
 	if err := a.Unready(); err != nil {
 		return err
 	}
-	f, err := a.board(selectors, time.Now())
-	if f == nil {
-		return err
-	}
-	select {
-	case <-f.done:
-		return f.err
-	case <-ctx.Done():
-		return fmt.Errorf("wait for a sync with the server: %w", ctx.Err())
+	for {
+		f, err := a.board(question{user, selectors}, time.Now())
+		if f == nil {
+			return cmp.Or(err, a.unsettled(time.Now()))
+		}
+		select {
+		case <-f.done:
+			if f.err != nil || a.unsettled(time.Now()) == nil {
+				return f.err
+			}
+		case <-ctx.Done():
+			return cmp.Or(a.unsettled(time.Now()), fmt.Errorf("wait for a sync with the server: %w", ctx.Err()))
+		}
 	}
 }
 
 // board returns the sync to wait for: one that is asked for now, or the next of
 // those that are made anyway. Where neither comes soon it is nil, and the error
 // says why what is known may be old.
-func (a *Agent) board(selectors []attestor.Selector, now time.Time) (*flight, error) {
-	key := selectorsKey(selectors)
+func (a *Agent) board(q question, now time.Time) (*flight, error) {
+	key := selectorsKey(q.selectors)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	asks := !a.chase.known(key, now) && a.chase.take(now, a.cfg.SyncInterval)
-	if !asks && !a.chase.on(now) {
+	soon := a.chase.on(now)
+	// Until that tells anything, one question more would be spent in vain.
+	asks := (!soon || a.view.settled(now)) && !a.chase.known(key, now) && a.chase.take(q.user, now, a.cfg.SyncInterval)
+	if !asks && !soon {
 		return nil, a.view.problem
 	}
 	if a.flight == nil {
@@ -332,7 +351,7 @@ func (a *Agent) board(selectors []attestor.Selector, now time.Time) (*flight, er
 	}
 	if asks {
 		if len(a.flight.asked) < maxAsked {
-			a.flight.asked = append(a.flight.asked, selectors)
+			a.flight.asked = append(a.flight.asked, q)
 		}
 		poke(a.wake)
 	}

@@ -46,6 +46,13 @@ func entry(path string, ttl time.Duration) devserver.Entry {
 	return devserver.Entry{SPIFFEID: spiffeid.RequireFromPath(td, path), Selectors: me(), TTL: ttl}
 }
 
+// entryOfOthers has a server know the node, and nothing for us.
+func entryOfOthers() devserver.Entry {
+	e := entry("/others", time.Hour)
+	e.Selectors = []attestor.Selector{{Type: "unix", Value: "uid:4294967294"}}
+	return e
+}
+
 // newStage starts a server and prepares an agent with a fresh join token.
 func newStage(t *testing.T, entries ...devserver.Entry) *stage {
 	t.Helper()
@@ -198,7 +205,7 @@ func TestServesWhatTheServerSigns(t *testing.T) {
 }
 
 func TestNewEntryIsUsableAtOnce(t *testing.T) {
-	s := newStage(t)
+	s := newStage(t, entryOfOthers())
 	s.cfg.SyncInterval = time.Hour // only callers make it sync
 	a, _ := s.start()
 	eventually(t, "the first sync", func() bool { return a.Unready() == nil })
@@ -218,7 +225,7 @@ func TestNewEntryIsUsableAtOnce(t *testing.T) {
 // One after another, callers without an entry do not have the server asked: the
 // first has it asked at once and then each second for ten.
 func TestDeniedCallersDoNotLoadTheServer(t *testing.T) {
-	s := newStage(t)
+	s := newStage(t, entryOfOthers())
 	s.cfg.SyncInterval = time.Hour
 	a, _ := s.start()
 	eventually(t, "the first sync", func() bool { return a.Unready() == nil })

@@ -187,6 +187,7 @@ func (l *looper) attestTo(ctx context.Context, trust spire.Trust) error {
 		return err
 	}
 	l.nextSync, l.lost, l.posted = time.Time{}, nil, false
+	l.update(func(v *view) { v.attested = time.Now() })
 	l.log.Info("attested", "attestor", l.cfg.Node.Type(), "spiffe_id", l.self.leaf.URIs[0].String(), "expires_at", l.self.leaf.NotAfter)
 	return nil
 }
@@ -246,7 +247,6 @@ func (l *looper) trust(ctx context.Context) (spire.Trust, error) {
 		return spire.Trust{Roots: roots}, err
 	}
 	if l.cfg.InsecureBootstrap {
-		l.log.Warn("insecure_bootstrap: the first server that answers is trusted, whoever it is; use agent.server.bundle outside of trials")
 		return spire.Trust{Insecure: true}, nil
 	}
 	return l.bootstrap(ctx)
@@ -378,7 +378,7 @@ func (l *looper) forget() {
 func (l *looper) wipe() {
 	l.registry.Apply(registry.Update{Wipe: true})
 	l.tokens.keep(nil, nil)
-	l.update(func(v *view) { v.synced = false })
+	l.update(func(v *view) { v.synced, v.entries = false, 0 })
 }
 
 // newCSR makes a CSR. The server uses its key alone; the ID is there for

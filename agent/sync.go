@@ -41,12 +41,16 @@ func (l *looper) arrive() {
 	if f == nil {
 		return
 	}
-	for _, selectors := range f.asked {
-		if l.registry.Matches(selectors) {
+	for _, q := range f.asked {
+		if l.registry.Matches(q.selectors) {
 			continue
 		}
 		l.mu.Lock()
-		l.chase.deny(selectorsKey(selectors), time.Now())
+		if now := time.Now(); l.view.settled(now) {
+			l.chase.deny(q.user, selectorsKey(q.selectors), now, l.cfg.SyncInterval)
+		} else {
+			l.chase.pursue(q.user, now, l.cfg.SyncInterval)
+		}
 		l.mu.Unlock()
 	}
 	close(f.done)
@@ -58,14 +62,10 @@ func (l *looper) afterSync(now time.Time) time.Time {
 	soon := now.Add(spread(chasePause))
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !soon.Before(next) || !l.chase.on(soon) {
-		return next
+	if soon.Before(next) && l.chase.goOn(soon, now, l.cfg.SyncInterval) {
+		return soon
 	}
-	if !l.chase.take(now, l.cfg.SyncInterval) {
-		l.chase.until = time.Time{} // nobody shall wait for it
-		return next
-	}
-	return soon
+	return next
 }
 
 // sync brings entries, then bundles, in step with the server. They are two
@@ -93,11 +93,13 @@ func (l *looper) sync(ctx context.Context) error {
 		l.log.Warn("an entry cannot be used and is passed over", "problem", problem)
 	}
 	l.tokens.keep(l.registry.Entries(), nil)
+	// Before the bundles, which may take a while: whoever is shown that no entry
+	// matches is to find the server ready to be asked.
+	l.worked()
+	l.update(func(v *view) { v.synced, v.lastSync, v.entries = true, time.Now(), len(entries) })
 	if err := l.syncBundles(ctx, entries); err != nil {
 		l.log.Warn("cannot refresh every bundle, will try again", "error", err)
 	}
-	l.worked()
-	l.update(func(v *view) { v.synced, v.lastSync = true, time.Now() })
 	l.metrics.syncDuration.Since(start)
 	l.metrics.syncOK.Inc()
 	l.arrive()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/exp/proto/spiffe/broker"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -90,25 +89,14 @@ func (b *brokerAPI) fetchJWTSVIDs(ctx context.Context, c *caller, wanted spiffei
 	if err != nil {
 		return nil, err
 	}
-	c.watch.Close()
-	entries, err := entriesOf(shown(unexpired(view, time.Now())), wanted)
+	defer c.watch.Close()
+	svids, err := c.jwtSVIDs(ctx, view, audience, func(v *registry.View) ([]*registry.Entry, error) { return entriesOf(shown(v), wanted) })
 	if err != nil {
 		return nil, err
 	}
-	tokens := make([]*registry.Token, len(entries))
-	err = b.server.eachEntry(ctx, entries, func(ctx context.Context, i int) (err error) {
-		tokens[i], err = b.server.agent.JWTSVID(ctx, entries[i], audience)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := c.alive(); err != nil {
-		return nil, err
-	}
-	resp := &broker.FetchJWTSVIDResponse{Svids: make([]*broker.JWTSVID, len(tokens))}
-	for i, t := range tokens {
-		resp.Svids[i] = &broker.JWTSVID{SpiffeId: t.ID.String(), Svid: t.Compact, Hint: entries[i].Hint}
+	resp := &broker.FetchJWTSVIDResponse{Svids: make([]*broker.JWTSVID, len(svids))}
+	for i, s := range svids {
+		resp.Svids[i] = &broker.JWTSVID{SpiffeId: s.ID.String(), Svid: s.Compact, Hint: s.entry.Hint}
 	}
 	return resp, nil
 }

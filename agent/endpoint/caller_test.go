@@ -421,8 +421,8 @@ func TestFirstAttestationInPart(t *testing.T) {
 			h.k8s.set("label:other")
 			h.open()
 			h.wantEnd(codes.PermissionDenied)
-			if h.agent.syncs != 1 {
-				t.Errorf("%d syncs", h.agent.syncs)
+			if h.agent.syncs != 1 || h.agent.user != "uid 1" {
+				t.Errorf("%d syncs, for %q; want one for the caller's user", h.agent.syncs, h.agent.user)
 			}
 		})
 	})

@@ -40,29 +40,24 @@ func (d *delegatedIdentity) fetchJWTSVIDs(ctx context.Context, c *caller, begin 
 		return nil, err
 	}
 	defer c.end()
-	entries := slices.DeleteFunc(view.Entries(), hidden)
-	if len(entries) == 0 {
-		return nil, errNoIdentity
-	}
-	tokens := make([]*registry.Token, len(entries))
-	err = d.server.eachEntry(ctx, entries, func(ctx context.Context, i int) (err error) {
-		tokens[i], err = d.agent.JWTSVID(ctx, entries[i], audience)
-		return err
+	svids, err := c.jwtSVIDs(ctx, view, audience, func(v *registry.View) ([]*registry.Entry, error) {
+		entries := slices.DeleteFunc(v.Entries(), hidden)
+		if len(entries) == 0 {
+			return nil, errNoIdentity
+		}
+		return entries, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := c.alive(); err != nil {
-		return nil, err
-	}
-	resp := &delegatedidentityv1.FetchJWTSVIDsResponse{Svids: make([]*types.JWTSVID, len(tokens))}
-	for i, t := range tokens {
+	resp := &delegatedidentityv1.FetchJWTSVIDsResponse{Svids: make([]*types.JWTSVID, len(svids))}
+	for i, s := range svids {
 		resp.Svids[i] = &types.JWTSVID{
-			Token: t.Compact, Id: &types.SPIFFEID{TrustDomain: t.ID.TrustDomain().Name(), Path: t.ID.Path()},
-			ExpiresAt: t.ExpiresAt.Unix(), Hint: entries[i].Hint,
+			Token: s.Compact, Id: &types.SPIFFEID{TrustDomain: s.ID.TrustDomain().Name(), Path: s.ID.Path()},
+			ExpiresAt: s.ExpiresAt.Unix(), Hint: s.entry.Hint,
 		}
-		if !t.IssuedAt.IsZero() {
-			resp.Svids[i].IssuedAt = t.IssuedAt.Unix()
+		if !s.IssuedAt.IsZero() {
+			resp.Svids[i].IssuedAt = s.IssuedAt.Unix()
 		}
 	}
 	return resp, nil

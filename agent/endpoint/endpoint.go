@@ -59,9 +59,10 @@ type Agent interface {
 	// Sync asks the server for changes on behalf of a caller with these
 	// selectors (sorted), to which no entry matches. Callers at the same time
 	// share one sync; it returns once that has been applied, or with ctx, and at
-	// once where what is known is new enough. Any other error is the reason why
-	// the server cannot be asked.
-	Sync(ctx context.Context, selectors []attestor.Selector) error
+	// once where what is known is new enough, or where the user whose caller it
+	// is, such as a uid, has had the server asked often enough. Any other error is
+	// the reason why the server cannot be asked.
+	Sync(ctx context.Context, user string, selectors []attestor.Selector) error
 	// Unready returns nil once entries are synced, else the reason a caller
 	// should read.
 	Unready() error

@@ -106,14 +106,16 @@ type fakeAgent struct {
 	mu      sync.Mutex // guards the following
 	unready error
 	syncs   int
+	user    string // who had the last one made
 	onSync  func(context.Context) error
 	onJWT   func(context.Context, *registry.Entry, []string) (*registry.Token, error)
 	onWIT   func(context.Context, *registry.Entry) (*registry.Token, time.Time, error)
 }
 
-func (a *fakeAgent) Sync(ctx context.Context, _ []attestor.Selector) error {
+func (a *fakeAgent) Sync(ctx context.Context, user string, _ []attestor.Selector) error {
 	a.mu.Lock()
 	a.syncs++
+	a.user = user
 	f := a.onSync
 	a.mu.Unlock()
 	if f != nil {

@@ -44,30 +44,86 @@ func (a *workloadAPI) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDReq
 	if err != nil {
 		return nil, err
 	}
-	view, err := a.server.ask(ctx, a.jwtSVIDs)
+	c := &caller{server: a.server, subject: &connOf(ctx).subject, encoder: a.jwtSVIDs}
+	_, view, err := c.find(ctx)
 	if err != nil {
 		return nil, err
 	}
-	entries, err := entriesOf(view, wanted)
+	defer c.watch.Close()
+	svids, err := c.jwtSVIDs(ctx, view, audience, func(v *registry.View) ([]*registry.Entry, error) { return entriesOf(v, wanted) })
 	if err != nil {
 		return nil, err
 	}
-	tokens := make([]*registry.Token, len(entries))
-	err = a.server.eachEntry(ctx, entries, func(ctx context.Context, i int) (err error) {
-		tokens[i], err = a.server.agent.JWTSVID(ctx, entries[i], audience)
+	resp := &workload.JWTSVIDResponse{Svids: make([]*workload.JWTSVID, len(svids))}
+	for i, s := range svids {
+		resp.Svids[i] = &workload.JWTSVID{SpiffeId: s.ID.String(), Svid: s.Compact, Hint: s.entry.Hint}
+	}
+	return resp, nil
+}
+
+// jwtSVID is a token and the entry that it is of.
+type jwtSVID struct {
+	*registry.Token
+	entry *registry.Entry
+}
+
+// jwtSVIDs has a JWT-SVID made of each entry that choose takes of what the caller
+// may have: of view, and, since making them can take readyWait, of what it may
+// have when they are made. It leaves out what is not among that any more.
+func (c *caller) jwtSVIDs(ctx context.Context, view *registry.View, audience []string, choose func(*registry.View) ([]*registry.Entry, error)) ([]jwtSVID, error) {
+	entries, err := choose(view)
+	if err != nil {
+		return nil, err
+	}
+	svids := make([]jwtSVID, len(entries))
+	err = c.server.eachEntry(ctx, entries, func(ctx context.Context, i int) error {
+		token, err := c.server.agent.JWTSVID(ctx, entries[i], audience)
+		svids[i] = jwtSVID{token, entries[i]}
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := connOf(ctx).process.Alive(); err != nil {
-		return nil, gone(err)
+	if err := c.alive(); err != nil {
+		return nil, err
 	}
-	resp := &workload.JWTSVIDResponse{Svids: make([]*workload.JWTSVID, len(tokens))}
-	for i, t := range tokens {
-		resp.Svids[i] = &workload.JWTSVID{SpiffeId: t.ID.String(), Svid: t.Compact, Hint: entries[i].Hint}
+	if view, err = c.latest(view); err != nil {
+		return nil, err
 	}
-	return resp, nil
+	if entries, err = choose(view); err != nil {
+		return nil, err
+	}
+	svids = slices.DeleteFunc(svids, func(s jwtSVID) bool {
+		return !slices.ContainsFunc(entries, func(e *registry.Entry) bool { return e.ID == s.entry.ID && e.SPIFFEID == s.ID })
+	})
+	if len(svids) == 0 {
+		return nil, status.Error(codes.Unavailable, "what the caller may have has become something else meanwhile: call again")
+	}
+	return svids, nil
+}
+
+// latest returns what the caller may have by now, who had view last, or the
+// status to end its call with where that is nothing any more.
+func (c *caller) latest(view *registry.View) (*registry.View, error) {
+	over, cancel := context.WithCancel(context.Background())
+	cancel() // only what has come already
+	next, err := c.watch.Next(over)
+	for errors.Is(err, registry.ErrInterrupted) { // to be attested again, for which there is no time
+		next, err = c.watch.Next(over)
+	}
+	if err != nil {
+		return view, nil
+	}
+	switch c.encoder.standing(next) {
+	case unsynced:
+		return nil, c.server.takenBack()
+	case denied:
+		if c.failed != "" {
+			return nil, c.unknown()
+		}
+		return nil, c.deny(next, nil)
+	}
+	return next, nil
 }
 
 // FetchJWTBundles streams the keys with which the caller may verify JWT-SVIDs:

@@ -142,6 +142,66 @@ func TestFetchJWTSVIDFails(t *testing.T) {
 	wantCode(t, err, codes.Unavailable, "no answer in time")
 }
 
+// What goes while tokens are made is not given any more.
+func TestFetchJWTSVIDOfEntriesThatGo(t *testing.T) {
+	t.Parallel()
+	const a, b = "/a[db]", "/b[db]"
+	for _, test := range []struct {
+		name   string
+		id     string
+		change func(*tokenFixture)
+		want   string
+		code   codes.Code
+		says   string
+	}{
+		{"nothing", "", func(*tokenFixture) {}, a + " " + b, codes.OK, ""},
+		{"one of two goes", "", func(f *tokenFixture) { f.left(f.entry("b", "/b")) }, b, codes.OK, ""},
+		{"another one comes", "", func(f *tokenFixture) { f.unsigned(f.entry("c", "/c")) }, a + " " + b, codes.OK, ""},
+		{"one becomes another", "", func(f *tokenFixture) { f.left(f.entry("a", "/other"), f.entry("b", "/b")) }, b, codes.OK, ""},
+		{"a hint changes", "", func(f *tokenFixture) {
+			hinted := f.entry("a", "/a")
+			hinted.Hint = "!"
+			f.left(hinted, f.entry("b", "/b"))
+		}, a + " " + b, codes.OK, ""},
+		{"both become others", "", func(f *tokenFixture) { f.left(f.entry("a", "/other"), f.entry("b", "/another")) }, "", codes.Unavailable, "call again"},
+		{"both go", "", func(f *tokenFixture) { f.left() }, "", codes.PermissionDenied, "no identity issued"},
+		{"the one asked for goes", "spiffe://example.org/a", func(f *tokenFixture) { f.left(f.entry("b", "/b")) }, "", codes.PermissionDenied, "not entitled"},
+		{"the agent is banned", "", func(f *tokenFixture) { f.agent.Apply(registry.Update{Wipe: true}) }, "", codes.PermissionDenied, "taken back"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := serveTokens(t)
+			f.unsigned(f.entry("a", "/a"), f.entry("b", "/b"))
+			sign, begun, changed := f.agent.onJWT, make(chan struct{}, 2), make(chan struct{})
+			f.agent.set(func(agent *fakeAgent) {
+				agent.onJWT = func(ctx context.Context, e *registry.Entry, audience []string) (*registry.Token, error) {
+					begun <- struct{}{}
+					<-changed
+					return sign(ctx, e, audience)
+				}
+			})
+			go func() {
+				defer close(changed)
+				<-begun
+				test.change(f)
+			}()
+			got, err := f.fetchJWT(&workload.JWTSVIDRequest{Audience: []string{"db"}, SpiffeId: test.id})
+			if got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+			if err != nil || test.code != codes.OK {
+				wantCode(t, err, test.code, test.says)
+			}
+		})
+	}
+}
+
+// left leaves these entries, none of which has an X.509-SVID, and no other.
+func (f *tokenFixture) left(entries ...registry.Entry) {
+	f.entries = nil
+	f.unsigned(entries...)
+}
+
 func (a *fakeAgent) set(change func(*fakeAgent)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

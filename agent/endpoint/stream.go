@@ -301,7 +301,7 @@ func (c *caller) first(ctx context.Context, watch func() *registry.Watch) (*regi
 			// that is what there was.
 			known := c.watch.Selectors()
 			c.watch.Close()
-			synced, syncErr = true, s.sync(wait, known)
+			synced, syncErr = true, c.sync(wait, known)
 			c.watch = watch()
 		case isDenied && s.agent.Unready() == nil && c.encoder.mayBeEmpty:
 			return view, nil
@@ -336,10 +336,10 @@ func firstWait(ctx context.Context) time.Duration {
 	return readyWait
 }
 
-func (s *Server) sync(ctx context.Context, selectors []attestor.Selector) error {
+func (c *caller) sync(ctx context.Context, selectors []attestor.Selector) error {
 	ctx, cancel := context.WithTimeout(ctx, syncWait)
 	defer cancel()
-	return s.agent.Sync(ctx, selectors)
+	return c.server.agent.Sync(ctx, c.subject.user.String(), selectors)
 }
 
 // away reports whether a sync failed because the server could not be asked:

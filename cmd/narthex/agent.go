@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -120,7 +122,7 @@ func runAgent(parent context.Context, c *config.Config, half bool, now stint) er
 	nameProcess("narthex-agent")
 	log := newLogger("narthex.agent", c.Log)
 	confineAgent(log)
-	warn(log, c)
+	warn(log, c, notOfAgent(half)...)
 	files, err := takeInherited()
 	if err != nil {
 		return err
@@ -390,9 +392,24 @@ func brokerConfig(b *config.Broker) agent.Broker {
 	return out
 }
 
-// warn logs what a configuration allows and should not be relied on.
-func warn(log hclog.Logger, c *config.Config) {
+// notOfProxy are the blocks that a proxy has no part in.
+var notOfProxy = []string{"agent"}
+
+// notOfAgent are the blocks of a configuration that an agent has no part in. One
+// that `narthex run` started leaves what is shown to the proxy.
+func notOfAgent(half bool) []string {
+	if half {
+		return []string{"proxy", "telemetry"}
+	}
+	return []string{"proxy"}
+}
+
+// warn logs what a configuration allows and should not be relied on, but for the
+// blocks that are for others: under `narthex run` each process reads all of it.
+func warn(log hclog.Logger, c *config.Config, others ...string) {
 	for _, w := range c.Warnings {
-		log.Warn(w.Error())
+		if block, _, _ := strings.Cut(w.Key, "."); !slices.Contains(others, block) {
+			log.Warn(w.Error())
+		}
 	}
 }

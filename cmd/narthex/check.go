@@ -29,7 +29,7 @@ func newCheck() *cobra.Command {
 		Long: `Reads narthex.yaml and every rule file it names, and prints what is wrong with
 its file, line and column. Errors keep Narthex from starting; warnings do not.
 With --host, identity files and CRLs are read as the proxy would read them, and the
-bundle and join token as the agent would.
+bundle and join token as the agent would. Root is told too where proxy.user is missing.
 Exit status: 0 when nothing was found, 1 with findings, 2 for a call that
 cannot be made sense of. --level error lets warnings pass, as one rule file for
 many nodes has them by its nature. --format sarif is for code scanning, junit
@@ -377,11 +377,7 @@ func (h *hostCheck) proxy() {
 	if p == nil {
 		return
 	}
-	if p.User != "" {
-		if _, err := lookupAccount(p.User); err != nil {
-			h.report(ruleHostUser, "proxy.user", err)
-		}
-	}
+	h.user(p.User)
 	files := crlFiles(h.config)
 	for _, td := range slices.SortedFunc(maps.Keys(files), spiffeid.TrustDomain.Compare) {
 		if err := identity.CheckCRLs(files[td]); err != nil {
@@ -390,6 +386,27 @@ func (h *hostCheck) proxy() {
 	}
 	if p.Files != nil {
 		h.identity(p.Files)
+	}
+}
+
+// user sees whom the proxy is to become. A file with both halves is for `narthex
+// run`, and who checks it as root starts it as root.
+func (h *hostCheck) user(name string) {
+	if os.Geteuid() == 0 && h.config.HasAgent() {
+		_, err := proxyAccount(h.config)
+		switch {
+		case errors.Is(err, errNoProxyUser), errors.Is(err, errProxyIsRoot):
+			h.report(ruleHostRoot, "proxy.user", err)
+		case err != nil:
+			h.report(ruleHostUser, "proxy.user", err)
+		}
+		return
+	}
+	if name == "" {
+		return
+	}
+	if _, err := lookupAccount(name); err != nil {
+		h.report(ruleHostUser, "proxy.user", err)
 	}
 }
 

@@ -28,6 +28,7 @@ const (
 	rulePlaintextAbsent  = "plaintext-absent"
 	ruleHostFile         = "host-file"
 	ruleHostUser         = "host-user"
+	ruleHostRoot         = "host-root"
 	ruleHostCRL          = "host-crl"
 	ruleHostIdentity     = "host-identity"
 	ruleHostKeyMode      = "host-key-mode"
@@ -58,6 +59,7 @@ var checkRules = []report.Rule{
 	{ID: rulePlaintextAbsent, Text: "A rule allows plaintext on a listener where none comes."},
 	{ID: ruleHostFile, Text: "A file that the configuration names cannot be read on this host."},
 	{ID: ruleHostUser, Text: "The user that the proxy becomes is not on this host."},
+	{ID: ruleHostRoot, Text: "Started as root, `narthex run` would have no user for the proxy, or root."},
 	{ID: ruleHostCRL, Text: "The CRLs of a trust domain cannot be used."},
 	{ID: ruleHostIdentity, Text: "The identity files do not fit together, or are not whom a listener is to be."},
 	{ID: ruleHostKeyMode, Text: "Every user of this host can read the private key."},

@@ -17,10 +17,10 @@ func (d *demo) show(ctx context.Context, failed <-chan error, once bool) error {
 	if err := d.firstCalls(ctx, failed); err != nil {
 		return err
 	}
-	fmt.Fprintf(d.out, "\n  status page  http://%s/   (metrics at /metrics, JSON at /api/v1/status)\n", d.page)
 	if once {
-		return nil
+		return nil // the status page is gone before anybody could look
 	}
+	fmt.Fprintf(d.out, "\n  status page  http://%s/   (metrics at /metrics, JSON at /api/v1/status)\n", d.page)
 	fmt.Fprintf(d.out, "\n  orders goes on calling every second; SVIDs live %s and rotate at half of that. Ctrl-C ends it.\n\n", demoTTL)
 	return d.goOn(ctx, failed)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"os/user"
 	"slices"
 	"strconv"
@@ -38,7 +39,7 @@ the call cannot be made sense of, 3 when nobody answers within --timeout.`,
 		Example: `  narthex fetch x509                                  what am I?
   narthex fetch jwt --audience orders
   narthex fetch x509 --write /run/certs --watch -- nginx -g 'daemon off;'`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: whichCommand,
 	}
 	cmd.AddCommand(
 		newFetchKind(fetch.X509, "Fetch X.509-SVIDs", `Prints the X.509-SVIDs of this process. With --write DIR it writes svid.pem (the
@@ -191,6 +192,23 @@ func (o *fetchOptions) check() error {
 	}
 	if o.logFormat != "text" && o.logFormat != "json" {
 		return usageError{fmt.Errorf("--log-format %q: want text or json", o.logFormat)}
+	}
+	return o.checkPrograms()
+}
+
+// checkPrograms finds out, before anything is fetched, what cannot be started: to
+// try again later would not help.
+func (o *fetchOptions) checkPrograms() error {
+	for _, p := range []struct {
+		from  string
+		words []string
+	}{{"the program after --", o.program}, {"--exec", o.tell.words}} {
+		if len(p.words) == 0 {
+			continue
+		}
+		if _, err := exec.LookPath(p.words[0]); err != nil {
+			return usageError{fmt.Errorf("%s: %w: install it, or give its path", p.from, err)}
+		}
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ type identityJSON struct {
 	SPIFFEID  string     `json:"spiffe_id"`
 	Hint      string     `json:"hint,omitempty"`
 	Audience  []string   `json:"audience,omitempty"`
-	Serial    string     `json:"serial,omitempty"` // decimal
+	Serial    string     `json:"serial,omitempty"` // hexadecimal
 	NotBefore *time.Time `json:"not_before,omitempty"`
 	NotAfter  time.Time  `json:"not_after"`
 	Chain     string     `json:"chain,omitempty"` // PEM

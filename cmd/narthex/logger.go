@@ -26,7 +26,7 @@ admin socket (agent.admin).`,
 		Example: `  narthex logger get
   narthex logger set debug -c /etc/narthex/narthex.yaml
   narthex logger reset`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: whichCommand,
 	}
 	where := adminFlags(cmd)
 	add := func(sub *cobra.Command, ask func(context.Context, loggerv1.LoggerClient, []string) (*types.Logger, error)) {

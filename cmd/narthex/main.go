@@ -128,6 +128,22 @@ func oneArg(missing string) cobra.PositionalArgs {
 	}
 }
 
+// whichCommand is what a command does that is nothing without one of those below
+// it.
+func whichCommand(cmd *cobra.Command, _ []string) error {
+	var names []string
+	for _, below := range cmd.Commands() {
+		if below.IsAvailableCommand() {
+			names = append(names, below.Name())
+		}
+	}
+	choice := strings.Join(names, ", ")
+	if len(names) > 1 {
+		choice = "one of " + choice
+	}
+	return usageError{fmt.Errorf("%s alone does nothing: say %s", cmd.CommandPath(), choice)}
+}
+
 // checkArgs has each command, and those below it, take no arguments where it
 // does not say which, and makes wrong ones a usageError.
 func checkArgs(commands []*cobra.Command) {

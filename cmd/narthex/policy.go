@@ -16,7 +16,7 @@ asks a running proxy.`,
   narthex policy suggest access.log                        rules for what was seen
   narthex policy fmt rules.yaml                            lay a rule file out as all others are
   narthex policy import istio --trust-domain example.org policies.yaml  rules of other products as ours`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: whichCommand,
 	}
 	cmd.AddCommand(
 		newPolicyTest(), newPolicyExplain(), newPolicyDiff(), newPolicySuggest(), newPolicyFmt(), newPolicyImport(),

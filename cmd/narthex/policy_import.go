@@ -30,7 +30,7 @@ as comments.`,
   narthex policy import consul --trust-domain 1234.consul intentions/*.hcl
   narthex policy import ghostunnel -- server --allow-uri 'spiffe://example.org/ns/*/sa/web'`,
 		Args: importArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: whichCommand,
 	}
 	cmd.AddCommand(newImportIstio(), newImportConsul(), newImportGhostunnel())
 	return cmd

@@ -191,7 +191,7 @@ type proxyRunner struct {
 func (r *proxyRunner) run(ctx context.Context, hangups <-chan os.Signal) (err error) {
 	nameProcess("narthex-proxy")
 	c := r.config
-	warn(r.log, c)
+	warn(r.log, c, notOfProxy...)
 	if os.Geteuid() == 0 && c.Proxy.User != "" {
 		r.log.Warn("proxy.user is for `narthex run`: this process stays root; start it as that user", "user", c.Proxy.User)
 	}

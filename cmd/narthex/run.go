@@ -54,7 +54,7 @@ func runHalves(parent context.Context, c *config.Config, path string) error {
 	}
 	u, err := proxyAccount(c)
 	if err != nil {
-		return err
+		return fmt.Errorf("proxy.user: %w", err)
 	}
 	if u != nil {
 		// Not where another user started it: file capabilities of the
@@ -95,6 +95,12 @@ func runHalves(parent context.Context, c *config.Config, path string) error {
 	return v.run(ctx, kill, hangups)
 }
 
+var (
+	errNoProxyUser = errors.New("not set: started as root, `narthex run` needs a user without privileges for the proxy; " +
+		"make one with `useradd --system --no-create-home narthex` and set proxy.user: narthex")
+	errProxyIsRoot = errors.New("the proxy must not run as root: name a user without privileges")
+)
+
 // proxyAccount decides whom the proxy becomes. A proxy that parses what
 // strangers send does not run as root.
 func proxyAccount(c *config.Config) (*account, error) {
@@ -102,15 +108,14 @@ func proxyAccount(c *config.Config) (*account, error) {
 		return nil, nil
 	}
 	if c.Proxy.User == "" {
-		return nil, errors.New("proxy.user is not set: started as root, `narthex run` needs a user without privileges for the proxy; " +
-			"make one with `useradd --system --no-create-home narthex` and set proxy.user: narthex")
+		return nil, errNoProxyUser
 	}
 	u, err := lookupAccount(c.Proxy.User)
 	if err != nil {
-		return nil, fmt.Errorf("proxy.user: %w", err)
+		return nil, err
 	}
 	if u.uid == 0 {
-		return nil, errors.New("proxy.user: the proxy must not run as root: name a user without privileges")
+		return nil, errProxyIsRoot
 	}
 	return u, nil
 }

@@ -21,7 +21,7 @@ func newValidate() *cobra.Command {
 		Use:     "validate",
 		Short:   "Have the Workload API validate a token",
 		Example: `  narthex validate jwt --audience orders --token-file token`,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE:    whichCommand,
 	}
 	cmd.AddCommand(newValidateJWT())
 	return cmd

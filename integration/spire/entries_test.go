@@ -111,3 +111,30 @@ func (n *node) holds(entries int, want map[string]bool) {
 		return nil
 	})
 }
+
+// TestFirstCallers asks as soon as a node has attested. The server, with its
+// caches as stock, has read neither the entry of a moment ago nor which selectors
+// the node has: who asks once is answered all the same, by and by.
+func TestFirstCallers(t *testing.T) {
+	t.Parallel()
+	for _, way := range []string{"by its own ID", "by its selectors"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			s, n := newServer(t, serverOptions{}), newNode(t, "first", proxyUser)
+			parent := n.proves(s)
+			if way == "by its selectors" {
+				parent = s.id("/nodes")
+				s.add(entry{path: "/nodes", parent: s.id("/spire/server"), selector: "x509pop:subject:cn:first"})
+			}
+			s.add(entry{path: "/first", parent: parent, selector: "unix:uid:0"})
+			n.start("agent")
+			n.Says(stage.Soon, "attested: ")
+			if out, complaint, code := fetched(t, n.api, nil, "fetch", "x509"); code != 0 || !strings.Contains(out, s.id("/first")) {
+				t.Errorf("exit code %d: %s%s", code, out, complaint)
+			}
+			if n.Count("no identity issued") > 0 {
+				t.Errorf("the first caller was denied:\n%s", n.Said())
+			}
+		})
+	}
+}

@@ -258,6 +258,7 @@ func TestEntryAfterDenial(t *testing.T) {
 	s := newServer(t, serverOptions{cacheReload: reload})
 	n := newNode(t, "denied", proxyUser)
 	agent := n.joins(s)
+	s.add(entry{path: "/others", parent: agent, selector: otherProxyUser.selector()}) // a server that knows the node
 	n.syncs = 10 * time.Minute
 	n.start("agent")
 	n.ready()

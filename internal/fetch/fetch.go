@@ -51,7 +51,7 @@ type Identity struct {
 	ID        spiffeid.ID
 	Hint      string
 	Audience  []string  // of a JWT-SVID
-	Serial    string    // of an X.509-SVID, decimal
+	Serial    string    // of an X.509-SVID, hexadecimal, as big.Int.Text has it
 	NotBefore time.Time // of an X.509-SVID
 	NotAfter  time.Time
 	Chain     []byte // of an X.509-SVID: PEM, leaf first

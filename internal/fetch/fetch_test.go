@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -57,8 +59,15 @@ func TestX509(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(given.Identities) != 3 || len(given.Bundles) != 2 || given.Identities[1].Hint != "internal" || given.Identities[0].Serial == "" {
+	if len(given.Identities) != 3 || len(given.Bundles) != 2 || given.Identities[1].Hint != "internal" {
 		t.Fatalf("given %+v", given)
+	}
+	leaf, err := x509.ParseCertificate(a.x509.Svids[0].X509Svid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := given.Identities[0].Serial, fmt.Sprintf("%x", leaf.SerialNumber); got != want {
+		t.Errorf("serial %s, want %s", got, want)
 	}
 
 	files, err := (&Names{}).Files(given)

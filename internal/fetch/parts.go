@@ -212,7 +212,7 @@ func (p *part) OnX509ContextUpdate(x *workloadapi.X509Context) {
 		}
 		leaf := svid.Certificates[0]
 		identities = append(identities, Identity{
-			ID: svid.ID, Hint: svid.Hint, Serial: leaf.SerialNumber.String(),
+			ID: svid.ID, Hint: svid.Hint, Serial: leaf.SerialNumber.Text(16),
 			NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, Chain: chain, key: key,
 		})
 	}

@@ -69,8 +69,9 @@ type Dir struct {
 }
 
 // Open opens the directory, making it (0755) where it is not there. It fails
-// where the path is a symbolic link, where others may write there and no sticky
-// bit keeps them from replacing files, and where another process has it open.
+// where the path is a symbolic link, where its group or everybody may write there
+// and no sticky bit keeps them from replacing files, and where another process has
+// it open.
 // A nil owner leaves the files to the user who runs this.
 func Open(dir string, owner *Owner) (_ *Dir, err error) {
 	defer func() {
@@ -107,14 +108,34 @@ func Open(dir string, owner *Owner) (_ *Dir, err error) {
 		return nil, err
 	case !os.SameFile(named, info): // somebody has put a link there meanwhile
 		return nil, errors.New("it was replaced while it was opened")
-	case info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0:
-		return nil, fmt.Errorf("everybody may write to it (mode %04o), and replace keys: chmod o-w", info.Mode().Perm())
+	}
+	if err := checkWriters(dir, info); err != nil {
+		return nil, err
 	}
 	err = unix.Flock(int(d.self.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, errors.New("another process writes there: give each a directory of its own")
 	}
 	return d, err
+}
+
+// checkWriters fails where others than its owner can replace what is in a
+// directory. A sticky bit keeps them from that, in a directory of root's or of
+// ours: whoever owns it is not kept.
+func checkWriters(dir string, info fs.FileInfo) error {
+	mode := info.Mode()
+	if mode.Perm()&0o022 == 0 {
+		return nil
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if ok && mode&fs.ModeSticky != 0 && (st.Uid == 0 || int(st.Uid) == os.Geteuid()) {
+		return nil
+	}
+	who := "everybody"
+	if mode.Perm()&0o002 == 0 {
+		who = "its group"
+	}
+	return fmt.Errorf("%s may write to it (mode %04o), and replace keys: chmod go-w %s", who, mode.Perm(), dir)
 }
 
 // Close leaves everything as it is.

@@ -227,6 +227,42 @@ func TestTakesOver(t *testing.T) {
 	}
 }
 
+// directory is one of somebody's.
+type directory struct {
+	fs.FileInfo
+	mode  fs.FileMode
+	owner int
+}
+
+func (d directory) Mode() fs.FileMode { return d.mode }
+func (d directory) Sys() any          { return &syscall.Stat_t{Uid: uint32(d.owner)} }
+
+func TestWhoMayWrite(t *testing.T) {
+	t.Parallel()
+	us, other := os.Geteuid(), os.Geteuid()+1
+	for _, c := range []struct {
+		mode  fs.FileMode
+		owner int
+		good  bool
+	}{
+		{0o700, us, true},
+		{0o755, us, true},
+		{0o755, other, true}, // its owner is who is given the files
+		{0o775, us, false},
+		{0o757, us, false},
+		{0o777, 0, false},
+		{fs.ModeSetgid | 0o775, us, false},
+		{fs.ModeSticky | 0o777, us, true},
+		{fs.ModeSticky | 0o777, 0, true},
+		{fs.ModeSticky | 0o770, us, true},
+		{fs.ModeSticky | 0o777, other, false},
+	} {
+		if err := checkWriters("d", directory{mode: c.mode, owner: c.owner}); (err == nil) != c.good {
+			t.Errorf("mode %v of user %d: %v", c.mode, c.owner, err)
+		}
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	mode := func(t *testing.T, dir string, m fs.FileMode) {
@@ -246,6 +282,7 @@ func TestRefusals(t *testing.T) {
 		want    string // empty: it is good
 	}{
 		{name: "world-writable", prepare: func(t *testing.T, dir string) { mode(t, dir, 0o777) }, want: "everybody may write to it (mode 0777)"},
+		{name: "group-writable", prepare: func(t *testing.T, dir string) { mode(t, dir, 0o770) }, want: "its group may write to it (mode 0770), and replace keys: chmod go-w /"},
 		{name: "sticky", prepare: func(t *testing.T, dir string) { mode(t, dir, 0o777|fs.ModeSticky) }},
 		{name: "planted name", prepare: func(t *testing.T, dir string) { link(t, "/etc/passwd", filepath.Join(dir, "svid.pem")) }, want: `svid.pem is a symbolic link to "/etc/passwd"`},
 		{name: "planted data", prepare: func(t *testing.T, dir string) { link(t, "/etc", filepath.Join(dir, current)) }, want: `..data is a symbolic link to "/etc"`},

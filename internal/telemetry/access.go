@@ -110,6 +110,7 @@ func (a *Access) AppendJSON(b []byte) []byte {
 }
 
 // AppendText appends the record as one line for a person, without a line end.
+// What is empty is a dash.
 func (a *Access) AppendText(b []byte) []byte {
 	b = a.Time.UTC().AppendFormat(b, time.RFC3339)
 	verdict := a.Decision
@@ -118,10 +119,21 @@ func (a *Access) AppendText(b []byte) []byte {
 	}
 	b = fmt.Appendf(b, " %s %s %s %s -> %s", a.Listener, a.Direction, verdict, orDash(a.From), orDash(a.To))
 	if a.HTTP != nil {
-		b = fmt.Appendf(b, " %q %d", a.HTTP.Method+" "+a.HTTP.Path, a.HTTP.Status)
+		status := "" // of a request that nobody answered
+		if a.HTTP.Status > 0 {
+			status = strconv.Itoa(a.HTTP.Status)
+		}
+		b = fmt.Appendf(b, " %s %s", quotedOrDash(strings.TrimSpace(a.HTTP.Method+" "+a.HTTP.Path)), orDash(status))
 	}
-	return fmt.Appendf(b, " rule=%s source=%s bytes=%d/%d %s %q",
-		orDash(a.Rule), orDash(a.Source), a.BytesIn, a.BytesOut, a.Duration.Round(time.Microsecond), a.Reason)
+	return fmt.Appendf(b, " rule=%s source=%s bytes=%d/%d %s %s",
+		orDash(a.Rule), orDash(a.Source), a.BytesIn, a.BytesOut, a.Duration.Round(time.Microsecond), quotedOrDash(a.Reason))
+}
+
+func quotedOrDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return strconv.Quote(s)
 }
 
 func orDash(s string) string {

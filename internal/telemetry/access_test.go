@@ -74,6 +74,10 @@ func TestAccessText(t *testing.T) {
 	if got := string(full.AppendText(nil)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	silent := Access{Listener: "in", Direction: "inbound", Decision: "allow", HTTP: &AccessHTTP{}}
+	if got := string(silent.AppendText(nil)); got != `0001-01-01T00:00:00Z in inbound allow - -> - - - rule=- source=- bytes=0/0 0s -` {
+		t.Errorf("got %s", got)
+	}
 	early := Access{Listener: "in", Direction: "inbound", Reason: "no certificate"}
 	if got := string(early.AppendText(nil)); got != `0001-01-01T00:00:00Z in inbound refused - -> - rule=- source=- bytes=0/0 0s "no certificate"` {
 		t.Errorf("got %s", got)
