@@ -88,7 +88,7 @@ func TestGoOn(t *testing.T) {
 	const interval = time.Hour
 	var c chase
 	now := time.Now()
-	for c.take("greedy", now, interval) { //nolint:revive // nothing else
+	for c.take("greedy", now, interval) {
 	}
 	c.deny("greedy", 1, now, interval)
 	if !c.on(now) || c.goOn(now, now, interval) || c.on(now) {
@@ -258,7 +258,7 @@ func TestCallersOfANodeThatHasJustAttestedAreHeld(t *testing.T) {
 				if err := <-told; !errors.Is(err, c.want) {
 					t.Errorf("it is told %v, want %v", err, c.want)
 				}
-				if unsettled := c.want == errUnsettled; unsettled && (l.chase.all.spent > 1 || len(l.chase.denied) > 0) {
+				if errors.Is(c.want, errUnsettled) && (l.chase.all.spent > 1 || len(l.chase.denied) > 0) {
 					t.Errorf("it has cost %g syncs, and it is known as denied: %v", l.chase.all.spent, l.chase.denied)
 				}
 			})

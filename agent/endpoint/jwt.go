@@ -111,7 +111,7 @@ func (c *caller) latest(view *registry.View) (*registry.View, error) {
 	for errors.Is(err, registry.ErrInterrupted) { // to be attested again, for which there is no time
 		next, err = c.watch.Next(over)
 	}
-	if err != nil {
+	if next == nil { // nothing has
 		return view, nil
 	}
 	switch c.encoder.standing(next) {
