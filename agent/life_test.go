@@ -261,3 +261,44 @@ func TestMissingSVIDDoesNotWaitForARotation(t *testing.T) {
 	}
 	close(f.signs)
 }
+
+// A node that attests once has its SVID, by whatever clock: it waits for the clock
+// to be set, and does not lose what its token was given for.
+func TestClockAheadOfTheServers(t *testing.T) {
+	t.Parallel()
+	s, f := newStage(t), newFake(t, "127.0.0.1:0").start()
+	s.beside(f)
+	f.reattestable, f.agentTTL, f.clock = false, 10*time.Minute, -30*time.Minute
+	a, _ := s.start()
+	says := func() bool {
+		return strings.Contains(a.Status().Problem, "the agent's SVID is valid until") && strings.Contains(a.Status().Problem, "this host's clock says")
+	}
+	eventually(t, "it says what is wrong", says)
+	if _, svid := s.saved(); !svid || a.Unready() == nil {
+		t.Errorf("its SVID is saved: %t; callers are told %v", svid, a.Unready())
+	}
+	eventually(t, "and says so still", says)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.attested != 1 {
+		t.Errorf("it attested %d times", f.attested)
+	}
+}
+
+// Workloads' SVIDs that are over by this host's clock are not served, and the
+// status says why there are none.
+func TestWorkloadSVIDByAClockAhead(t *testing.T) {
+	t.Parallel()
+	s, f := newStage(t), newFake(t, "127.0.0.1:0").start()
+	s.beside(f)
+	f.entries = []*types.Entry{entryFor("one", uid())}
+	f.agentTTL, f.clock = 4*time.Hour, -2*time.Hour
+	a, _ := s.start()
+	eventually(t, "it says what is wrong", func() bool { return strings.Contains(a.Status().Problem, "the SVID is valid until") })
+	if ids := a.Status().Identities; len(ids) > 0 {
+		t.Errorf("it has %+v", ids)
+	}
+	f.change(func() { f.clock = 0 })
+	s.mustFetch()
+	eventually(t, "it has nothing more to say", func() bool { return a.Status().Problem == "" })
+}
