@@ -63,9 +63,7 @@ func TestEntriesAndBundlesAreApart(t *testing.T) {
 		bundle, _ := s.saved()
 		return len(bundle) == 2
 	})
-	if problem := a.Status().Problem; !strings.Contains(problem, "the database is away") {
-		t.Errorf("the status says %q", problem)
-	}
+	eventually(t, "the status says so", func() bool { return strings.Contains(a.Status().Problem, "the database is away") })
 
 	f.change(func() {
 		f.entriesErr = nil
