@@ -153,7 +153,7 @@ func TestRebootstrap(t *testing.T) {
 	s.bundle(testca.CertPEM(second.ca.Cert.Raw))
 	eventually(t, "the new server's SVID", func() bool {
 		ids := a.Status().Identities
-		return len(ids) == 1 && ids[0].Serial != old.Certificates[0].SerialNumber.Text(16)
+		return len(ids) == 1 && ids[0].Serial != serialOf(old)
 	})
 	got := s.mustFetch()
 	if want := hex.EncodeToString(second.ca.Cert.SubjectKeyId); hex.EncodeToString(got.Certificates[0].AuthorityKeyId) != want {
@@ -203,7 +203,7 @@ func TestSeveralServers(t *testing.T) {
 	turned := time.Now()
 	vip.turn(behind.addr)
 	eventually(t, "syncs with the other server", asked(3))
-	if ids := a.Status().Identities; time.Since(turned) < 4*time.Second && (len(ids) != 1 || ids[0].Serial != svid.Certificates[0].SerialNumber.Text(16)) { // later it may have been confirmed
+	if ids := a.Status().Identities; time.Since(turned) < 4*time.Second && (len(ids) != 1 || ids[0].Serial != serialOf(svid)) { // later it may have been confirmed
 		t.Errorf("a server that is behind took back the SVID: %+v", ids)
 	}
 	behind.change(func() { behind.entries = ahead.entries })
