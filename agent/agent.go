@@ -121,6 +121,7 @@ type view struct {
 	since     time.Time
 	problem   error
 	banned    bool
+	signed    issue // what the server has signed last
 }
 
 // flight is one sync on behalf of all who asked before it began.
@@ -374,6 +375,16 @@ func (a *Agent) Unready() error {
 	return a.view.problem
 }
 
+// Problem implements endpoint.Agent: nil while all is well, else why the agent
+// cannot go on, or what is wrong with the clock.
+func (a *Agent) Problem() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.view.trouble(time.Now())
+}
+
+func (v *view) trouble(now time.Time) error { return cmp.Or(v.problem, v.signed.wrong(now)) }
+
 // Status tells what the agent knows of itself.
 func (a *Agent) Status() *telemetry.AgentStatus {
 	entries, identities := a.registry.Status()
@@ -394,8 +405,8 @@ func (a *Agent) Status() *telemetry.AgentStatus {
 	if !a.view.id.IsZero() {
 		s.ID = a.view.id.String()
 	}
-	if a.view.problem != nil {
-		s.Problem = a.view.problem.Error()
+	if problem := a.view.trouble(time.Now()); problem != nil {
+		s.Problem = problem.Error()
 	}
 	return s
 }

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -156,6 +157,12 @@ func (s *stage) fetch() (*x509svid.SVID, error) {
 			return x, err
 		}
 	}
+}
+
+// serialOf is an SVID's serial number as the status shows it, leading zeros and
+// all.
+func serialOf(svid *x509svid.SVID) string {
+	return hex.EncodeToString(svid.Certificates[0].SerialNumber.Bytes())
 }
 
 func (s *stage) mustFetch() *x509svid.SVID {
@@ -459,7 +466,7 @@ func TestTaintedAuthority(t *testing.T) {
 	}
 	eventually(t, "the workload's SVID is signed anew", func() bool {
 		ids := a.Status().Identities
-		return len(ids) == 1 && ids[0].Serial != before.Certificates[0].SerialNumber.Text(16)
+		return len(ids) == 1 && ids[0].Serial != serialOf(before)
 	})
 	eventually(t, "the agent's own SVID is renewed", func() bool { return s.keyID() != agentKey })
 }

@@ -119,7 +119,7 @@ func (l *looper) adopt(s state, key keys.Key) error {
 		return errors.New("svid: its key is another than the stored one")
 	}
 	l.client.SetIdentity(&spire.Identity{Chain: s.SVID, Key: key})
-	l.self = self{state: s, key: key, leaf: leaf, renewAt: renewAt(leaf, time.Now())}
+	l.self = self{state: s, key: key, leaf: leaf, issue: issueOf("the agent's SVID", leaf), renewAt: renewAt(leaf, time.Now())}
 	l.metrics.svidExpiry.SetTime(leaf.NotAfter)
 	l.update(func(v *view) { v.id, v.chain, v.expires = id, chain, leaf.NotAfter })
 	return nil
@@ -128,14 +128,20 @@ func (l *looper) adopt(s state, key keys.Key) error {
 // renewAt is when an SVID is renewed: with half of its life left ±10 %. One
 // that is past that when it is taken up (the server dates them back, clocks
 // disagree, the agent was away) is used for a tenth of what is left, so that
-// the server is not asked without end.
+// the server is not asked without end. Where this host's clock is behind the
+// server's, half of its life counts from now. The result has the monotonic clock
+// of now, see registry.Reached.
 func renewAt(leaf *x509.Certificate, now time.Time) time.Time {
 	life := leaf.NotAfter.Sub(leaf.NotBefore)
-	at := leaf.NotAfter.Add(-time.Duration(float64(life) / 2 * (1 + jitter()/10)))
-	if soonest := now.Add(leaf.NotAfter.Sub(now) / 10); at.Before(soonest) {
-		return soonest
+	half := time.Duration(float64(life) / 2 * (1 + jitter()/10))
+	at := leaf.NotAfter.Add(-half)
+	switch soonest := now.Add(leaf.NotAfter.Sub(now) / 10); {
+	case now.Before(leaf.NotBefore):
+		at = now.Add(life - half)
+	case at.Before(soonest):
+		at = soonest
 	}
-	return at
+	return now.Add(at.Sub(now))
 }
 
 // attest proves the node to the server and adopts the SVID it answers with.
@@ -157,8 +163,11 @@ func (l *looper) attestTo(ctx context.Context, trust spire.Trust) error {
 	if err != nil {
 		l.metrics.renewFailed.Inc()
 		err = fmt.Errorf("%w (node attestor %s)", err, l.cfg.Node.Type())
-		if l.lost != nil {
+		switch {
+		case l.lost != nil:
 			err = fmt.Errorf("%w; it has to attest because of %s", err, l.lost.Error()) // not wrapped: this attempt failed for err alone
+		case l.self.leaf != nil && !l.self.valid(time.Now()):
+			err = fmt.Errorf("%w; it has to attest because its SVID ended at %s, by this host's clock", err, l.self.leaf.NotAfter.UTC().Format(time.RFC3339))
 		}
 		err = l.denied(err)
 		if l.refused(err) {
@@ -281,6 +290,8 @@ func (l *looper) keep(ctx context.Context, s state, key keys.Key) error {
 	if err := l.adopt(s, key); err != nil {
 		return fmt.Errorf("take up the SVID the server sent: %w", err)
 	}
+	l.self.issue = l.self.issue.arrived(time.Now())
+	l.hold(l.self.issue)
 	l.metrics.renewed.Inc()
 	if err := l.cfg.Keys.Keep(ctx, key.ID()); err != nil {
 		l.log.Warn("cannot delete superseded keys", "error", err)
@@ -344,7 +355,10 @@ func (l *looper) denied(err error) error {
 		// The server says no more than that, and it may be one of several that
 		// is behind: the SVID is tried again should there be no other.
 		l.mustAttest = true
-		return err
+		if !l.self.valid(time.Now()) {
+			return err
+		}
+		return fmt.Errorf("%w (of which this host's clock says that it ends at %s only)", err, l.self.leaf.NotAfter.UTC().Format(time.RFC3339))
 	case !errors.As(err, &d), d.Superseded, d.Reason == spire.Other, d.Reason == spire.AgentMustReattest:
 		return err
 	case d.Reason == spire.AgentBanned:

@@ -155,7 +155,7 @@ func TestRebootstrap(t *testing.T) {
 	s.bundle(testca.CertPEM(second.ca.Cert.Raw))
 	eventually(t, "the new server's SVID", func() bool {
 		ids := a.Status().Identities
-		return len(ids) == 1 && ids[0].Serial != old.Certificates[0].SerialNumber.Text(16)
+		return len(ids) == 1 && ids[0].Serial != serialOf(old)
 	})
 	got := s.mustFetch()
 	if want := hex.EncodeToString(second.ca.Cert.SubjectKeyId); hex.EncodeToString(got.Certificates[0].AuthorityKeyId) != want {
@@ -205,7 +205,7 @@ func TestSeveralServers(t *testing.T) {
 	turned := time.Now()
 	vip.turn(behind.addr)
 	eventually(t, "syncs with the other server", asked(3))
-	if ids := a.Status().Identities; time.Since(turned) < 4*time.Second && (len(ids) != 1 || ids[0].Serial != svid.Certificates[0].SerialNumber.Text(16)) { // later it may have been confirmed
+	if ids := a.Status().Identities; time.Since(turned) < 4*time.Second && (len(ids) != 1 || ids[0].Serial != serialOf(svid)) { // later it may have been confirmed
 		t.Errorf("a server that is behind took back the SVID: %+v", ids)
 	}
 	behind.change(func() { behind.entries = ahead.entries })
@@ -260,4 +260,45 @@ func TestMissingSVIDDoesNotWaitForARotation(t *testing.T) {
 		t.Errorf("a caller waited until %d of %d were signed", signed, many)
 	}
 	close(f.signs)
+}
+
+// A node that attests once has its SVID, by whatever clock: it waits for the clock
+// to be set, and does not lose what its token was given for.
+func TestClockAheadOfTheServers(t *testing.T) {
+	t.Parallel()
+	s, f := newStage(t), newFake(t, "127.0.0.1:0").start()
+	s.beside(f)
+	f.reattestable, f.agentTTL, f.clock = false, 10*time.Minute, -30*time.Minute
+	a, _ := s.start()
+	says := func() bool {
+		return strings.Contains(a.Status().Problem, "the agent's SVID is valid until") && strings.Contains(a.Status().Problem, "this host's clock says")
+	}
+	eventually(t, "it says what is wrong", says)
+	if _, svid := s.saved(); !svid || a.Unready() == nil {
+		t.Errorf("its SVID is saved: %t; callers are told %v", svid, a.Unready())
+	}
+	eventually(t, "and says so still", says)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.attested != 1 {
+		t.Errorf("it attested %d times", f.attested)
+	}
+}
+
+// Workloads' SVIDs that are over by this host's clock are not served, and the
+// status says why there are none.
+func TestWorkloadSVIDByAClockAhead(t *testing.T) {
+	t.Parallel()
+	s, f := newStage(t), newFake(t, "127.0.0.1:0").start()
+	s.beside(f)
+	f.entries = []*types.Entry{entryFor("one", uid())}
+	f.agentTTL, f.clock = 4*time.Hour, -2*time.Hour
+	a, _ := s.start()
+	eventually(t, "it says what is wrong", func() bool { return strings.Contains(a.Status().Problem, "the SVID is valid until") })
+	if ids := a.Status().Identities; len(ids) > 0 {
+		t.Errorf("it has %+v", ids)
+	}
+	f.change(func() { f.clock = 0 })
+	s.mustFetch()
+	eventually(t, "it has nothing more to say", func() bool { return a.Status().Problem == "" })
 }

@@ -53,6 +53,7 @@ type self struct {
 	state   state
 	key     keys.Key
 	leaf    *x509.Certificate
+	issue   issue // of leaf
 	renewAt time.Time
 }
 
@@ -111,13 +112,14 @@ type looper struct {
 	wanted    map[spiffeid.TrustDomain]bool             // that bundles were last fetched of
 	federated map[spiffeid.TrustDomain]*registry.Bundle // as last applied
 	empty     map[spiffeid.TrustDomain]bool             // federated bundles without authorities, which the log was told of
-	problem   string                                    // the failure last logged, so that it is logged once
+	problem   string                                    // subject of the failure last logged, so that it is logged once
 	repeats   int
 
 	aboard     *flight // what the sync under way was begun for
 	mustAttest bool    // before anything else, though the SVID has not ended
 	inactive   bool    // the server called the SVID superseded when it last refused
 	lost       error   // why there is no SVID any more, nil if there is one or there never was
+	over       issue   // the SVID that was refused last for this host's clock
 	doubt      doubt   // about what one of several servers says
 	posted     bool    // the server knows the agent's version
 
@@ -169,16 +171,20 @@ func (l *looper) nextDue(now time.Time) time.Time {
 // other.
 func (l *looper) advance(ctx context.Context) error {
 	now := time.Now()
+	l.heed(now)
 	switch {
-	case !l.self.valid(now) || l.mustAttest:
+	case l.mustAttest, !l.self.valid(now) && !l.self.issue.waits(now):
 		l.mustAttest = false
 		if err := l.attest(ctx); err != nil {
 			return err
 		}
-	case !now.Before(l.self.renewAt):
+	case l.self.valid(now) && registry.Reached(l.self.renewAt, now):
 		if err := l.renew(ctx); err != nil {
 			return err
 		}
+	}
+	if now := time.Now(); !l.self.valid(now) {
+		return l.self.issue.apart(now)
 	}
 	// From here on nothing is lost by a call that is cut off.
 	soft, done := l.turn.interruptible(ctx)
@@ -251,7 +257,7 @@ func (l *looper) failed(err error, pause time.Duration) {
 	if l.Unready() == nil {
 		what = "cannot sync or sign now, will try again; what workloads have is served on"
 	}
-	if text := err.Error(); text != l.problem {
+	if text := subject(err); text != l.problem {
 		l.problem, l.repeats = text, 0
 		args := []any{"error", err, "next_try_in", pause}
 		if advice := l.advice(err); advice != "" {
@@ -261,6 +267,16 @@ func (l *looper) failed(err error, pause time.Duration) {
 	} else if l.repeats%10 == 0 {
 		l.log.Error("still: "+what, "error", err, "tries", l.repeats+1)
 	}
+}
+
+// subject is what one failure is told apart from another by: its text, unless that
+// has the time in it.
+func subject(err error) string {
+	var apart *spire.ClockError
+	if errors.As(err, &apart) {
+		return "the clock, by " + apart.What
+	}
+	return err.Error()
 }
 
 // advice says what a person can do about a failure.

@@ -42,6 +42,7 @@ type fake struct {
 	old          bool       // has no SyncAuthorizedEntries
 	reattestable bool
 	agentTTL     time.Duration
+	clock        time.Duration // by how much its clock is ahead of ours
 	renewErr     error
 	entries      []*types.Entry
 	entriesErr   error
@@ -104,7 +105,7 @@ func (f *fake) sign(csr []byte, path string, ttl time.Duration) ([][]byte, error
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	now := time.Now()
+	now := time.Now().Add(f.clock)
 	template := f.ca.SVID(path).Leaf
 	template.NotBefore, template.NotAfter = now.Add(-time.Second), now.Add(ttl)
 	der, err := x509.CreateCertificate(rand.Reader, template, f.ca.Cert, request.PublicKey, f.ca.Key)

@@ -42,6 +42,7 @@ type cachedToken struct {
 	entry   *registry.Entry // for which it was signed
 	token   *registry.Token
 	refresh time.Time // when to have another one signed
+	until   time.Time // it is good until then
 }
 
 // tokenCache keeps the tokens that were asked for last.
@@ -64,7 +65,7 @@ func (c *tokenCache) get(key tokenKey, entry *registry.Entry, now time.Time) *ca
 		return nil
 	}
 	found := e.Value.(*cachedToken)
-	if !found.entry.SameIssue(entry) || !now.Before(found.token.ExpiresAt) {
+	if !found.entry.SameIssue(entry) || registry.Reached(found.until, now) {
 		return nil // whoever replaces it, put will drop it
 	}
 	c.recent.MoveToFront(e)

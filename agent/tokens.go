@@ -97,6 +97,7 @@ type signing struct {
 	// The following is set when done is closed.
 	token   *registry.Token
 	refresh time.Time
+	until   time.Time // token is good
 	err     error
 }
 
@@ -116,7 +117,7 @@ func (t *tokens) get(ctx context.Context, entry *registry.Entry, audience []stri
 	key := keyOf(entry, audience)
 	t.mu.Lock()
 	if found := t.cache.get(key, entry, now); found != nil {
-		if !now.Before(found.refresh) && t.signings[key] == nil && t.halted == nil {
+		if registry.Reached(found.refresh, now) && t.signings[key] == nil && t.halted == nil {
 			s := t.begin(key, entry, audience)
 			s.background = true
 			t.refreshes = append(t.refreshes, s)
@@ -292,7 +293,8 @@ func (t *tokens) conclude(s *signing, token *registry.Token, err error) {
 	}
 	s.token, s.err = token, err
 	if err == nil {
-		s.refresh = now.Add(spread(token.ExpiresAt.Sub(now) / 2))
+		life := lifeOf(token, now)
+		s.refresh, s.until = now.Add(spread(life/2)), now.Add(life)
 	}
 	close(s.done)
 	t.metrics.count(s, err)
@@ -300,9 +302,19 @@ func (t *tokens) conclude(s *signing, token *registry.Token, err error) {
 	case err != nil:
 		t.notRefreshed(s, err, now)
 	case s.key.serial == 0 && !slices.Contains(t.tainted, token.KeyID):
-		t.cache.put(&cachedToken{key: s.key, entry: s.entry, token: token, refresh: s.refresh})
+		t.cache.put(&cachedToken{key: s.key, entry: s.entry, token: token, refresh: s.refresh, until: s.until})
 		t.metrics.cached.Set(float64(len(t.cache.all)))
 	}
+}
+
+// lifeOf is for how long a token is good that was signed just now. By a clock that
+// is behind the server's it would be for longer than it was signed for.
+func lifeOf(token *registry.Token, now time.Time) time.Duration {
+	life := token.ExpiresAt.Sub(now)
+	if !token.IssuedAt.IsZero() {
+		life = min(life, token.ExpiresAt.Sub(token.IssuedAt))
+	}
+	return life
 }
 
 // notRefreshed has a token that is there serve a while longer.

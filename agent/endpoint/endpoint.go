@@ -66,6 +66,9 @@ type Agent interface {
 	// Unready returns nil once entries are synced, else the reason a caller
 	// should read.
 	Unready() error
+	// Problem returns nil while all is well with the agent, else why what is not
+	// signed yet may take longer.
+	Problem() error
 	Tokens
 }
 

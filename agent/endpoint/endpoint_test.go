@@ -105,6 +105,7 @@ type fakeAgent struct {
 
 	mu      sync.Mutex // guards the following
 	unready error
+	problem error
 	syncs   int
 	user    string // who had the last one made
 	onSync  func(context.Context) error
@@ -128,6 +129,12 @@ func (a *fakeAgent) Unready() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.unready
+}
+
+func (a *fakeAgent) Problem() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.problem
 }
 
 func (a *fakeAgent) JWTSVID(ctx context.Context, entry *registry.Entry, audience []string) (*registry.Token, error) {

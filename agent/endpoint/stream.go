@@ -363,7 +363,11 @@ func (s *Server) notReady(view *registry.View) error {
 	case view != nil && !view.Synced:
 		return status.Error(codes.Unavailable, "the agent has not synced with the server yet")
 	}
-	return status.Error(codes.Unavailable, "the caller is entitled to an identity that is not signed yet")
+	const unsigned = "the caller is entitled to an identity that is not signed yet"
+	if err := s.agent.Problem(); err != nil {
+		return status.Errorf(codes.Unavailable, "%s: %v", unsigned, err)
+	}
+	return status.Error(codes.Unavailable, unsigned)
 }
 
 // unknown is the answer to a caller of which not all is known, and no entry

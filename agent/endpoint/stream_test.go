@@ -638,3 +638,14 @@ func fail(err error) {
 		panic(err)
 	}
 }
+
+// What is not signed yet may be so for a reason, of which a caller is told.
+func TestNotSignedYet(t *testing.T) {
+	f := serve(t)
+	f.agent.Apply(registry.Update{HasEntries: true, Entries: []registry.Entry{f.entry("a", "/a")}})
+	f.agent.problem = errors.New("the clock is wrong")
+	ctx, cancel := context.WithTimeout(testContext(t), time.Second)
+	defer cancel()
+	_, err := f.fetch(ctx).Recv()
+	wantCode(t, err, codes.Unavailable, "not signed yet", "the clock is wrong")
+}

@@ -159,6 +159,29 @@ func (r *Registry) rotateAt(s *SVID) time.Time {
 	return s.NotAfter.Add(-time.Duration(float64(life) / 2 * (1 + jitter/10)))
 }
 
+// rotation is when an SVID that has come by now is replaced that was to be at
+// the given time. The result has the monotonic clock of now, see Reached.
+func (s *SVID) rotation(at, now time.Time) time.Time {
+	switch {
+	case !now.Before(at):
+		// The clock is ahead of the server's by a good part of the SVID's life.
+		// Make do with what is left of it, lest the server be asked without end.
+		at = now.Add(s.NotAfter.Sub(now) / 2)
+	case now.Before(s.NotBefore):
+		// The clock is behind the server's. The SVID's life has begun all the same.
+		at = now.Add(at.Sub(s.NotBefore))
+	}
+	return now.Add(at.Sub(now))
+}
+
+// Reached reports whether it is time for what was planned for a moment: by the
+// clock, or by the time that has gone by since a plan was made that has the
+// monotonic clock. The first counts after a host was suspended, the second after its
+// clock was set back, which makes no SVID live longer.
+func Reached(at, now time.Time) bool {
+	return !at.After(now) || !at.Round(0).After(now.Round(0))
+}
+
 // dueAt tells when the entry of an active record is to be signed and how
 // urgent that is then. ok is false if no time will make it due.
 func (r *record) dueAt(now time.Time) (at time.Time, u urgency, ok bool) {
@@ -207,7 +230,7 @@ func (r *Registry) Due(now time.Time) []Entry {
 	}
 	var items []item
 	for rec := range r.active {
-		if at, u, ok := rec.dueAt(now); ok && !at.After(now) {
+		if at, u, ok := rec.dueAt(now); ok && Reached(at, now) {
 			items = append(items, item{rec, at, u})
 		}
 	}
@@ -232,7 +255,7 @@ func (r *Registry) NextDue(now time.Time) time.Time {
 
 	var next time.Time
 	sooner := func(t time.Time) {
-		if t.Before(now) {
+		if Reached(t, now) {
 			t = now
 		}
 		if next.IsZero() || t.Before(next) {
@@ -277,10 +300,8 @@ func (r *Registry) expire(rec *record, now time.Time) (changed bool) {
 			rec.fail(ErrEnded)
 			l.awaitSync = true
 		}
-	case fresh && !now.Before(l.rotateAt):
-		// The clocks are apart by a good part of the SVID's life. Make do with
-		// what is left of it, lest the server be asked without end.
-		l.rotateAt = now.Add(l.svid.NotAfter.Sub(now) / 2)
+	case fresh:
+		l.rotateAt = l.svid.rotation(l.rotateAt, now)
 	}
 	if l.svid != nil || !rec.entry.expired(now) {
 		return changed

@@ -223,8 +223,13 @@ func (m *model) expire(e Entry, st *modelState, now time.Time, watched bool) {
 		}
 		st.svid = nil
 	}
-	if st.svid != nil && !st.seen && !now.Before(st.rotateAt) {
-		st.rotateAt = now.Add(st.svid.NotAfter.Sub(now) / 2)
+	if st.svid != nil && !st.seen {
+		switch {
+		case !now.Before(st.rotateAt):
+			st.rotateAt = now.Add(st.svid.NotAfter.Sub(now) / 2)
+		case now.Before(st.svid.NotBefore):
+			st.rotateAt = now.Add(st.rotateAt.Sub(st.svid.NotBefore))
+		}
 	}
 	st.seen = true
 	if st.svid == nil && e.expired(now) {

@@ -121,6 +121,9 @@ type Update struct {
 	Failed map[string]error
 	Retry  func(failures int) time.Time
 
+	// Again makes due at once what has failed.
+	Again bool
+
 	// Wipe forgets entries and SVIDs before anything else of the update is
 	// done, as after a ban: callers get nothing until entries are applied again.
 	Wipe bool
@@ -169,6 +172,13 @@ func (r *Registry) Apply(u Update) Changes {
 		r.setSynced(true)
 		for rec := range r.active {
 			rec.live.awaitSync = false
+		}
+	}
+	if u.Again {
+		for rec := range r.active {
+			if l := rec.live; l.err != nil {
+				l.failures, l.retryAt, l.awaitSync = 0, time.Time{}, false
+			}
 		}
 	}
 	for id, svid := range u.SVIDs {

@@ -30,6 +30,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the scripts in testdata pr
 //	> sync                          applies the entries as they now are
 //	> sign ID… at T for SECONDS [by AUTHORITY] [as PATH]
 //	> fail ID… [until T]
+//	> again                         makes due what has failed
 //	> bundle VERSION [taint=AUTHORITY]
 //	> federated TD=VERSION…         the complete set
 //	> wipe
@@ -127,6 +128,8 @@ func (p *player) run(t *testing.T, words []string) string {
 			u.Federated[spiffeid.RequireTrustDomainFromString(td)] = testBundle(t, []string{version})
 		}
 		return printChanges(p.r.Apply(u))
+	case "again":
+		return printChanges(p.r.Apply(Update{Again: true}))
 	case "wipe":
 		return printChanges(p.r.Apply(Update{Wipe: true}))
 	case "due":

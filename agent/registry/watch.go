@@ -319,7 +319,7 @@ func (w *Watch) Due(now time.Time) bool {
 	defer w.registry.mu.Unlock()
 	return slices.ContainsFunc(w.audience.matched, func(r *record) bool {
 		at, _, ok := r.dueAt(now)
-		return ok && !at.After(now)
+		return ok && Reached(at, now)
 	})
 }
 

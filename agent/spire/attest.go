@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -34,7 +35,9 @@ const (
 // Attestation is what a node gets for proving what it is.
 type Attestation struct {
 	// Chain is the agent's SVID, DER, leaf first, for the key of the CSR. It
-	// has been verified against Bundle.
+	// has been verified against Bundle. By this host's clock it may not have
+	// begun, or be over: to the server it is valid, and what was given for it
+	// (a join token) would be lost with it.
 	Chain [][]byte
 	// Reattestable tells how to renew it: by Attest if set, by Renew if not.
 	Reattestable bool
@@ -89,7 +92,7 @@ func (c *Client) Attest(ctx context.Context, trust Trust, node attestor.Node, cs
 	if err != nil {
 		return nil, advise(err, attempt)
 	}
-	if _, err := c.checkAgentSVID(a.Chain, key, bundle.X509); err != nil {
+	if _, _, err := c.checkAgentSVID(a.Chain, key, bundle.X509); err != nil {
 		return nil, c.explain(ctx, stepAttest, cn, badAnswer("the agent's new SVID: %w", err))
 	}
 	a.Bundle = bundle
@@ -225,16 +228,16 @@ func attestAgent(ctx context.Context, cn *conn, kind string, attempt attestor.At
 }
 
 // checkAgentSVID fails unless chain is an agent's SVID of this trust domain,
-// for key, signed by roots.
-func (c *Client) checkAgentSVID(chain [][]byte, key crypto.PublicKey, roots []*x509.Certificate) (spiffeid.ID, error) {
+// for key, signed by roots just now.
+func (c *Client) checkAgentSVID(chain [][]byte, key crypto.PublicKey, roots []*x509.Certificate) (spiffeid.ID, *x509.Certificate, error) {
 	id, certs, err := parseSVID(chain, key)
 	if err != nil {
-		return spiffeid.ID{}, err
+		return spiffeid.ID{}, nil, err
 	}
 	if !id.MemberOf(c.trustDomain) || !strings.HasPrefix(id.Path(), agentPath) {
-		return spiffeid.ID{}, fmt.Errorf("%s is not an agent's SPIFFE ID: want spiffe://%s%s…", id, c.trustDomain, agentPath)
+		return spiffeid.ID{}, nil, fmt.Errorf("%s is not an agent's SPIFFE ID: want spiffe://%s%s…", id, c.trustDomain, agentPath)
 	}
-	return id, verifyChain(certs, c.trustDomain, roots, id.String())
+	return id, certs[0], verifyChain(certs, c.trustDomain, roots, id.String(), signedAt(certs[0], time.Now()))
 }
 
 // PostStatus tells the server the agent's version. Callers go on when it
@@ -249,7 +252,8 @@ func (c *Client) PostStatus(ctx context.Context, version string) error {
 // Renew returns a new SVID for an agent that cannot attest again, DER, leaf
 // first, for the key of csr. The server accepts the old one until the new one
 // is first used: write key and SVID to disk before SetIdentity. The chain is
-// for the same SPIFFE ID, and verified against the roots of SetRoots.
+// for the same SPIFFE ID, and verified against the roots of SetRoots. One that is
+// over by this host's clock is a *ClockError: the old SVID is the better one.
 func (c *Client) Renew(ctx context.Context, csr []byte) ([][]byte, error) {
 	key, err := csrKey(csr)
 	if err != nil {
@@ -264,9 +268,13 @@ func (c *Client) Renew(ctx context.Context, csr []byte) ([][]byte, error) {
 			return err
 		}
 		chain = answer.GetSvid().GetCertChain()
-		id, err := c.checkAgentSVID(chain, key, cn.verifier.roots())
-		if err == nil && id != cn.id {
+		id, leaf, err := c.checkAgentSVID(chain, key, cn.verifier.roots())
+		switch now := time.Now(); {
+		case err != nil:
+		case id != cn.id:
 			err = fmt.Errorf("it is for %s, want %s", id, cn.id)
+		case !now.Before(leaf.NotAfter):
+			err = &ClockError{What: "the certificate", Now: now, NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
 		}
 		if err != nil {
 			return badAnswer("the agent's new SVID: %w", err)

@@ -50,7 +50,7 @@ func TestHandshake(t *testing.T) {
 		{name: "two URI SANs", server: func(s *server) { s.moreIDs = []string{"spiffe://example.org/x"} }, want: ErrWrongServer},
 		{name: "unknown authority", client: func(c *Client) { c.SetRoots(newAuthority(t).roots()) }, want: ErrUnknownAuthority},
 		{name: "no roots", client: func(c *Client) { c.SetRoots(nil) }, text: "no X.509 authority"},
-		{name: "expired", server: func(s *server) { s.expired = true }, text: "expired"},
+		{name: "expired", server: func(s *server) { s.expired = true }, text: "this host's clock says"},
 		{name: "post-quantum", client: pq},
 		{name: "no post-quantum", server: func(s *server) {
 			s.tls = func(c *tls.Config) { c.CurvePreferences = []tls.CurveID{tls.X25519} }

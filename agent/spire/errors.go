@@ -3,7 +3,6 @@ package spire
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -271,7 +270,7 @@ func Advice(err error) string {
 	if errors.As(err, &denied) {
 		return denied.advice()
 	}
-	var invalid x509.CertificateInvalidError
+	var apart *ClockError
 	switch {
 	case errors.Is(err, ErrJoinToken):
 		return "a join token works once and for a short time, and the first attempt uses it up: " +
@@ -281,8 +280,8 @@ func Advice(err error) string {
 	case errors.Is(err, ErrUnknownAuthority):
 		return "the trust bundle is not the server's: write the output of `spire-server bundle show`, run on the server, " +
 			"into the file that agent.server.bundle names; if the bundle is right, something else answers at agent.server.address"
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return "compare the clocks of this machine and of the server; if they agree, the server could not renew its own certificate: see its log"
+	case errors.As(err, &apart):
+		return "set the clock that is wrong, after which the agent goes on by itself; if both are right, the server could not renew its own certificate: see its log"
 	case errors.Is(err, ErrIdentityRefused):
 		return "the agent's SVID has expired or its authority was replaced while the agent was away: it has to attest again"
 	case errors.Is(err, ErrNoPQKEM):

@@ -90,9 +90,13 @@ func (a *authority) sign(key crypto.PublicKey, uris ...string) []byte {
 }
 
 func (a *authority) signUntil(key crypto.PublicKey, notAfter time.Time, uris ...string) []byte {
+	return a.signFor(key, time.Now().Add(-time.Hour), notAfter, uris...)
+}
+
+func (a *authority) signFor(key crypto.PublicKey, notBefore, notAfter time.Time, uris ...string) []byte {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1 + a.serial.Add(1)),
-		NotBefore:    time.Now().Add(-time.Hour),
+		NotBefore:    notBefore,
 		NotAfter:     notAfter,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 	}

@@ -74,22 +74,26 @@ func (v *verifier) check(chain []*x509.Certificate) error {
 	case v.insecure:
 		return nil
 	}
-	return verifyChain(chain, v.serverID.TrustDomain(), v.roots(), "the server's certificate")
+	return verifyChain(chain, v.serverID.TrustDomain(), v.roots(), "the server's certificate", time.Now())
 }
 
 // verifyChain checks an X509-SVID's chain (SPIFFE X509-SVID §5) against the
-// authorities of its trust domain. What names the chain in errors.
-func verifyChain(chain []*x509.Certificate, td spiffeid.TrustDomain, roots []*x509.Certificate, what string) error {
+// authorities of its trust domain, at a time. What names the chain in errors,
+// which wrap a *ClockError where it is the time that is wrong.
+func verifyChain(chain []*x509.Certificate, td spiffeid.TrustDomain, roots []*x509.Certificate, what string, at time.Time) error {
 	if len(roots) == 0 {
 		return fmt.Errorf("verify %s: the trust bundle has no X.509 authority", what)
 	}
-	_, _, err := x509svid.Verify(chain, x509bundle.FromX509Authorities(td, roots))
+	_, _, err := x509svid.Verify(chain, x509bundle.FromX509Authorities(td, roots), x509svid.WithTime(at))
 	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &unknown):
 		return fmt.Errorf("verify %s: %w: %w", what, ErrUnknownAuthority, err)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return &ClockError{What: what, Now: at, NotBefore: invalid.Cert.NotBefore, NotAfter: invalid.Cert.NotAfter}
 	}
 	return fmt.Errorf("verify %s: %w", what, err)
 }

@@ -22,9 +22,7 @@ import (
 )
 
 // What goes wrong around an agent takes no identity from a workload and gives it
-// no other. Clocks that are wrong are not among it: what sets the time of one
-// process (libfaketime) is not heard by Go, and SVIDs that live for seconds, as
-// here, are what a clock that is off by hours makes of others.
+// no other. Clocks that are wrong have tests of their own (clock_test.go).
 
 // slowWay is a network on the way to the server, with a delay of its own.
 type slowWay struct {

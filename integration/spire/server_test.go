@@ -32,6 +32,10 @@ type serverOptions struct {
 	agentTTL    time.Duration // of agents' SVIDs; default: 1 h
 	cacheReload time.Duration // how stage.Soon agents see a new entry; 0: the server's own default, 5 s
 	features    []string      // feature flags
+	more        string        // further lines of the experimental section
+	address     string        // host:port; default: a free one
+	postgres    string        // folder of the socket of a PostgreSQL that has the data; default: SQLite of its own
+	nodes       *authority    // of nodes' certificates; default: one of its own
 }
 
 // server is a real SPIRE Server on loopback, with a database, keys and
@@ -63,7 +67,7 @@ server {
 %[6]s  }
 }
 plugins {
-  DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "%[3]s/datastore.sqlite3" } }
+  DataStore "sql" { plugin_data { %[7]s } }
   KeyManager "disk" { plugin_data { keys_path = "%[3]s/keys.json" } }
   NodeAttestor "join_token" { plugin_data {} }
   NodeAttestor "x509pop" { plugin_data { ca_bundle_path = "%[3]s/nodes.crt" } }
@@ -86,15 +90,25 @@ func newServer(t *testing.T, o serverOptions) *server {
 	if len(o.features) > 0 {
 		experimental += "feature_flags = [\"" + strings.Join(o.features, "\", \"") + "\"]\n"
 	}
-	s := &server{t: t, td: spiffeid.RequireTrustDomainFromString(o.trustDomain), dir: stage.Folder(t, "server"), address: stage.FreeAddress(t)}
+	experimental += o.more
+	s := &server{t: t, td: spiffeid.RequireTrustDomainFromString(o.trustDomain), dir: stage.Folder(t, "server"), address: o.address, nodes: o.nodes}
+	if s.address == "" {
+		s.address = stage.FreeAddress(t)
+	}
 	s.socket = filepath.Join(s.dir, "api.sock")
-	s.nodes = newAuthority(t, "nodes of "+o.trustDomain)
+	if s.nodes == nil {
+		s.nodes = newAuthority(t, "nodes of "+o.trustDomain)
+	}
+	database := fmt.Sprintf("database_type = \"sqlite3\" connection_string = \"%s/datastore.sqlite3\"", s.dir)
+	if o.postgres != "" {
+		database = fmt.Sprintf("database_type = \"postgres\" connection_string = \"host=%s user=postgres dbname=postgres sslmode=disable\"", o.postgres)
+	}
 	stage.WriteFile(t, filepath.Join(s.dir, "nodes.crt"), s.nodes.pem(), 0o600)
 	host, port, err := net.SplitHostPort(s.address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	stage.WriteFile(t, s.conf(), fmt.Sprintf(serverConf, host, port, s.dir, o.trustDomain, o.agentTTL, experimental), 0o600)
+	stage.WriteFile(t, s.conf(), fmt.Sprintf(serverConf, host, port, s.dir, o.trustDomain, o.agentTTL, experimental, database), 0o600)
 	s.conn, err = grpc.NewClient("unix://"+s.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +116,13 @@ func newServer(t *testing.T, o serverOptions) *server {
 	t.Cleanup(func() { _ = s.conn.Close() })
 	s.start()
 	return s
+}
+
+// of returns s as a subtest has it, whose own failures it tells.
+func (s *server) of(t *testing.T) *server {
+	own := *s
+	own.t = t
+	return &own
 }
 
 func (s *server) conf() string { return filepath.Join(s.dir, "server.conf") }

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -25,37 +24,6 @@ import (
 
 // loadTime is how long databases are under load.
 const loadTime = 75 * time.Second
-
-// postgres starts PostgreSQL on a Unix socket alone and returns its path.
-func postgres(t *testing.T) string {
-	t.Helper()
-	account, err := user.Lookup("postgres")
-	if err != nil {
-		t.Fatal(err)
-	}
-	uid, _ := strconv.Atoi(account.Uid)
-	gid, _ := strconv.Atoi(account.Gid)
-	bins, err := filepath.Glob("/usr/lib/postgresql/*/bin")
-	if err != nil || len(bins) == 0 {
-		t.Fatalf("PostgreSQL is not installed: %v", err)
-	}
-	slices.Sort(bins)
-	bin := bins[len(bins)-1]
-	dir := stage.Folder(t, "postgres")
-	if err := os.Chown(dir, uid, gid); err != nil {
-		t.Fatal(err)
-	}
-	data := filepath.Join(dir, "data")
-	made := stage.Start(t, "initdb", filepath.Join(bin, "initdb"), []string{"-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "--locale=C"}, stage.As(uid, gid))
-	select {
-	case <-made.Done:
-	case <-time.After(5 * time.Minute):
-		t.Fatal("initdb does not end")
-	}
-	p := stage.Start(t, "postgres", filepath.Join(bin, "postgres"), []string{"-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=32MB"}, stage.As(uid, gid))
-	p.Says(stage.Soon, "ready to accept connections")
-	return filepath.Join(dir, ".s.PGSQL.5432")
-}
 
 // pgbench runs it against address, which has to go without a failed
 // transaction, and returns what it said.
@@ -157,7 +125,7 @@ func (r *redisUser) use(t *testing.T, ended <-chan struct{}, count *atomic.Int64
 // ones. No query fails.
 func TestDatabasesUnderChange(t *testing.T) {
 	t.Parallel()
-	e, addresses := newEstate(t, map[string]string{"postgres": "unix:" + postgres(t), "redis": redis(t)})
+	e, addresses := newEstate(t, map[string]string{"postgres": "unix:" + filepath.Join(stage.Postgres(t), ".s.PGSQL.5432"), "redis": redis(t)})
 	pgbench(t, addresses["postgres"], "-i", "-q", "-s", "1")
 	ended := make(chan struct{})
 	var g, load sync.WaitGroup

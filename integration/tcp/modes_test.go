@@ -206,7 +206,7 @@ PasswordAuthentication no
 PermitRootLogin prohibit-password
 `, host, port, s.dir), 0o600)
 	// Where root's sshd shuts its unprivileged half in: a /run of its own.
-	run := inNamespaces("mount -t tmpfs tmpfs /run\nmkdir -m 755 /run/sshd", "--mount")
+	run := stage.InNamespaces("mount -t tmpfs tmpfs /run\nmkdir -m 755 /run/sshd", "--mount")
 	p := stage.Start(t, "sshd", "/usr/sbin/sshd", []string{"-D", "-e", "-f", s.dir + "/sshd_config"}, run)
 	p.Says(stage.Soon, "Server listening")
 	return s

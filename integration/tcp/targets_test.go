@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,21 +17,6 @@ import (
 	"github.com/narthex-id/narthex/integration/internal/stage"
 	"github.com/narthex-id/narthex/internal/telemetry"
 )
-
-// inNamespaces has a process run in namespaces of its own, after a script has
-// prepared them. The process is the same one, so that signals reach it.
-func inNamespaces(script string, flags ...string) func(*exec.Cmd) {
-	return func(cmd *exec.Cmd) {
-		args := append([]string{"unshare"}, flags...)
-		args = append(args, "sh", "-ec", script+"\nexec \"$@\"", "sh", cmd.Path)
-		cmd.Args = append(args, cmd.Args[1:]...)
-		path, err := exec.LookPath("unshare")
-		if err != nil {
-			cmd.Err = err
-		}
-		cmd.Path = path
-	}
-}
 
 // newGuard prepares a door of one listener before several targets; nothing
 // runs yet.
@@ -125,7 +109,7 @@ func TestNamesAreFollowed(t *testing.T) {
 	}
 	dns.say(ips[0], ips[1])
 	d := newGuard(t, "", "orders.shop.test:"+port)
-	d.how = append(d.how, inNamespaces("mount --bind '"+dns.resolv+"' /etc/resolv.conf", "--mount"))
+	d.how = append(d.how, stage.InNamespaces("mount --bind '"+dns.resolv+"' /etc/resolv.conf", "--mount"))
 	d.start()
 	dialled := func(calls int) (n [3]int64) {
 		t.Helper()
@@ -325,7 +309,7 @@ func TestSwallowingTarget(t *testing.T) {
 	bind := filepath.Join(dir, "in.sock")
 	d := newGuard(t, "unix:"+bind, fmt.Sprintf("[%q, %q]", hole, "unix:"+l.Addr().String()),
 		"timeouts: {connect: 4s}", "upstream: {ejection: {after: 3, for: 1m}}")
-	d.how = append(d.how, inNamespaces(`ip link set lo up
+	d.how = append(d.how, stage.InNamespaces(`ip link set lo up
 ip link add hole type veth peer name far
 ip address add 10.77.0.1/24 dev hole
 ip link set hole up

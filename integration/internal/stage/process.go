@@ -47,6 +47,21 @@ func As(uid, gid int) func(*exec.Cmd) {
 	}
 }
 
+// InNamespaces has a process run in namespaces of its own, after a script has
+// prepared them. The process is the same one, so that signals reach it.
+func InNamespaces(script string, flags ...string) func(*exec.Cmd) {
+	return func(cmd *exec.Cmd) {
+		args := append([]string{"unshare"}, flags...)
+		args = append(args, "sh", "-ec", script+"\nexec \"$@\"", "sh", cmd.Path)
+		cmd.Args = append(args, cmd.Args[1:]...)
+		path, err := exec.LookPath("unshare")
+		if err != nil {
+			cmd.Err = err
+		}
+		cmd.Path = path
+	}
+}
+
 // Start starts a program.
 func Start(t testing.TB, name, program string, args []string, how ...func(*exec.Cmd)) *Process {
 	t.Helper()
