@@ -224,10 +224,7 @@ func (p *passage) endLocked(why *refused) (mine bool) { // with c.mu held
 		return true
 	}
 	p.cut = true
-	if p.matter.cancel != nil {
-		p.matter.cancel()
-	}
-	p.matter.interruptTarget()
+	p.matter.abandon()
 	signal(p.arrived)
 	signal(p.room)
 	return false
