@@ -24,13 +24,16 @@ type far struct {
 	stalled atomic.Int64  // since when the service takes nothing of what waits for it, in ns since the epoch; 0: it does
 }
 
-// newFar begins HTTP/2 on a connection that was made to a service.
+// newFar begins HTTP/2 on a connection that was made to a service. There is a
+// place reserved on it for whom it was made: it may have ended before anybody
+// could ask for one.
 func newFar(proved backed, e end, work *sync.WaitGroup) *far {
 	b := &far{backed: proved, end: e, work: work, settled: make(chan struct{})}
 	b.in = intake{src: inletOf(e)}
 	b.spoolTo(e)
 	b.slow, b.broke = b.noteSlow, func(err error) { b.cut(explainBroken(err)) }
 	b.h2 = http2.NewClient(http2.Settings{}, b)
+	b.h2.Reserve()
 	work.Add(1)
 	go b.run()
 	return b

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -126,4 +127,25 @@ func TestEndedBeforeDial(t *testing.T) {
 	if q.dialContext().Err() == nil {
 		t.Error("it is dialled for")
 	}
+}
+
+// A service that takes no request from the start on, before anybody could ask for
+// one, is left nevertheless.
+func TestServiceLeavesAtOnce(t *testing.T) {
+	t.Parallel()
+	raw, err := net.Dial("tcp", framedService(t, func(f *framed) {
+		_ = f.WriteGoAway(0, http2.ErrCodeNo, nil)
+		f.request() // it waits for us to end the connection
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	b := newFar(backed{raw: raw}, raw.(end), &work)
+	for !b.leaving.Load() {
+		runtime.Gosched()
+	}
+	b.h2.Unreserve() // who could not send its request
+	b.settle()
+	work.Wait()
 }

@@ -194,7 +194,6 @@ func (x *call) connect(key *session, shares bool) *refused {
 	}
 	x.loan.Succeeded()
 	x.far = newFar(known, over, &x.c.l.proxy.hosts)
-	x.far.h2.Reserve() // a place for this one; there is room
 	x.loan.Share(x.far)
 	return nil
 }
