@@ -444,8 +444,8 @@ func (p *passage) push(b []byte, ended bool) error {
 // failed is for a request that got no response. It reports whether it is to be
 // sent again.
 func (p *passage) failed(err error, c *courier) (again bool) {
-	if errors.Is(err, errClient) {
-		p.breakOff(err)
+	if errors.Is(err, errClient) || p.matter.ended() != nil { // with its connection, which breaks off what it has
+		p.breakOff(errClient)
 	}
 	if p.isOver() {
 		p.conclude()
