@@ -86,6 +86,13 @@ func (b *far) stalls(most time.Duration, now time.Time) bool {
 	return since != 0 && now.Sub(time.Unix(0, since)) >= most
 }
 
+// sooner tells of when it will have taken nothing for so long.
+func (b *far) sooner(most time.Duration, tell func(time.Time)) {
+	if since := b.stalled.Load(); since != 0 {
+		tell(time.Unix(0, since).Add(most))
+	}
+}
+
 // Opened implements http2.Events; nobody opens streams towards us.
 func (b *far) Opened(*http2.Stream, *http1.Parts, bool) {}
 

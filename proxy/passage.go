@@ -474,6 +474,12 @@ func (p *passage) sooner(s *settings, tell func(time.Time)) {
 		return
 	}
 	p.wait.sooner(tell)
+	p.mu.Lock()
+	to := p.to
+	p.mu.Unlock()
+	if to != nil {
+		to.sooner(s.Timeouts.Stall, tell)
+	}
 	if s.Timeouts.Idle > 0 && !p.moved.IsZero() {
 		tell(p.moved.Add(s.Timeouts.Idle))
 	}
