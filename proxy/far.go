@@ -18,6 +18,7 @@ type far struct {
 	end  end
 	work *sync.WaitGroup // counts its goroutine
 
+	grows   func()        // is told that there may be more places than before
 	settled chan struct{} // closed once the service's settings came
 	once    sync.Once     // of settled
 	leaving atomic.Bool   // no further request is taken
@@ -27,8 +28,8 @@ type far struct {
 // newFar begins HTTP/2 on a connection that was made to a service. There is a
 // place reserved on it for whom it was made: it may have ended before anybody
 // could ask for one.
-func newFar(proved backed, e end, work *sync.WaitGroup) *far {
-	b := &far{backed: proved, end: e, work: work, settled: make(chan struct{})}
+func newFar(proved backed, e end, work *sync.WaitGroup, grows func()) *far {
+	b := &far{backed: proved, end: e, work: work, grows: grows, settled: make(chan struct{})}
 	b.in = intake{src: inletOf(e)}
 	b.spoolTo(e)
 	b.slow, b.broke = b.noteSlow, func(err error) { b.cut(explainBroken(err)) }
@@ -97,7 +98,10 @@ func (b *far) sooner(most time.Duration, tell func(time.Time)) {
 func (b *far) Opened(*http2.Stream, *http1.Parts, bool) {}
 
 // Settled implements http2.Events.
-func (b *far) Settled() { b.once.Do(func() { close(b.settled) }) }
+func (b *far) Settled() {
+	b.once.Do(func() { close(b.settled) })
+	b.grows()
+}
 
 // Leaving implements http2.Events.
 func (b *far) Leaving() { b.leaving.Store(true) }

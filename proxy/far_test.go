@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -141,11 +142,50 @@ func TestServiceLeavesAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	var work sync.WaitGroup
-	b := newFar(backed{raw: raw}, raw.(end), &work)
+	b := newFar(backed{raw: raw}, raw.(end), &work, func() {})
 	for !b.leaving.Load() {
 		runtime.Gosched()
 	}
 	b.h2.Unreserve() // who could not send its request
 	b.settle()
 	work.Wait()
+}
+
+// A service that takes more requests at a time than before gets those that wait.
+func TestServiceTakesMore(t *testing.T) {
+	t.Parallel()
+	held, more := make(chan struct{}), make(chan struct{})
+	p, ca := web(t, framedService(t, func(f *framed) {
+		_ = f.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
+		answers := func() {
+			if head := f.request(); head != nil {
+				f.sends(head.StreamID, true, ":status:200")
+			}
+		}
+		answers()
+		f.request()
+		close(held)
+		<-more
+		_ = f.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 2})
+		answers()
+		f.request()
+	}), speaking(ProtocolHTTP2), func(c *Config) { c.Listeners[0].Upstream.MaxConnections = 1 })
+	f := framedClient(t, p.addr("web"), ca)
+	f.asks(1, true, "GET", "/v1/a")
+	f.answer(1)
+	f.asks(3, true, "GET", "/v1/held")
+	<-held
+	f.asks(5, true, "GET", "/v1/a")
+	c := p.table.of(nil)[0]
+	p.until("it waits for a place", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		live := c.http.(*front).live
+		waits := func(p *passage) bool { return p.matter.cancel != nil } // set right before that
+		return len(live) == 2 && slices.ContainsFunc(live, waits)
+	})
+	close(more)
+	if a := f.answer(5); a.status != "200" {
+		t.Errorf("%+v", a)
+	}
 }

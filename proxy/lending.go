@@ -193,7 +193,7 @@ func (x *call) connect(key *session, shares bool) *refused {
 		return nil
 	}
 	x.loan.Succeeded()
-	x.far = newFar(known, over, &x.c.l.proxy.hosts)
+	x.far = newFar(known, over, &x.c.l.proxy.hosts, x.loan.Grows())
 	x.loan.Share(x.far)
 	return nil
 }
