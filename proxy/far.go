@@ -18,19 +18,23 @@ type far struct {
 	end  end
 	work *sync.WaitGroup // counts its goroutine
 
+	grows   func()        // is told that there may be more places than before
 	settled chan struct{} // closed once the service's settings came
 	once    sync.Once     // of settled
 	leaving atomic.Bool   // no further request is taken
 	stalled atomic.Int64  // since when the service takes nothing of what waits for it, in ns since the epoch; 0: it does
 }
 
-// newFar begins HTTP/2 on a connection that was made to a service.
-func newFar(proved backed, e end, work *sync.WaitGroup) *far {
-	b := &far{backed: proved, end: e, work: work, settled: make(chan struct{})}
+// newFar begins HTTP/2 on a connection that was made to a service. There is a
+// place reserved on it for whom it was made: it may have ended before anybody
+// could ask for one.
+func newFar(proved backed, e end, work *sync.WaitGroup, grows func()) *far {
+	b := &far{backed: proved, end: e, work: work, grows: grows, settled: make(chan struct{})}
 	b.in = intake{src: inletOf(e)}
 	b.spoolTo(e)
 	b.slow, b.broke = b.noteSlow, func(err error) { b.cut(explainBroken(err)) }
 	b.h2 = http2.NewClient(http2.Settings{}, b)
+	b.h2.Reserve()
 	work.Add(1)
 	go b.run()
 	return b
@@ -83,11 +87,21 @@ func (b *far) stalls(most time.Duration, now time.Time) bool {
 	return since != 0 && now.Sub(time.Unix(0, since)) >= most
 }
 
+// sooner tells of when it will have taken nothing for so long.
+func (b *far) sooner(most time.Duration, tell func(time.Time)) {
+	if since := b.stalled.Load(); since != 0 {
+		tell(time.Unix(0, since).Add(most))
+	}
+}
+
 // Opened implements http2.Events; nobody opens streams towards us.
 func (b *far) Opened(*http2.Stream, *http1.Parts, bool) {}
 
 // Settled implements http2.Events.
-func (b *far) Settled() { b.once.Do(func() { close(b.settled) }) }
+func (b *far) Settled() {
+	b.once.Do(func() { close(b.settled) })
+	b.grows()
+}
 
 // Leaving implements http2.Events.
 func (b *far) Leaving() { b.leaving.Store(true) }

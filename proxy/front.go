@@ -57,6 +57,7 @@ func (c *conn) continueHTTP2(d *downstream) {
 	c.mu.Lock()
 	f.expect(clientSends, time.Now().Add(c.began.Timeouts.Head))
 	c.http, c.streams[0] = f, &f.sleeper
+	f.goes.Store(c.closing != nil) // it was ended in the moment in which its client began to speak
 	c.noteDrain()
 	c.mu.Unlock()
 	f.run()

@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -133,5 +135,39 @@ func TestDripGoesFirst(t *testing.T) {
 	l.makeRoom()
 	if clients[0].closing != nil || clients[1].closing == nil {
 		t.Errorf("ended %v and %v, want the one that drips", clients[0].closing, clients[1].closing)
+	}
+}
+
+// A wait for the service that is found to be over in the moment in which it agrees
+// to change the protocol ends nothing that is said from then on.
+func TestSwitchedJustInTime(t *testing.T) {
+	t.Parallel()
+	asked, on := make(chan struct{}), make(chan struct{})
+	p, ca := web(t, serve(t, func(c net.Conn) {
+		r := bufio.NewReader(c)
+		if _, err := http.ReadRequest(r); err != nil {
+			return
+		}
+		close(asked)
+		<-on
+		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n")
+		_, _ = io.Copy(c, r)
+	}))
+	b := p.browser(ca)
+	b.send("GET /v1/chat HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n")
+	<-asked
+	c := p.table.of(nil)[0]
+	c.mu.Lock() // as who finds it does
+	close(on)
+	if resp, err := http.ReadResponse(b.r, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols { //nolint:bodyclose // of 101 there is none
+		t.Errorf("%v %v", resp, err)
+	}
+	c.http.(*downstream).late[serviceSends].Store(true)
+	c.interruptTarget()
+	c.mu.Unlock()
+	b.send("hello")
+	got := make([]byte, 5)
+	if _, err := io.ReadFull(b.r, got); err != nil || string(got) != "hello" {
+		t.Errorf("%q %v", got, err)
 	}
 }

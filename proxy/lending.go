@@ -3,6 +3,7 @@ package proxy
 import (
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
 	"time"
 
@@ -171,14 +172,14 @@ func (x *call) connect(key *session, shares bool) *refused {
 	over, known := raw, backed{raw: raw}
 	if key != nil {
 		t, proved, err := x.shake(raw, key, shares)
+		if err == nil { // what this request was interrupted for is nothing to others who are to use it
+			err = raw.SetDeadline(time.Time{})
+		}
 		if err != nil {
 			address, status := x.loan.Address, http.StatusBadGateway
 			if x.w.late[serviceSends].Load() {
 				status = http.StatusGatewayTimeout
 			}
-			x.c.mu.Lock()
-			x.q.up = nil
-			x.c.mu.Unlock()
 			_ = raw.Close()
 			x.loan.Close()
 			return refuseRequest(status, "target %s: %v", address, err)
@@ -192,22 +193,18 @@ func (x *call) connect(key *session, shares bool) *refused {
 		return nil
 	}
 	x.loan.Succeeded()
-	x.far = newFar(known, over, &x.c.l.proxy.hosts)
-	x.far.h2.Reserve() // a place for this one; there is room
+	x.far = newFar(known, over, &x.c.l.proxy.hosts, x.loan.Grows())
 	x.loan.Share(x.far)
 	return nil
 }
 
 // shake has the far end of a connection prove that it is expected, and us whom
-// we are.
+// we are. It is the request's alone until then, and ended with it.
 func (x *call) shake(raw end, s *session, shares bool) (*secured, backed, error) {
-	x.c.mu.Lock()
-	x.q.up = raw
-	ended := x.q.closed()
-	x.c.mu.Unlock()
-	if ended != nil {
-		return nil, backed{}, errors.New(ended.why)
+	if err := x.hold(raw); err != nil {
+		return nil, backed{}, err
 	}
+	defer func() { _ = x.hold(nil) }() // nobody ends it from here on
 	config := s.offering(x.loan.Target, x.protocols(shares))
 	t := secure(raw, tls.Client, config)
 	if err := x.q.handshake(t, s.settings, &x.record, x.w); err != nil {
@@ -229,6 +226,22 @@ func (x *call) shake(raw end, s *session, shares bool) (*secured, backed, error)
 	b.proved.TLSVersion, b.proved.Cipher, b.proved.Protocol = x.record.TLSVersion, x.record.Cipher, x.record.Protocol
 	b.proved.ServerName = config.ServerName
 	return t, b, nil
+}
+
+// hold has whoever ends the request end what it holds, too. The error is why it
+// was ended before.
+func (x *call) hold(raw net.Conn) error {
+	x.c.mu.Lock()
+	defer x.c.mu.Unlock()
+	x.q.up = nil
+	switch ended := x.q.closed(); {
+	case ended != nil:
+		return errors.New(ended.why)
+	case x.q.abandoned:
+		return errors.New("the request was ended")
+	}
+	x.q.up = raw
+	return nil
 }
 
 // protocols are what the far end is offered.

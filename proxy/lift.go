@@ -251,15 +251,15 @@ func (l *lifted) passBody(chunked bool) error {
 	for {
 		got, ended, trailers := l.stream.Next((*content)[:0])
 		l.mu.Lock()
-		err := l.err
+		broken := l.err
 		if len(got) == 0 && l.ended {
 			ended, trailers = true, l.trailers
 		}
 		l.mu.Unlock()
 		if len(got) == 0 && !ended {
 			switch {
-			case err != nil:
-				return err
+			case broken != nil:
+				return broken
 			case d.late[serviceSends].Load():
 				return errServiceIdle
 			case d.gone.Load() || d.c.ended() != nil:
@@ -268,10 +268,11 @@ func (l *lifted) passBody(chunked bool) error {
 			l.wait()
 			continue
 		}
-		if err := l.pass((*out)[:0], got, chunked, ended, trailers); err != nil {
+		err := l.pass((*out)[:0], got, chunked, ended, trailers)
+		l.stream.Credit(len(got)) // also where the client is gone: the connection is of others too
+		if err != nil {
 			return err
 		}
-		l.stream.Credit(len(got))
 		x.far.flush()
 		if ended {
 			return nil

@@ -13,6 +13,8 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/net/http2"
+
 	"github.com/narthex-id/narthex/internal/testca"
 )
 
@@ -335,5 +337,47 @@ func TestRequestOvertakesParking(t *testing.T) {
 	})
 	if status, body := b.get("/v1/a"); status != 504 {
 		t.Errorf("%d %q, want 504", status, body)
+	}
+}
+
+// A client that begins to speak HTTP/2 in the moment in which its connection is
+// ended for its silence has it ended.
+func TestEndedAsItBeginsToSpeak(t *testing.T) {
+	t.Parallel()
+	ca := testca.New(t, "example.org")
+	l := outbound(t, "out", "127.0.0.1:1", "spiffe://example.org/orders")
+	l.HTTP = &HTTP{}
+	p := run(t, Config{Listeners: []Listener{l}, Policy: rulesOf(t, allowAll), Identities: source(t, ca.SVID("/web"), ca)})
+	f := framedOn(t, dialPlain(t, p.addr("out")))
+	var c *conn
+	p.until("the connection is asked to park", func() bool {
+		if conns := p.table.of(nil); len(conns) == 0 {
+			return false
+		} else {
+			c = conns[0]
+		}
+		c.mu.Lock()
+		s := c.streams[0]
+		if s != nil && s.state.CompareAndSwap(moving, kicked) { // the bytes come before the interrupt
+			return true
+		}
+		if s != nil {
+			s.wake()
+		}
+		c.mu.Unlock()
+		return false
+	})
+	if _, err := f.Write([]byte(http2.ClientPreface)); err != nil {
+		t.Error(err)
+	}
+	if err := f.WriteSettings(); err != nil {
+		t.Error(err)
+	}
+	p.until("they were read", func() bool { return c.in.Load() > 0 })
+	c.http.(*downstream).leave(closing{"peer", "idle"})
+	c.mu.Unlock()
+	f.ends()
+	if a := p.next(); a.Reason != "idle" {
+		t.Errorf("record %+v", a)
 	}
 }

@@ -224,10 +224,7 @@ func (p *passage) endLocked(why *refused) (mine bool) { // with c.mu held
 		return true
 	}
 	p.cut = true
-	if p.matter.cancel != nil {
-		p.matter.cancel()
-	}
-	p.matter.interruptTarget()
+	p.matter.abandon()
 	signal(p.arrived)
 	signal(p.room)
 	return false
@@ -477,6 +474,12 @@ func (p *passage) sooner(s *settings, tell func(time.Time)) {
 		return
 	}
 	p.wait.sooner(tell)
+	p.mu.Lock()
+	to := p.to
+	p.mu.Unlock()
+	if to != nil {
+		to.sooner(s.Timeouts.Stall, tell)
+	}
 	if s.Timeouts.Idle > 0 && !p.moved.IsZero() {
 		tell(p.moved.Add(s.Timeouts.Idle))
 	}

@@ -27,12 +27,13 @@ type question struct {
 	alone func(why closing)
 	reset *closing // why it was ended alone; set once
 
-	began  *settings          // in force when what it was dialled by was chosen; belongs to who serves it
-	up     net.Conn           // as dialled, without TLS
-	target string             // of began.Targets, the one it came to; empty before that
-	cancel context.CancelFunc // ends the dial in progress
-	rouse  func()             // has who waits for the target, without up, look why it should not
-	ctx    context.Context    // of dials, once there was one; belongs to who serves it
+	began     *settings          // in force when what it was dialled by was chosen; belongs to who serves it
+	up        net.Conn           // as dialled, without TLS
+	target    string             // of began.Targets, the one it came to; empty before that
+	cancel    context.CancelFunc // ends the dial in progress
+	abandoned bool               // nobody waits for the target any more; set once
+	rouse     func()             // has who waits for the target, without up, look why it should not
+	ctx       context.Context    // of dials, once there was one; belongs to who serves it
 
 	request  policy.Request
 	proof    identity.JWT // that came with request.HTTP
@@ -105,7 +106,17 @@ func (q *question) dialling(cancel context.CancelFunc) bool {
 	q.c.mu.Lock()
 	defer q.c.mu.Unlock()
 	q.cancel = cancel
-	return q.closed() == nil
+	return q.closed() == nil && !q.abandoned
+}
+
+// abandon has nobody wait for the target any more, whether it is there or is yet
+// to come, with c.mu held.
+func (q *question) abandon() {
+	q.abandoned = true
+	if q.cancel != nil {
+		q.cancel()
+	}
+	q.interruptTarget()
 }
 
 // dialContext ends with what is asked about.

@@ -295,3 +295,27 @@ func TestHTTP2Drain(t *testing.T) {
 		stopping.Wait()
 	})
 }
+
+// A service that takes nothing is found out in time, also by a client that is
+// silent, and whose call has said of no time.
+func TestHTTP2ServiceStalls(t *testing.T) {
+	t.Parallel()
+	asked := make(chan struct{})
+	p, ca := web(t, origin(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done()
+	}), speaking(ProtocolHTTP2), func(c *Config) { c.Listeners[0].Timeouts.Stall = 4 * parkAfter })
+	f := framedClient(t, p.addr("web"), ca)
+	f.asks(1, false, "POST", "/v1/a", "te:trailers", "content-type:application/grpc")
+	<-asked
+	c := p.table.of(nil)[0]
+	c.mu.Lock()
+	pass := c.http.(*front).live[0]
+	c.mu.Unlock()
+	pass.mu.Lock()
+	pass.to.noteSlow(1)
+	pass.mu.Unlock()
+	if a := f.answer(1); a.status != "200" || a.trailers["grpc-status"] != "14" {
+		t.Errorf("%+v", a)
+	}
+}

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -49,9 +48,6 @@ func (x *exchange) switchProtocols() (next bool) {
 		d.expectOf(serviceTakes, x.s.Timeouts.Stall)
 		_, err := b.Write(early)
 		d.forget(serviceTakes)
-		if err == nil && d.late[serviceTakes].Load() { // its deadline is over, though all was well by then
-			err = os.ErrDeadlineExceeded
-		}
 		if err != nil {
 			d.end("error", "the service broke off: "+explainBroken(err))
 			x.dropBackend()
@@ -85,6 +81,7 @@ func (c *conn) startStreams(forth, back *stream, x *exchange, lent loan) bool {
 	c.streams = [2]*sleeper{&forth.sleeper, &back.sleeper}
 	c.live.Store(int32(len(c.streams)))
 	c.http = nil
+	_ = c.up.SetDeadline(time.Time{}) // of a wait that was over when all was well; fails on a closed socket, which its reader finds out
 	c.moved = time.Now()
 	c.l.proxy.table.schedule(c, c.nextDue())
 	return true

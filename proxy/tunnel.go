@@ -128,6 +128,7 @@ func (c *courier) sendHead() error {
 		}
 	}
 	if p.tooMuch(len(read)) {
+		p.in.Credit(len(read))
 		p.close(p.largeBody())
 		return io.ErrShortWrite
 	}
@@ -233,6 +234,7 @@ func (c *courier) run() {
 func (c *courier) bring(got []byte, ended bool, trailers []http1.Field) error {
 	p := c.p
 	if p.tooMuch(len(got)) && !c.raw {
+		p.in.Credit(len(got)) // its connection goes on, and has one window for all
 		p.end(p.largeBody())
 		return io.ErrShortWrite
 	}
@@ -442,8 +444,8 @@ func (p *passage) push(b []byte, ended bool) error {
 // failed is for a request that got no response. It reports whether it is to be
 // sent again.
 func (p *passage) failed(err error, c *courier) (again bool) {
-	if errors.Is(err, errClient) {
-		p.breakOff(err)
+	if errors.Is(err, errClient) || p.matter.ended() != nil { // with its connection, which breaks off what it has
+		p.breakOff(errClient)
 	}
 	if p.isOver() {
 		p.conclude()

@@ -75,3 +75,29 @@ func TestBadPeerIsEjected(t *testing.T) {
 		t.Errorf("endpoint %+v", e)
 	}
 }
+
+// TestEndedIsNotBlamed: that we ended a client's connection says nothing of the
+// endpoint that its requests were with.
+func TestEndedIsNotBlamed(t *testing.T) {
+	t.Parallel()
+	const requests = 20
+	asked := make(chan struct{}, requests)
+	target, _ := scripted(t, func(net.Conn, int64) bool { asked <- struct{}{}; return true })
+	p, ca := web(t, target, speaking(ProtocolHTTP1))
+	f := framedClient(t, p.addr("web"), ca)
+	for n := range uint32(requests) {
+		f.asks(2*n+1, true, "GET", "/v1/a")
+	}
+	for range requests {
+		<-asked
+	}
+	p.apply(denyAll)
+	for range requests {
+		if a := p.next(); a.HTTP == nil || a.Closed != "policy" {
+			t.Errorf("record %+v %+v", a, a.HTTP)
+		}
+	}
+	if e := p.Status().Listeners[0].Endpoints[0]; e.Failed > 0 || !e.Healthy {
+		t.Errorf("endpoint %+v", e)
+	}
+}

@@ -52,6 +52,20 @@ func (l *Loan) Share(s Shared) {
 	e.target.wake()
 }
 
+// Grows returns what the connection of the loan is to call once it takes more
+// requests at a time than before, as its far end may have it: who waits for a
+// place looks then. It may be called at any time, but not from within the methods
+// of Shared.
+func (l *Loan) Grows() func() {
+	e, g, key := l.endpoint, l.group, l.key
+	return func() {
+		e.shelf.mu.Lock()
+		e.shelf.callLocked(g, key)
+		e.shelf.mu.Unlock()
+		e.target.wake()
+	}
+}
+
 // joinLocked takes a place on a shared connection, the last that came first: the
 // others empty and grow old. Those which end are taken off the shelf, and
 // returned where they are to be closed.

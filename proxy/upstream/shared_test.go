@@ -823,3 +823,34 @@ func BenchmarkJoin(bench *testing.B) {
 		})
 	}
 }
+
+// TestSharedGrows: who waits for a place is served once there are more, though
+// nobody has given one back.
+func TestSharedGrows(t *testing.T) {
+	for name, settings := range map[string]Settings{
+		"in the line":               {MaxConnections: 1},
+		"for one more that is made": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, _ *network, s *Set) {
+				g := take(t, s, settings, a)
+				l, _ := lendShared(t, g, nil)
+				grows, m := l.Grows(), newMulti(l, 1)
+				grows() // before it is shared
+				l.Share(m)
+				if settings.MaxConnections == 0 {
+					_, _ = lendShared(t, g, nil)
+				}
+				waiting := queueShared(t, g, t.Context(), 3, sharing(nil))
+				if who, _ := served(t, waiting); who != nil {
+					t.Fatalf("%v are served, want none", who)
+				}
+				m.places = 3
+				grows()
+				if who, w := served(t, waiting); len(who) != 2 || w.loan.Kept != Keeper(m) {
+					t.Errorf("%v are served, want two", who)
+				}
+			})
+		})
+	}
+}
