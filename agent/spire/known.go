@@ -2,34 +2,59 @@ package spire
 
 import (
 	"hash/maphash"
+	"math/bits"
+
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/narthex-id/narthex/agent/registry"
 )
 
-// knownEntries finds entries by id, in a table that is made once for as long as
-// they stay the same: an agent with thousands of entries is told the revision
-// of each every few seconds, and mostly nothing has changed. It is never
-// modified.
+// knownEntries recognizes the revisions of entries by the bytes in which a
+// server writes them, in a table that is made once for as long as the entries
+// stay the same: an agent with thousands of them is told the revision of each
+// every few seconds, and mostly nothing has changed. To look at the entries
+// themselves, which lie all over the memory, would take most of that time.
+// It is never modified.
 type knownEntries struct {
 	list []registry.Entry
 	seed maphash.Seed
-	// slots has the places in list, counted from one, at the hash of their ids
-	// or behind it. Zero is free; at least half of them are.
-	slots []uint32
+	// slots has the hash of each entry's revision at the place that the hash
+	// says, or behind it. Zero is free; a third of them are. With 64 bits, of
+	// which nobody outside knows how they come about, the chance that a changed
+	// entry is taken for one that has not is less than one in 2⁴⁰ even in a
+	// table of 250,000.
+	slots []uint64
 }
 
 func newKnownEntries(list []registry.Entry) *knownEntries {
-	size := 2
-	for size < 2*len(list) {
-		size *= 2
-	}
-	k := &knownEntries{list: list, seed: maphash.MakeSeed(), slots: make([]uint32, size)}
+	k := &knownEntries{list: list, seed: maphash.MakeSeed(), slots: make([]uint64, len(list)+len(list)/2+1)}
+	var record []byte
 	for i := range list {
-		if slot, at := k.look(list[i].ID); at < 0 { // of two with one id the first counts
-			k.slots[slot] = uint32(i + 1)
+		record = appendRevision(record[:0], &list[i])
+		h := k.hash(record)
+		at := k.place(h)
+		for k.slots[at] != 0 {
+			at = k.after(at)
 		}
+		k.slots[at] = h
 	}
 	return k
+}
+
+// appendRevision appends e's EntryRevision as protobuf encodes it: the fields
+// by number, without those that are zero.
+func appendRevision(b []byte, e *registry.Entry) []byte {
+	b = protowire.AppendTag(b, fieldID, protowire.BytesType)
+	b = protowire.AppendString(b, e.ID)
+	if e.Revision != 0 {
+		b = protowire.AppendTag(b, fieldRevisionNumber, protowire.VarintType)
+		b = protowire.AppendVarint(b, uint64(e.Revision))
+	}
+	if created := toUnix(e.CreatedAt); created != 0 {
+		b = protowire.AppendTag(b, fieldCreatedAt, protowire.VarintType)
+		b = protowire.AppendVarint(b, uint64(created))
+	}
+	return b
 }
 
 // isOf reports whether these are the entries of list, the same memory.
@@ -37,19 +62,35 @@ func (k *knownEntries) isOf(list []registry.Entry) bool {
 	return k != nil && len(k.list) == len(list) && (len(list) == 0 || &k.list[0] == &list[0])
 }
 
-// find returns the place of the entry with this id, or -1.
-func (k *knownEntries) find(id string) int {
-	_, at := k.look(id)
-	return at
-}
-
-// look returns as well the slot in which the id is, or would be.
-func (k *knownEntries) look(id string) (slot uint64, at int) {
-	mask := uint64(len(k.slots) - 1)
-	for slot = maphash.String(k.seed, id) & mask; k.slots[slot] > 0; slot = (slot + 1) & mask {
-		if at = int(k.slots[slot]) - 1; k.list[at].ID == id {
-			return slot, at
+// find returns the slot of an EntryRevision, or -1 if it is of no known entry or
+// of another version of it. Seen has which slots were found before, and again
+// says that this one was.
+func (k *knownEntries) find(record []byte, seen []bool) (slot int, again bool) {
+	h := k.hash(record)
+	slot = -1
+	for at := k.place(h); k.slots[at] != 0; at = k.after(at) {
+		if k.slots[at] != h {
+			continue
+		}
+		slot = at
+		if !seen[at] {
+			return slot, false
 		}
 	}
-	return slot, -1
+	return slot, slot >= 0
+}
+
+// hash is never zero.
+func (k *knownEntries) hash(record []byte) uint64 { return max(1, maphash.Bytes(k.seed, record)) }
+
+func (k *knownEntries) place(hash uint64) int {
+	at, _ := bits.Mul64(hash, uint64(len(k.slots)))
+	return int(at)
+}
+
+func (k *knownEntries) after(slot int) int {
+	if slot++; slot == len(k.slots) {
+		return 0
+	}
+	return slot
 }

@@ -1,7 +1,7 @@
 package spire
 
 import (
-	"fmt"
+	"bytes"
 	"testing"
 
 	"github.com/narthex-id/narthex/agent/registry"
@@ -10,19 +10,24 @@ import (
 func TestKnownEntries(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{0, 1, 2, 3, 1000} {
-		list := make([]registry.Entry, n)
-		for i := range list {
-			list[i].ID = fmt.Sprint("entry-", i)
-		}
+		list := knownOf(t, n)
 		k := newKnownEntries(list)
+		seen := make([]bool, len(k.slots))
 		for i := range list {
-			if at := k.find(list[i].ID); at != i {
-				t.Errorf("of %d: %q is at %d, want %d", n, list[i].ID, at, i)
+			record := encode(t, revisionOf(&list[i]))
+			slot, again := k.find(record, seen)
+			if slot < 0 || again || seen[slot] {
+				t.Fatalf("of %d: entry %d is at %d, again: %t", n, i, slot, again)
+			}
+			seen[slot] = true
+			if at, again := k.find(record, seen); at != slot || !again {
+				t.Errorf("of %d: entry %d is at %d the second time, want %d", n, i, at, slot)
 			}
 		}
-		for _, id := range []string{"", "entry", fmt.Sprint("entry-", n)} {
-			if at := k.find(id); at != -1 {
-				t.Errorf("of %d: %q is at %d", n, id, at)
+		other := revisionOf(&knownOf(t, n+1)[n])
+		for what, record := range map[string][]byte{"nothing": nil, "another entry": encode(t, other)} {
+			if slot, _ := k.find(record, seen); slot >= 0 {
+				t.Errorf("of %d: %s is at %d", n, what, slot)
 			}
 		}
 		if !k.isOf(list) || k.isOf(make([]registry.Entry, n+1)) || n > 0 && k.isOf(make([]registry.Entry, n)) {
@@ -32,7 +37,21 @@ func TestKnownEntries(t *testing.T) {
 	if (*knownEntries)(nil).isOf(nil) {
 		t.Error("none is of something")
 	}
-	if at := newKnownEntries([]registry.Entry{{ID: "a"}, {ID: "a"}}).find("a"); at != 0 {
-		t.Errorf("of two with one id there is %d", at)
+}
+
+func TestAppendRevision(t *testing.T) {
+	t.Parallel()
+	e := knownOf(t, 1)[0]
+	for _, change := range []func(){
+		func() {},
+		func() { e.Revision = 1 << 40 },
+		func() { e.Revision = 0 },
+		func() { e.CreatedAt, _ = fromUnix(0) },
+		func() { e.CreatedAt, _ = fromUnix(maxUnixTime) },
+	} {
+		change()
+		if got, want := appendRevision(nil, &e), encode(t, revisionOf(&e)); !bytes.Equal(got, want) {
+			t.Errorf("%v: got %x, want %x", revisionOf(&e), got, want)
+		}
 	}
 }

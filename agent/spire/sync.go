@@ -120,8 +120,11 @@ func (c *Client) Sync(ctx context.Context, known []registry.Entry) ([]registry.E
 type syncing struct {
 	trustDomain spiffeid.TrustDomain
 	known       *knownEntries
-	kept        []bool                    // those of known that are as they were
-	still       int                       // how many those are
+	seen        []bool                    // slots of known that the server has listed
+	changed     map[string]revision       // what it has listed beside, by id
+	record      entryv1.EntryRevision     // decoded last
+	still       int                       // how many of known are as they were
+	kept        []bool                    // those of known.list; nil: none, or all
 	entries     map[string]registry.Entry // the others of the new set
 	stats       SyncStats
 }
@@ -132,7 +135,7 @@ func (c *Client) newSyncing(known []registry.Entry) *syncing {
 		k = newKnownEntries(known)
 		c.known.Store(k)
 	}
-	return &syncing{trustDomain: c.trustDomain, known: k, kept: make([]bool, len(known)), entries: map[string]registry.Entry{}}
+	return &syncing{trustDomain: c.trustDomain, known: k, seen: make([]bool, len(k.slots)), changed: map[string]revision{}, entries: map[string]registry.Entry{}}
 }
 
 // stream speaks SyncAuthorizedEntries: either the first answer is the whole
@@ -141,33 +144,41 @@ func (c *Client) newSyncing(known []registry.Entry) *syncing {
 func (s *syncing) stream(ctx context.Context, client entryv1.EntryClient) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream, which the server takes for a normal end
-	stream, err := client.SyncAuthorizedEntries(ctx)
+	stream, err := client.SyncAuthorizedEntries(ctx, grpc.ForceCodecV2(inRaw))
 	if err != nil {
 		return err
 	}
-	answer, err := exchange(stream, &entryv1.SyncAuthorizedEntriesRequest{OutputMask: entryMask})
+	if err := send(stream, &entryv1.SyncAuthorizedEntriesRequest{OutputMask: entryMask}); err != nil {
+		return err
+	}
+	page, entries, err := s.list(stream)
 	if err != nil {
 		return err
 	}
 	if p, ok := peer.FromContext(stream.Context()); ok {
 		s.stats.Server = serialOf(p)
 	}
-	if len(answer.GetEntryRevisions()) == 0 {
-		return s.takePages(stream, answer, nil)
+	if entries != nil {
+		return s.takePages(stream, entries, nil)
 	}
-	pageSize := len(answer.GetEntryRevisions())
-	wanted, err := s.listRevisions(stream, answer)
-	if err != nil {
-		return err
+	pageSize := page.revisions
+	for page.more {
+		if page, entries, err = s.list(stream); err != nil {
+			return err
+		}
+		if len(entries.GetEntries()) > 0 {
+			return badAnswer("entries among the revisions")
+		}
 	}
-	// Sorted ids spare the server work.
-	slices.Sort(wanted)
-	for page := range slices.Chunk(wanted, pageSize) {
-		answer, err := exchange(stream, &entryv1.SyncAuthorizedEntriesRequest{Ids: page})
+	for asked := range slices.Chunk(s.wanted(), pageSize) {
+		if err := send(stream, &entryv1.SyncAuthorizedEntriesRequest{Ids: asked}); err != nil {
+			return err
+		}
+		answer, err := receive(stream)
 		if err != nil {
 			return err
 		}
-		if err := s.takePages(stream, answer, page); err != nil {
+		if err := s.takePages(stream, answer, asked); err != nil {
 			return err
 		}
 	}
@@ -185,79 +196,34 @@ func serialOf(p *peer.Peer) string {
 
 type entryStream = entryv1.Entry_SyncAuthorizedEntriesClient
 
-func exchange(stream entryStream, req *entryv1.SyncAuthorizedEntriesRequest) (*entryv1.SyncAuthorizedEntriesResponse, error) {
+func send(stream entryStream, req *entryv1.SyncAuthorizedEntriesRequest) error {
 	// A Send that fails with EOF leaves the reason to Recv.
 	if err := stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+		return err
 	}
-	return receive(stream)
+	return nil
 }
+
+var errEarlyEnd = badAnswer("the stream ended early")
 
 func receive(stream entryStream) (*entryv1.SyncAuthorizedEntriesResponse, error) {
 	answer, err := stream.Recv()
 	switch {
 	case errors.Is(err, io.EOF):
-		return nil, badAnswer("the stream ended early")
+		return nil, errEarlyEnd
 	case err != nil:
 		return nil, err
 	}
-	// Keeps a stream of nothing from going on until the call's time is up.
+	return answer, checkPage(answer)
+}
+
+// checkPage keeps a stream of nothing from going on until the call's time is
+// up.
+func checkPage(answer *entryv1.SyncAuthorizedEntriesResponse) error {
 	if answer.GetMore() && len(answer.GetEntryRevisions())+len(answer.GetEntries()) == 0 {
-		return nil, badAnswer("an empty page that is not the last")
+		return badAnswer("an empty page that is not the last")
 	}
-	return answer, nil
-}
-
-// listRevisions reads the list of revisions, takes over what is known and
-// returns the ids of the rest.
-func (s *syncing) listRevisions(stream entryStream, answer *entryv1.SyncAuthorizedEntriesResponse) ([]string, error) {
-	var wanted []string
-	listed := map[string]bool{} // those wanted
-	for {
-		if len(answer.GetEntries()) > 0 {
-			return nil, badAnswer("entries among the revisions")
-		}
-		for _, r := range answer.GetEntryRevisions() {
-			switch {
-			case r.GetId() == "" || r.GetRevisionNumber() < 0:
-				s.leaveOut(fmt.Errorf("entry %q: revision %d", r.GetId(), r.GetRevisionNumber()))
-				continue
-			case listed[r.GetId()]:
-				s.leaveOut(fmt.Errorf("entry %q: listed twice", r.GetId()))
-				continue
-			}
-			at := s.known.find(r.GetId())
-			switch {
-			case at >= 0 && s.kept[at]:
-				s.leaveOut(fmt.Errorf("entry %q: listed twice", r.GetId()))
-				continue
-			case at >= 0 && !stale(&s.known.list[at], r):
-				s.kept[at] = true
-				s.still++
-			default:
-				listed[r.GetId()] = true
-				wanted = append(wanted, r.GetId())
-			}
-			if s.still+len(wanted) > maxEntries {
-				return nil, tooMany()
-			}
-		}
-		if !answer.GetMore() {
-			return wanted, nil
-		}
-		var err error
-		if answer, err = receive(stream); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// stale tells whether the server has another version of e. An entry that was
-// deleted and made again under its id begins with the revisions of the old
-// one, hence the time; older servers leave that out of the list.
-func stale(e *registry.Entry, r *entryv1.EntryRevision) bool {
-	return e.Revision != r.GetRevisionNumber() ||
-		r.GetCreatedAt() != 0 && r.GetCreatedAt() != toUnix(e.CreatedAt)
+	return nil
 }
 
 // takePages reads full entries: those of the sorted ids asked for, or all of
@@ -343,7 +309,7 @@ func (s *syncing) finish() ([]registry.Entry, SyncStats) {
 	entries := make([]registry.Entry, 0, s.stats.Total)
 	for i := range s.known.list {
 		e := &s.known.list[i]
-		if s.kept[i] {
+		if s.kept != nil && s.kept[i] {
 			entries = append(entries, *e)
 		} else if _, ok := s.entries[e.ID]; !ok {
 			s.stats.Removed++

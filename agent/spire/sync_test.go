@@ -374,23 +374,6 @@ func TestSyncDropsStale(t *testing.T) {
 	}
 }
 
-func TestStale(t *testing.T) {
-	e, err := parseEntry(newEntry(1), exampleOrg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for want, revisions := range map[bool][]*entryv1.EntryRevision{
-		false: {{RevisionNumber: 3, CreatedAt: 1_700_000_000}, {RevisionNumber: 3}},
-		true:  {{RevisionNumber: 2, CreatedAt: 1_700_000_000}, {RevisionNumber: 4}, {RevisionNumber: 3, CreatedAt: 1_700_000_001}},
-	} {
-		for _, r := range revisions {
-			if stale(&e, r) != want {
-				t.Errorf("%v: want stale %t", r, want)
-			}
-		}
-	}
-}
-
 func TestParseEntry(t *testing.T) {
 	got, err := parseEntry(&types.Entry{
 		Id:             "one",
@@ -494,47 +477,5 @@ func TestSyncUnchanged(t *testing.T) {
 	checkSame(t, third, five)
 	if view(first[2]) == view(third[2]) {
 		t.Error("what was handed in has been changed")
-	}
-}
-
-// pagesOf is a stream of what a server has to say and is not asked for.
-type pagesOf struct {
-	entryStream
-	pages []*entryv1.SyncAuthorizedEntriesResponse
-}
-
-func (p *pagesOf) Recv() (*entryv1.SyncAuthorizedEntriesResponse, error) {
-	page := p.pages[0]
-	p.pages = p.pages[1:]
-	return page, nil
-}
-
-// BenchmarkSyncUnchanged is what an agent does every five seconds, but for
-// gRPC.
-func BenchmarkSyncUnchanged(b *testing.B) {
-	for _, n := range []int{10_000, 100_000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			known := make([]registry.Entry, n)
-			var pages []*entryv1.SyncAuthorizedEntriesResponse
-			for i := range known {
-				known[i], _ = parseEntry(newEntry(i), exampleOrg)
-				if i%500 == 0 {
-					pages = append(pages, &entryv1.SyncAuthorizedEntriesResponse{More: i+500 < n})
-				}
-				last := pages[len(pages)-1]
-				last.EntryRevisions = append(last.EntryRevisions, &entryv1.EntryRevision{
-					Id: strings.Clone(known[i].ID), RevisionNumber: known[i].Revision, CreatedAt: toUnix(known[i].CreatedAt),
-				})
-			}
-			c := &Client{trustDomain: exampleOrg}
-			b.ReportAllocs()
-			for b.Loop() {
-				s := c.newSyncing(known)
-				wanted, err := s.listRevisions(&pagesOf{pages: pages[1:]}, pages[0])
-				if got, _ := s.finish(); err != nil || len(wanted) > 0 || len(got) != n {
-					b.Fatalf("%d wanted, %d entries, %v", len(wanted), len(got), err)
-				}
-			}
-		})
 	}
 }
