@@ -81,7 +81,9 @@ func (c *conn) startStreams(forth, back *stream, x *exchange, lent loan) bool {
 	c.streams = [2]*sleeper{&forth.sleeper, &back.sleeper}
 	c.live.Store(int32(len(c.streams)))
 	c.http = nil
-	_ = c.up.SetDeadline(time.Time{}) // of a wait that was over when all was well; fails on a closed socket, which its reader finds out
+	if c.up != nil { // else the service's end is a stream
+		_ = c.up.SetDeadline(time.Time{}) // of a wait that was over when all was well; fails on a closed socket, which its reader finds out
+	}
 	c.moved = time.Now()
 	c.l.proxy.table.schedule(c, c.nextDue())
 	return true
