@@ -23,6 +23,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -156,7 +157,7 @@ func repeat(ctx context.Context, every, timeout time.Duration, call func(context
 				return nil
 			case err != nil:
 				failed++
-				lastSerial = "" // what comes next is news
+				told = nil // what comes next is news
 				say(event{Event: "failed", Code: status.Code(err).String(), Error: err.Error()})
 			default:
 				good++
@@ -201,18 +202,20 @@ func fetch(ctx context.Context) error {
 	return err
 }
 
-var lastSerial string // of the SVIDs that were told of
+var told []string // serials of the SVIDs that were told of
 
 // saySVIDs tells of SVIDs, unless it has told of the same just before.
 func saySVIDs(svids []*x509svid.SVID) {
-	e := event{Event: "svids", Serial: svids[0].Certificates[0].SerialNumber.Text(16)}
-	if e.Serial == lastSerial {
-		return
-	}
-	lastSerial = e.Serial
-	for _, s := range svids {
+	serials := make([]string, len(svids))
+	e := event{Event: "svids"}
+	for i, s := range svids {
+		serials[i] = s.Certificates[0].SerialNumber.Text(16)
 		e.IDs = append(e.IDs, s.ID.String())
 	}
+	if slices.Equal(serials, told) {
+		return
+	}
+	told, e.Serial = serials, serials[0]
 	say(e)
 }
 
@@ -222,6 +225,6 @@ type watcher struct{}
 func (watcher) OnX509ContextUpdate(c *workloadapi.X509Context) { saySVIDs(c.SVIDs) }
 
 func (watcher) OnX509ContextWatchError(err error) {
-	lastSerial = "" // what comes next is news
+	told = nil // what comes next is news
 	say(event{Event: "failed", Code: status.Code(err).String(), Error: err.Error()})
 }
