@@ -398,7 +398,7 @@ func (p *passage) Trailers(fields []http1.Field) {
 // Room implements http2.Receiver.
 func (p *passage) Room() {
 	p.mu.Lock()
-	out, over, alone := p.out, p.over, p.alone
+	out, to, over, alone := p.out, p.to, p.over, p.alone
 	p.mu.Unlock()
 	switch {
 	case over:
@@ -406,6 +406,7 @@ func (p *passage) Room() {
 		signal(p.room)
 	default:
 		out.Held(p.back)
+		p.f.touch(&to.mux) // again: what was taken last has made room for the service, who is to be told
 	}
 }
 

@@ -274,7 +274,16 @@ func (a *returning) Trailers(fields []http1.Field) {
 }
 
 // Room implements http2.Receiver.
-func (a *returning) Room() { (*passage)(a).in.Held((*passage)(a).forth) }
+func (a *returning) Room() {
+	p := (*passage)(a)
+	p.in.Held(p.forth)
+	p.mu.Lock()
+	to := p.to
+	p.mu.Unlock()
+	if to != nil { // else nothing was taken
+		to.touch(&p.f.mux) // again: what was taken last has made room for the client, who is to be told
+	}
+}
 
 // Ended implements http2.Receiver: the service has reset the stream, or is gone.
 func (a *returning) Ended(err *http2.Error) {
