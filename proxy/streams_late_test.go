@@ -102,7 +102,10 @@ func TestHTTP2Waits(t *testing.T) {
 			default:
 				echoes(w, r)
 			}
-		}), speaking(protocol), hurried, soon, func(c *Config) { c.Listeners[0].UpstreamProtocol = protocol })
+		}), speaking(protocol), hurried, func(c *Config) {
+			c.Listeners[0].UpstreamProtocol = protocol
+			c.Listeners[0].Timeouts.Response = 2 * time.Second // which a service on a busy machine keeps to
+		})
 		defer close(on)
 		f := framedClient(t, p.addr("web"), ca, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1000})
 		record := func(status int, why string) {
