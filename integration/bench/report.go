@@ -44,8 +44,10 @@ var tables = []struct {
 	})},
 	{"The agent", []string{ours, spireAgent}, []*row{
 		rowAgentStart, rowAgentRest, rowAgentIdle, rowAgentStream, rowAgentFetch, rowAgentCPU, rowAgentJWT, rowAgentJWTCPU, rowAgentLatency,
-		rowAgentRest10000, rowAgentIdle10000, rowAgentRest100000, rowAgentIdle100000, rowAgentSigned, rowAgentRest10000SVIDs, rowAgentRotate,
 	}},
+	{"The agent with 10,000 entries", []string{ours, spireAgent}, []*row{rowAgentRest10000, rowAgentIdle10000}},
+	{"The agent with 100,000 entries", []string{ours, spireAgent}, []*row{rowAgentRest100000, rowAgentIdle100000}},
+	{"The agent that rotates 10,000 SVIDs", []string{ours, spireAgent}, []*row{rowAgentSigned, rowAgentRest10000SVIDs, rowAgentRotate}},
 	{"Rules", ruleSides, ruleRows()},
 	{"The demo", []string{ours}, []*row{rowDemo, rowDemoWhole}},
 }
