@@ -14,7 +14,6 @@ type issue struct {
 	what                string
 	notBefore, notAfter time.Time
 	came                time.Time // with the monotonic clock; zero: it was signed some time ago
-	over                bool      // it was when it came
 }
 
 func issueOf(what string, cert *x509.Certificate) issue {
@@ -23,14 +22,17 @@ func issueOf(what string, cert *x509.Certificate) issue {
 
 // arrived is i as something that has come just now.
 func (i issue) arrived(now time.Time) issue {
-	i.came, i.over = now, !now.Before(i.notAfter)
+	i.came = now
 	return i
 }
+
+// over reports whether it was, by this host's clock, when it came.
+func (i issue) over() bool { return !i.came.IsZero() && !i.came.Before(i.notAfter) }
 
 // waits reports whether it is valid to the server and over by this host's
 // clock: the clock has to be set, and nothing else helps.
 func (i issue) waits(now time.Time) bool {
-	return i.over && !now.Before(i.notAfter) && now.Sub(i.came) < i.notAfter.Sub(i.notBefore)
+	return i.over() && !now.Before(i.notAfter) && now.Sub(i.came) < i.notAfter.Sub(i.notBefore)
 }
 
 // wrong is what is to be said of this host's clock, nil where it may be right.
@@ -58,7 +60,7 @@ func (l *looper) hold(i issue) {
 
 // heed has signed at once what this host's clock has made fail, when it is set.
 func (l *looper) heed(now time.Time) {
-	if l.over.over && !l.over.waits(now) {
+	if l.over.over() && !l.over.waits(now) {
 		l.over = issue{}
 		l.registry.Apply(registry.Update{Again: true})
 	}

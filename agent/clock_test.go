@@ -53,7 +53,7 @@ func TestClocksApartAreSaidOnce(t *testing.T) {
 	l := newLooper(t, Config{})
 	l.log = hclog.New(&hclog.LoggerOptions{Output: &said})
 	now := time.Now()
-	good, behind := issue{"it", now.Add(-time.Hour), now.Add(time.Hour), now, false}, issue{"it", now.Add(time.Hour), now.Add(2 * time.Hour), now, false}
+	good, behind := issue{"it", now.Add(-time.Hour), now.Add(time.Hour), now}, issue{"it", now.Add(time.Hour), now.Add(2 * time.Hour), now}
 	for _, i := range []issue{good, behind, behind, good, behind} {
 		l.hold(i)
 	}

@@ -142,23 +142,42 @@ func BenchmarkRotation(b *testing.B) {
 	b.ReportMetric(float64(held)/callers, "B/watch")
 }
 
-// BenchmarkDue is the agent's question after each sync, with 9,000 SVIDs held
-// and watched and none due.
-func BenchmarkDue(b *testing.B) {
+// benchHeld is a registry in which 9,000 SVIDs are held, watched by a caller each,
+// and none is due.
+func benchHeld(b *testing.B) *Registry {
+	b.Helper()
 	r := benchRegistry()
 	u := Update{SVIDs: map[string]*SVID{}}
 	for i := range 9000 {
-		w := r.Watch(pod(i))
-		defer w.Close()
+		b.Cleanup(r.Watch(pod(i)).Close)
 	}
 	for _, e := range r.Due(epoch) {
 		u.SVIDs[e.ID] = &SVID{ID: e.SPIFFEID, NotBefore: epoch, NotAfter: epoch.Add(time.Hour)}
 	}
 	r.Apply(u)
+	return r
+}
+
+// BenchmarkDue is the agent's question after each sync.
+func BenchmarkDue(b *testing.B) {
+	r := benchHeld(b)
 	b.ReportAllocs()
 	for b.Loop() {
 		if due := r.Due(epoch); len(due) > 0 {
 			b.Fatalf("%d entries are due", len(due))
 		}
+	}
+}
+
+// BenchmarkWatchAmongMany is a caller that comes while others hold theirs.
+func BenchmarkWatchAmongMany(b *testing.B) {
+	r := benchHeld(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		w := r.Watch(pod(0))
+		if w.Due(epoch) {
+			b.Fatal("it is due")
+		}
+		w.Close()
 	}
 }

@@ -50,25 +50,3 @@ func TestWatchDue(t *testing.T) {
 	r.Apply(Update{HasEntries: true, Entries: []Entry{changed, entry("b", "uid:2")}})
 	check("changed", epoch.Add(2*time.Hour), true, true)
 }
-
-// BenchmarkWatchAmongMany is a caller that comes while 9,000 SVIDs are held.
-func BenchmarkWatchAmongMany(b *testing.B) {
-	r := benchRegistry()
-	u := Update{SVIDs: map[string]*SVID{}}
-	for i := range 9000 {
-		w := r.Watch(pod(i))
-		defer w.Close()
-	}
-	for _, e := range r.Due(epoch) {
-		u.SVIDs[e.ID] = &SVID{ID: e.SPIFFEID, NotBefore: epoch, NotAfter: epoch.Add(time.Hour)}
-	}
-	r.Apply(u)
-	b.ReportAllocs()
-	for b.Loop() {
-		w := r.Watch(pod(0))
-		if w.Due(epoch) {
-			b.Fatal("it is due")
-		}
-		w.Close()
-	}
-}
