@@ -439,11 +439,21 @@ func (w *world) checkDue() {
 	switch {
 	case next.Equal(w.now) != (len(want) > 0):
 		w.fatalf("NextDue: got %v, with %v due", next, want)
-	case next.After(w.now):
+	case next.After(w.now) && !w.endsBefore(next): // to look ahead makes it so late for good
 		if early := w.r.Due(next.Add(-1)); len(early) > 0 {
 			w.fatalf("NextDue: got %v, but earlier than that %v is due", next.Sub(epoch), early)
 		}
 	}
+}
+
+// endsBefore reports whether an entry expires from now on until then.
+func (w *world) endsBefore(then time.Time) bool {
+	for _, e := range w.m.entries {
+		if !e.ExpiresAt.IsZero() && !e.expired(w.now) && e.expired(then) {
+			return true
+		}
+	}
+	return false
 }
 
 func TestAgainstModel(t *testing.T) {
