@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	osuser "os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -319,44 +318,22 @@ func accepts(t *testing.T, p *stage.Process, address string) {
 // and returns its address and the directory of its files.
 func postgresOnFetched(t *testing.T, n *node) (address, certs string) {
 	t.Helper()
-	account, err := osuser.Lookup("postgres")
-	if err != nil {
-		t.Fatal(err)
-	}
-	uid, _ := strconv.Atoi(account.Uid)
-	gid, _ := strconv.Atoi(account.Gid)
-	bins, err := filepath.Glob("/usr/lib/postgresql/*/bin")
-	if err != nil || len(bins) == 0 {
-		t.Fatalf("PostgreSQL is not installed: %v", err)
-	}
-	bin := slices.Max(bins)
-	dir := stage.Folder(t, "postgres")
-	if err := os.Chown(dir, uid, gid); err != nil {
-		t.Fatal(err)
-	}
-	data, certs := filepath.Join(dir, "data"), stage.Folder(t, "certs")
+	db, certs := stage.NewPostgres(t), stage.Folder(t, "certs")
 	fetch := stage.Start(t, "narthex fetch for PostgreSQL", stage.Narthex, []string{
-		"fetch", "x509", "--socket", "unix:" + n.api, "--write", certs, "--owner", "postgres", "--watch", "--pid-file", filepath.Join(data, "postmaster.pid"),
+		"fetch", "x509", "--socket", "unix:" + n.api, "--write", certs, "--owner", "postgres", "--watch", "--pid-file", filepath.Join(db.Data, "postmaster.pid"),
 	})
 	fetch.Says(stage.Soon, "wrote new files")
-	made := stage.Start(t, "initdb", filepath.Join(bin, "initdb"), []string{"-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "--locale=C"}, stage.As(uid, gid))
-	select {
-	case <-made.Done:
-	case <-time.After(5 * time.Minute):
-		t.Fatal("initdb does not end")
-	}
 	address = stage.FreeAddress(t)
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-D", data, "-k", dir, "-p", port, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "shared_buffers=32MB", "-c", "ssl=on"}
+	args := []string{"-p", port, "-c", "listen_addresses=127.0.0.1", "-c", "ssl=on"}
 	for key, file := range map[string]string{"ssl_cert_file": "svid.pem", "ssl_key_file": "svid_key.pem", "ssl_ca_file": "bundle.pem"} {
 		args = append(args, "-c", key+"="+filepath.Join(certs, file))
 	}
-	p := stage.Start(t, "postgres", filepath.Join(bin, "postgres"), args, stage.As(uid, gid))
-	p.Says(stage.Soon, "ready to accept connections")
-	if out, err := stage.Tell(t, "pgbench", "-i", "-q", "-s", "1", "-h", dir, "-p", port, "-U", "postgres", "postgres"); err != nil {
+	db.Start(args...)
+	if out, err := stage.Tell(t, "pgbench", "-i", "-q", "-s", "1", "-h", db.Dir, "-p", port, "-U", "postgres", "postgres"); err != nil {
 		t.Fatalf("pgbench -i: %v\n%s", err, out)
 	}
 	return address, certs

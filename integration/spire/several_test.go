@@ -28,7 +28,9 @@ type twins struct {
 
 func newTwins(t *testing.T, o serverOptions) *twins {
 	t.Helper()
-	p := &twins{t: t, database: stage.Postgres(t), hosts: filepath.Join(stage.Folder(t, "hosts"), "hosts")}
+	db := stage.NewPostgres(t)
+	db.Start()
+	p := &twins{t: t, database: db.Dir, hosts: filepath.Join(stage.Folder(t, "hosts"), "hosts")}
 	const host = "spire.servers.test"
 	o.address, o.postgres, o.nodes = stage.FreeAddress(t), p.database, newAuthority(t, "nodes")
 	_, port, err := net.SplitHostPort(o.address)

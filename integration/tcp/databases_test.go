@@ -125,7 +125,9 @@ func (r *redisUser) use(t *testing.T, ended <-chan struct{}, count *atomic.Int64
 // ones. No query fails.
 func TestDatabasesUnderChange(t *testing.T) {
 	t.Parallel()
-	e, addresses := newEstate(t, map[string]string{"postgres": "unix:" + filepath.Join(stage.Postgres(t), ".s.PGSQL.5432"), "redis": redis(t)})
+	db := stage.NewPostgres(t)
+	db.Start()
+	e, addresses := newEstate(t, map[string]string{"postgres": "unix:" + filepath.Join(db.Dir, ".s.PGSQL.5432"), "redis": redis(t)})
 	pgbench(t, addresses["postgres"], "-i", "-q", "-s", "1")
 	ended := make(chan struct{})
 	var g, load sync.WaitGroup
