@@ -7,6 +7,8 @@ var (
 		target: target{bound: 0.5, against: spireAgent},
 		did: "From exec with an empty data directory, a join token and 10 entries on the server, to the first X.509-SVID in a client's hands, " +
 			"which asks every 5 ms.",
+		goes: "`narthex version`, which does nothing, takes 19 ms there: a program of 33 MB, whose packages (Prometheus, the protocols of Envoy and CSI, CEL) set themselves up. " +
+			"It took 12 ms when the program was 20 MB.",
 	}
 	rowAgentRest = &row{
 		id: "agent-rest", title: "agent: memory at rest", unit: "MiB",
